@@ -1,0 +1,128 @@
+# Every target does the set-up that it needs, in .venv. With PYTHON=python3 (or any other) given on the command line
+# that interpreter is used as it is and nothing is installed: for machines that reach no package registry.
+
+VENV := .venv
+ifeq ($(origin PYTHON),command line)
+CLANG_FORMAT := clang-format
+SETUP :=
+else
+PYTHON := $(VENV)/bin/python
+CLANG_FORMAT := $(VENV)/bin/clang-format
+# Stamp files: a set-up that is done costs nothing the next time.
+SETUP := setup
+VENV_READY := $(VENV)/.stamp-venv
+CPU_READY := $(VENV)/.stamp-cpu
+DEV_READY := $(VENV)/.stamp-dev
+CAPTURE_READY := $(VENV)/.stamp-capture
+CUDA_READY := $(VENV)/.stamp-cuda
+TOOLCHAIN_READY := toolchain
+endif
+
+PIP_INSTALL := $(PYTHON) -m pip install -q --disable-pip-version-check
+SUPPORTED := (3, 11) <= sys.version_info < (3, 14)
+KERNELS := $(wildcard cuda/*.cu cuda/*.cuh)
+COMPUTE_SANITIZER := compute-sanitizer
+
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-cuda toolchain run test test-gpu sanitize kernels lint format clean
+.NOTPARALLEL:  # two pips at work in one environment would break it
+
+help:
+	@echo 'make run ARGS="tile=32 layers=6"   set up, then one run (ARGS: any config overrides)'
+	@echo 'make test                          set up, then the tests that need no GPU'
+	@echo 'make test-gpu                      the tests marked gpu; writes tests/gpu_receipt.json'
+	@echo 'make sanitize                      the tests named *sanitize* under compute-sanitizer (needs a GPU)'
+	@echo 'make kernels                       compile cuda/*.cu for every supported GPU, warnings as errors'
+	@echo 'make lint                          ruff, mypy, clang-format'
+	@echo 'make format                        mend what ruff and clang-format can mend'
+	@echo 'make setup                         .venv with what a run needs; with PyCUDA where there is a GPU'
+	@echo 'make setup-cuda                    build PyCUDA into .venv, with nvcc from PyPI if the machine lacks it'
+	@echo 'make clean                         remove caches and builds (neither .venv nor outputs/)'
+	@echo 'PYTHON=python3 after any of these: use that interpreter as it is, install nothing'
+
+ifdef SETUP
+
+# An environment that is there already is adopted.
+$(VENV_READY):
+	@if [ ! -e $(VENV) ]; then \
+	    for python in python3.11 python3.12 python3.13 python3; do \
+	        if $$python -c 'import ensurepip, sys; sys.exit(not $(SUPPORTED))' 2>/dev/null; then \
+	            echo "creating $(VENV) with $$($$python --version)"; \
+	            $$python -m venv $(VENV) || exit 1; \
+	            break; \
+	        fi; \
+	    done; \
+	    if [ ! -e $(VENV) ]; then \
+	        echo 'needs Python 3.11, 3.12 or 3.13 with venv (Debian: apt-get install python3-venv)' >&2; exit 2; \
+	    fi; \
+	elif ! $(PYTHON) -c 'import pip, sys; sys.exit(not $(SUPPORTED))'; then \
+	    echo '$(VENV) has no working Python 3.11 to 3.13 with pip: remove it and run make again' >&2; exit 2; \
+	fi
+	@touch $@
+
+$(CPU_READY): requirements-cpu.txt | $(VENV_READY)
+	$(PIP_INSTALL) -r requirements-cpu.txt
+	@touch $@
+
+$(DEV_READY): requirements-dev.txt | $(CPU_READY)
+	$(PIP_INSTALL) -r requirements-dev.txt
+	@touch $@
+
+$(CAPTURE_READY): requirements-capture.txt | $(CPU_READY)
+	$(PIP_INSTALL) -r requirements-capture.txt
+	@touch $@
+
+$(CUDA_READY): requirements.txt requirements-cuda-toolkit.txt tools/setup_cuda.sh | $(CPU_READY)
+	tools/setup_cuda.sh $(PYTHON)
+	@touch $@
+
+setup: $(CPU_READY)
+	@if [ -e $(CUDA_READY) ] || $(PYTHON) tools/has_gpu.py; then $(MAKE) -s $(CUDA_READY); fi
+
+setup-cuda: $(CUDA_READY)
+
+toolchain: $(VENV_READY)
+	@$(PYTHON) -c 'from awq_pycuda.gpu.toolchain import find_toolchain; find_toolchain()' 2>/dev/null \
+	    || $(PIP_INSTALL) -r requirements-cuda-toolkit.txt
+
+else
+
+setup setup-cuda:
+	@echo '$(PYTHON) is used as it is: nothing to set up'
+
+endif
+
+run: $(SETUP)
+	@$(PYTHON) -m awq_pycuda.run $(ARGS)
+
+test: $(SETUP) $(DEV_READY) $(CAPTURE_READY)
+	$(PYTHON) -m pytest $(ARGS)
+
+test-gpu: $(CUDA_READY) $(DEV_READY)
+	$(PYTHON) -m pytest -q -m gpu --receipt tests/gpu_receipt.json $(ARGS)
+
+# A failed CUDA call is an exception already. Memcheck's own report of such calls is off, because cuda-bindings asks the
+# driver for functions that it may lack, and each miss would count as an error.
+sanitize: $(CUDA_READY) $(DEV_READY)
+	for tool in 'memcheck --report-api-errors no' racecheck initcheck synccheck; do \
+	    $(COMPUTE_SANITIZER) --tool $$tool --error-exitcode 1 --target-processes all \
+	        $(PYTHON) -m pytest -q -m gpu -k sanitize || exit 1; \
+	done
+
+kernels: $(TOOLCHAIN_READY)
+	@$(PYTHON) tools/compile_kernels.py
+
+lint: $(DEV_READY)
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
+	$(if $(KERNELS),$(CLANG_FORMAT) --dry-run -Werror $(KERNELS))
+
+format: $(DEV_READY)
+	$(PYTHON) -m ruff check --fix .
+	$(PYTHON) -m ruff format .
+	$(if $(KERNELS),$(CLANG_FORMAT) -i $(KERNELS))
+
+clean:
+	rm -rf build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,0 +1,114 @@
+"""What the pipeline asks of a machine: memory behind handles, the stages, and marks in time."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, Generic, Self, TypeVar
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+H = TypeVar("H")
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A moment: on the host's clock (seconds), and on the device's stream where there is one."""
+
+    host: float
+    event: Any = None
+
+
+class Backend(ABC, Generic[H]):
+    """A machine that runs the stages. `H` is its handle to an array; only the backend knows where the data lives.
+
+    Arrays are C-contiguous: activations (tokens M, in_features K), weights (out_features N, in_features K), float
+    arrays in the backend's float type, codes in int8. Stages may run asynchronously; `read` and `error_sums` wait.
+    A backend is a context manager and can be entered again.
+    """
+
+    name: str
+
+    @abstractmethod
+    def device(self) -> dict[str, Any]:
+        """What the results are measured on: name, capability, memory, driver, clocks; JSON-ready."""
+
+    @abstractmethod
+    def versions(self) -> dict[str, str]:
+        """Versions of the libraries that only this backend uses."""
+
+    @abstractmethod
+    def available_bytes(self) -> int:
+        """Free memory of the device that the arrays live on."""
+
+    @abstractmethod
+    def empty(self, shape: tuple[int, ...], dtype: DTypeLike | None = None) -> H:
+        """A new array with undefined contents; `dtype` None is the backend's float type."""
+
+    @abstractmethod
+    def write(self, handle: H, values: NDArray[Any]) -> None:
+        """Copies host values into the array."""
+
+    @abstractmethod
+    def read(self, handle: H) -> NDArray[Any]:
+        """The array for the host to read, once all work on it is done; not to be written to."""
+
+    @abstractmethod
+    def freeze(self, handle: H) -> None:
+        """Says that the array is complete: nobody writes it any more, and it may be kept on both sides at once."""
+
+    @abstractmethod
+    def __enter__(self) -> Self:
+        """Takes the device. Arrays live only inside the `with` block."""
+
+    @abstractmethod
+    def __exit__(self, *exc: object) -> None:
+        """Frees every array made since `__enter__` and gives the device back."""
+
+    @abstractmethod
+    def init(
+        self,
+        out: H,
+        seed: int,
+        subsequence: int,
+        row_gain: NDArray[np.float32] | None,
+        col_gain: NDArray[np.float32] | None,
+    ) -> None:
+        """Fills a (rows, cols) matrix with `(2u − 1) · row_gain · col_gain`, u from Philox (see `philox.uniform`)."""
+
+    @abstractmethod
+    def accum_stats(self, x: H, abs_mean: H, sq_mean: H) -> None:
+        """Mean of |x| and of x² over the tokens: (M, K) to (K,) and (K,)."""
+
+    @abstractmethod
+    def quantize_awq(self, w: H, s: H, scale_b: H, wq: H) -> None:
+        """`clip(rint(W·s / scale_b), −127, 127)`, ties to even: (N, K) float to (N, K) int8."""
+
+    @abstractmethod
+    def dequantize_tiled(self, x: H, wq: H, inv_s: H, scale_b: H, y: H) -> None:
+        """`Y = X · (Wq · inv_s · scale_b)ᵀ`, dequantized on the fly: (M, K) times (N, K) to (M, N)."""
+
+    @abstractmethod
+    def relu(self, y: H, bias: H | None, out: H) -> None:
+        """`max(y + bias, 0)`: (M, N) and (N,) to (M, N); NaN stays NaN."""
+
+    @abstractmethod
+    def matmul_reference(self, x: H, w: H, y: H) -> None:
+        """`Y = X · Wᵀ` from the unquantized weights, at least as precise as float32 sums allow."""
+
+    @abstractmethod
+    def error_sums(self, reference: H, value: H) -> tuple[float, float]:
+        """`(Σ reference², Σ (reference − value)²)` in float64 over two arrays of one shape."""
+
+    @abstractmethod
+    def mark(self) -> Mark:
+        """Now, here and in the stream."""
+
+    @abstractmethod
+    def synchronize(self) -> None:
+        """Waits for all work."""
+
+    @abstractmethod
+    def gpu_ms(self, start: Mark, end: Mark) -> float:
+        """Milliseconds on the stream between two marks, both passed; NaN where there is no stream."""

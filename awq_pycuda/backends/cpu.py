@@ -1,0 +1,182 @@
+"""The pipeline's stages in NumPy: for machines without a GPU, and in float64 the oracle of the others' tests."""
+
+from __future__ import annotations
+
+import math
+import platform
+import time
+from typing import Any, Self
+
+import numpy as np
+import psutil
+from numpy.typing import DTypeLike, NDArray
+
+from awq_pycuda import philox
+from awq_pycuda.backends.base import Backend, Mark
+from awq_pycuda.parallel import host_threads, map_row_blocks
+from awq_pycuda.steps import QMAX
+
+Array = NDArray[Any]
+
+
+class CpuBackend(Backend[Array]):
+    """NumPy on row blocks over host threads; matrix products through NumPy's BLAS.
+
+    Args:
+        dtype: float32 to run, float64 to be the oracle.
+        threads: host threads; None for all cores.
+    """
+
+    name = "cpu"
+
+    def __init__(self, dtype: DTypeLike = np.float32, threads: int | None = None) -> None:
+        self.dtype = np.dtype(dtype)
+        self.threads = threads
+
+    def device(self) -> dict[str, Any]:
+        """Processor, cores used and memory of this machine."""
+        return {
+            "name": _processor_name(),
+            "threads": host_threads(self.threads),
+            "memory_bytes": psutil.virtual_memory().total,
+        }
+
+    def versions(self) -> dict[str, str]:
+        """BLAS behind NumPy: it does the matrix products."""
+        blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
+        return {"blas": f"{blas['name']} {blas['version']}"}
+
+    def available_bytes(self) -> int:
+        """Host memory that can be had without swapping."""
+        return int(psutil.virtual_memory().available)
+
+    def empty(self, shape: tuple[int, ...], dtype: DTypeLike | None = None) -> Array:
+        """See `Backend.empty`."""
+        return np.empty(shape, self.dtype if dtype is None else dtype)
+
+    def write(self, handle: Array, values: Array) -> None:
+        """See `Backend.write`."""
+        np.copyto(handle, values, casting="same_kind")
+
+    def read(self, handle: Array) -> Array:
+        """See `Backend.read`."""
+        view = handle.view()
+        view.flags.writeable = False
+        return view
+
+    def freeze(self, handle: Array) -> None:
+        """See `Backend.freeze`."""
+        handle.flags.writeable = False
+
+    def __enter__(self) -> Self:
+        """Nothing to take."""
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Nothing to give back: arrays go when their last handle goes."""
+
+    def init(
+        self,
+        out: Array,
+        seed: int,
+        subsequence: int,
+        row_gain: NDArray[np.float32] | None,
+        col_gain: NDArray[np.float32] | None,
+    ) -> None:
+        """See `Backend.init`; always in float32 arithmetic, so that every backend starts from the same bits."""
+        values = philox.uniform(seed, subsequence, out.size, self.threads).reshape(out.shape)
+        values *= np.float32(2)
+        values -= np.float32(1)
+        if row_gain is not None:
+            values *= row_gain[:, None]
+        if col_gain is not None:
+            values *= col_gain
+        out[...] = values
+
+    def accum_stats(self, x: Array, abs_mean: Array, sq_mean: Array) -> None:
+        """See `Backend.accum_stats`: sums in float64, as the kernel does."""
+
+        def sums(block: slice) -> Array:
+            part = np.abs(x[block]).astype(np.float64)
+            return np.stack((part.sum(axis=0), np.einsum("mk,mk->k", part, part)))
+
+        with np.errstate(over="ignore"):
+            totals = np.sum(map_row_blocks(sums, x.shape, self.threads), axis=0) / x.shape[0]
+            abs_mean[...], sq_mean[...] = totals
+
+    def quantize_awq(self, w: Array, s: Array, scale_b: Array, wq: Array) -> None:
+        """See `Backend.quantize_awq`."""
+
+        def quantize(block: slice) -> None:
+            scaled = w[block] * s
+            steps = scale_b[block].reshape(scaled.shape[0], -1, 1)
+            levels = scaled.reshape(scaled.shape[0], steps.shape[1], -1)
+            np.divide(levels, steps, out=levels)
+            np.rint(levels, out=levels)
+            np.clip(levels, -QMAX, QMAX, out=levels)
+            wq[block] = scaled
+
+        map_row_blocks(quantize, w.shape, self.threads)
+
+    def dequantize_tiled(self, x: Array, wq: Array, inv_s: Array, scale_b: Array, y: Array) -> None:
+        """See `Backend.dequantize_tiled`: dequantizes once, then one product."""
+        weights = np.empty(wq.shape, self.dtype)
+
+        def dequantize(block: slice) -> None:
+            np.multiply(wq[block], inv_s, out=weights[block])
+            steps = scale_b[block].reshape(block.stop - block.start, -1, 1)
+            groups = weights[block].reshape(steps.shape[0], steps.shape[1], -1)
+            np.multiply(groups, steps, out=groups)
+
+        map_row_blocks(dequantize, wq.shape, self.threads)
+        np.matmul(x, weights.T, out=y)
+
+    def relu(self, y: Array, bias: Array | None, out: Array) -> None:
+        """See `Backend.relu`."""
+
+        def rectify(block: slice) -> None:
+            if bias is None:
+                np.maximum(y[block], 0, out=out[block])
+            else:
+                np.add(y[block], bias, out=out[block])
+                np.maximum(out[block], 0, out=out[block])
+
+        map_row_blocks(rectify, y.shape, self.threads)
+
+    def matmul_reference(self, x: Array, w: Array, y: Array) -> None:
+        """See `Backend.matmul_reference`."""
+        np.matmul(x, w.T, out=y)
+
+    def error_sums(self, reference: Array, value: Array) -> tuple[float, float]:
+        """See `Backend.error_sums`."""
+
+        def sums(block: slice) -> Array:
+            exact = reference[block].astype(np.float64)
+            error = exact - value[block]
+            return np.array([np.vdot(exact, exact), np.vdot(error, error)])
+
+        signal, noise = np.sum(map_row_blocks(sums, reference.shape, self.threads), axis=0)
+        return float(signal), float(noise)
+
+    def mark(self) -> Mark:
+        """See `Backend.mark`."""
+        return Mark(time.perf_counter())
+
+    def synchronize(self) -> None:
+        """Nothing to do: NumPy returns when it is done."""
+
+    def gpu_ms(self, start: Mark, end: Mark) -> float:
+        """NaN: there is no stream."""
+        return math.nan
+
+
+def _processor_name() -> str:
+    """The processor's model name as Linux tells it; elsewhere what Python knows of it."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            for line in lines:
+                if line.startswith("model name"):
+                    return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

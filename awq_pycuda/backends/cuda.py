@@ -1,0 +1,333 @@
+"""The pipeline's stages as CUDA kernels through PyCUDA, on managed memory; one launcher per kernel."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from importlib.metadata import version
+from typing import Any, Self
+
+import numpy as np
+import pycuda.driver as cuda
+from numpy.typing import DTypeLike, NDArray
+
+from awq_pycuda.backends.base import Backend, Mark
+from awq_pycuda.config import MatmulKernel, StatsKernel
+from awq_pycuda.gpu.device import open_gpu
+from awq_pycuda.gpu.jit import Source, load, toolchain
+from awq_pycuda.gpu.memory import ManagedArray
+
+_THREADS = 256  # of the kernels that walk an index space
+_BLOCKS_PER_MULTIPROCESSOR = 32  # enough to fill the card; such kernels stride over the rest
+_ERROR_BLOCKS = 1024  # fixed, so that error_sums adds up in the same order on every device
+
+# These repeat constants of cuda/stats.cu, cuda/matmul_blocked.cu and cuda/reference.cu.
+_STATS_CHANNELS, _STATS_WARPS, _STATS_ROWS = 32, 8, 64
+_BLOCKED_MICRO = 4
+_REFERENCE_TILE, _REFERENCE_SIDE = 16, 64
+
+_MAX_SIDE = 2**31 - 64  # the products index rows and columns with int
+
+# File and argument types (struct module: P pointer, Q 64-bit size, i int) of every kernel but the products.
+_KERNELS = {
+    "init": ("init.cu", "PQQQQPP"),
+    "accum_stats": ("stats.cu", "PPPQQ"),
+    "finish_stats": ("stats.cu", "PPPPQQQ"),
+    "accum_stats_atomic": ("stats.cu", "PPPQQ"),
+    "finish_stats_atomic": ("stats.cu", "PPQQ"),
+    "quantize_awq": ("quantize.cu", "PPPPQQQ"),
+    "relu": ("relu.cu", "PPPQQ"),
+    "matmul_reference": ("reference.cu", "PPPiii"),
+    "error_sums": ("reference.cu", "PPPQ"),
+}
+
+
+class CudaBackend(Backend[ManagedArray]):
+    """Kernels in one stream over managed arrays.
+
+    Args:
+        tile: TILE of the product's kernel.
+        stats: which `accum_stats`.
+        matmul: which variant of `dequantizeTiled`.
+    """
+
+    name = "cuda"
+
+    def __init__(
+        self,
+        tile: int,
+        stats: StatsKernel = StatsKernel.deterministic,
+        matmul: MatmulKernel = MatmulKernel.tiled,
+    ) -> None:
+        self.tile = tile
+        self.stats = stats
+        self._product_source = Source(f"matmul_{matmul.name}.cu", (("TILE", tile),))
+        self._product_side = tile * (_BLOCKED_MICRO if matmul is MatmulKernel.blocked else 1)
+        self._gpu = open_gpu()
+        self._functions: dict[str, Any] = {}
+        self._arrays: list[ManagedArray] = []
+        self._workspace: cuda.DeviceAllocation | None = None
+        self._workspace_bytes = 0
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        """Makes the context current and opens a stream; kernels compile at the first launch."""
+        self._stack.enter_context(self._gpu.current())
+        self.stream = cuda.Stream()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Frees everything while the context is still current, then gives it back."""
+        for array in self._arrays:
+            array.free()
+        self._arrays.clear()
+        self._workspace, self._workspace_bytes = None, 0
+        del self.stream
+        self._stack.close()
+
+    def device(self) -> dict[str, Any]:
+        """See `Backend.device`."""
+        return self._gpu.describe()
+
+    def versions(self) -> dict[str, str]:
+        """PyCUDA, cuda-bindings and nvcc."""
+        return {
+            "pycuda": version("pycuda"),
+            "cuda-bindings": version("cuda-bindings"),
+            "nvcc": toolchain().version,
+        }
+
+    def available_bytes(self) -> int:
+        """See `Backend.available_bytes`."""
+        free, _ = cuda.mem_get_info()
+        return int(free)
+
+    def empty(self, shape: tuple[int, ...], dtype: DTypeLike | None = None) -> ManagedArray:
+        """See `Backend.empty`."""
+        array = ManagedArray(self._gpu, shape, np.float32 if dtype is None else dtype)
+        self._arrays.append(array)
+        return array
+
+    def write(self, handle: ManagedArray, values: NDArray[Any]) -> None:
+        """See `Backend.write`."""
+        handle.to_host(self.stream)
+        np.copyto(handle.array, values, casting="same_kind")
+
+    def read(self, handle: ManagedArray) -> NDArray[Any]:
+        """See `Backend.read`."""
+        handle.to_host(self.stream)
+        view = handle.array.view()
+        view.flags.writeable = False
+        return view
+
+    def freeze(self, handle: ManagedArray) -> None:
+        """See `Backend.freeze`."""
+        handle.freeze()
+
+    def init(
+        self,
+        out: ManagedArray,
+        seed: int,
+        subsequence: int,
+        row_gain: NDArray[np.float32] | None,
+        col_gain: NDArray[np.float32] | None,
+    ) -> None:
+        """See `Backend.init`."""
+        rows, cols = out.shape
+        _expect("out", out, (rows, cols))
+        gains = []
+        for gain, size in ((row_gain, rows), (col_gain, cols)):
+            if gain is None:
+                gains.append(0)
+                continue
+            handle = self.empty((size,))
+            self.write(handle, gain)
+            gains.append(self._reads(handle))
+        quads = -(-rows * cols // 4)
+        self._walk("init", quads, self._writes(out), rows, cols, seed, subsequence, *gains)
+
+    def accum_stats(self, x: ManagedArray, abs_mean: ManagedArray, sq_mean: ManagedArray) -> None:
+        """See `Backend.accum_stats`; with `stats=atomic` the last bits change from run to run."""
+        tokens, in_features = x.shape
+        _expect("x", x, (tokens, in_features))
+        _expect("abs_mean", abs_mean, (in_features,))
+        _expect("sq_mean", sq_mean, (in_features,))
+        means = self._writes(abs_mean), self._writes(sq_mean)
+        if self.stats is StatsKernel.atomic:
+            for pointer in means:
+                cuda.memset_d32_async(pointer, 0, in_features, self.stream)
+            self._walk("accum_stats_atomic", tokens * in_features, self._reads(x), *means, tokens, in_features)
+            self._walk("finish_stats_atomic", in_features, *means, tokens, in_features)
+            return
+        chunks = -(-tokens // _STATS_ROWS)
+        partial_bytes = 8 * chunks * in_features
+        partial_abs = self._scratch(2 * partial_bytes)
+        partials = partial_abs, partial_abs + partial_bytes
+        self._launch(
+            "accum_stats",
+            chunks * -(-in_features // _STATS_CHANNELS),
+            (_STATS_CHANNELS, _STATS_WARPS, 1),
+            self._reads(x),
+            *partials,
+            tokens,
+            in_features,
+        )
+        self._walk("finish_stats", in_features, *partials, *means, chunks, tokens, in_features)
+
+    def quantize_awq(self, w: ManagedArray, s: ManagedArray, scale_b: ManagedArray, wq: ManagedArray) -> None:
+        """See `Backend.quantize_awq`."""
+        out_features, in_features = w.shape
+        group_size = _expect_quantized(wq, s, scale_b, out_features, in_features)
+        _expect("w", w, (out_features, in_features))
+        self._walk(
+            "quantize_awq",
+            -(-out_features * in_features // 4),
+            self._reads(w),
+            self._reads(s),
+            self._reads(scale_b),
+            self._writes(wq),
+            out_features,
+            in_features,
+            group_size,
+        )
+
+    def dequantize_tiled(
+        self, x: ManagedArray, wq: ManagedArray, inv_s: ManagedArray, scale_b: ManagedArray, y: ManagedArray
+    ) -> None:
+        """See `Backend.dequantize_tiled`."""
+        (tokens, in_features), (out_features, _) = x.shape, wq.shape
+        group_size = _expect_quantized(wq, inv_s, scale_b, out_features, in_features)
+        _expect("x", x, (tokens, in_features))
+        _expect("y", y, (tokens, out_features))
+        self._launch(
+            "dequantizeTiled",
+            _tiles(tokens, out_features, self._product_side),
+            (self.tile, self.tile, 1),
+            self._reads(x),
+            self._reads(wq),
+            self._reads(inv_s),
+            self._reads(scale_b),
+            self._writes(y),
+            tokens,
+            out_features,
+            in_features,
+            group_size,
+        )
+
+    def relu(self, y: ManagedArray, bias: ManagedArray | None, out: ManagedArray) -> None:
+        """See `Backend.relu`."""
+        tokens, out_features = y.shape
+        _expect("y", y, (tokens, out_features))
+        _expect("out", out, (tokens, out_features))
+        if bias is not None:
+            _expect("bias", bias, (out_features,))
+        bias_pointer = 0 if bias is None else self._reads(bias)
+        work = -(-tokens * out_features // 4)
+        self._walk("relu", work, self._reads(y), bias_pointer, self._writes(out), tokens, out_features)
+
+    def matmul_reference(self, x: ManagedArray, w: ManagedArray, y: ManagedArray) -> None:
+        """See `Backend.matmul_reference`: sums in float64."""
+        (tokens, in_features), (out_features, _) = x.shape, w.shape
+        _expect("x", x, (tokens, in_features))
+        _expect("w", w, (out_features, in_features))
+        _expect("y", y, (tokens, out_features))
+        self._launch(
+            "matmul_reference",
+            _tiles(tokens, out_features, _REFERENCE_SIDE),
+            (_REFERENCE_TILE, _REFERENCE_TILE, 1),
+            self._reads(x),
+            self._reads(w),
+            self._writes(y),
+            tokens,
+            out_features,
+            in_features,
+        )
+
+    def error_sums(self, reference: ManagedArray, value: ManagedArray) -> tuple[float, float]:
+        """See `Backend.error_sums`."""
+        _expect("reference", reference, reference.shape)
+        _expect("value", value, reference.shape)
+        partial = np.empty((_ERROR_BLOCKS, 2), np.float64)
+        scratch = self._scratch(partial.nbytes)
+        count = reference.array.size
+        arguments = self._reads(reference), self._reads(value), scratch, count
+        self._launch("error_sums", _ERROR_BLOCKS, (_THREADS, 1, 1), *arguments)
+        cuda.memcpy_dtoh_async(partial, scratch, self.stream)
+        self.stream.synchronize()
+        signal, noise = partial.sum(axis=0)
+        return float(signal), float(noise)
+
+    def mark(self) -> Mark:
+        """See `Backend.mark`."""
+        event = cuda.Event()
+        event.record(self.stream)
+        return Mark(time.perf_counter(), event)
+
+    def synchronize(self) -> None:
+        """See `Backend.synchronize`."""
+        self.stream.synchronize()
+
+    def gpu_ms(self, start: Mark, end: Mark) -> float:
+        """See `Backend.gpu_ms`."""
+        return float(start.event.time_till(end.event))
+
+    def _reads(self, handle: ManagedArray) -> int:
+        handle.to_device(self.stream)
+        return handle.pointer
+
+    # For the placement of pages a kernel that writes is no different from one that reads; the name is for the reader.
+    _writes = _reads
+
+    def _scratch(self, nbytes: int) -> int:
+        """Device memory that only kernels see; valid until the next call."""
+        if self._workspace is None or self._workspace_bytes < nbytes:
+            self._workspace = cuda.mem_alloc(nbytes)
+            self._workspace_bytes = nbytes
+        return int(self._workspace)
+
+    def _walk(self, kernel: str, work: int, *arguments: int) -> None:
+        """Launches a kernel that strides over `work` items."""
+        blocks = min(-(-work // _THREADS), _BLOCKS_PER_MULTIPROCESSOR * self._gpu.multiprocessors)
+        self._launch(kernel, blocks, (_THREADS, 1, 1), *arguments)
+
+    def _launch(self, kernel: str, blocks: int, block: tuple[int, int, int], *arguments: int) -> None:
+        if not self._functions:
+            self._load()
+        self._functions[kernel].prepared_async_call((blocks, 1), block, self.stream, *arguments)
+
+    def _load(self) -> None:
+        files = sorted({file for file, _ in _KERNELS.values()})
+        product, *modules = load(self._gpu, [self._product_source, *(Source(file) for file in files)])
+        by_file = dict(zip(files, modules, strict=True))
+        for kernel, (file, types) in _KERNELS.items():
+            self._functions[kernel] = by_file[file].get_function(kernel).prepare(types)
+        self._functions["dequantizeTiled"] = product.get_function("dequantizeTiled").prepare("PPPPPiiii")
+
+
+def _tiles(rows: int, columns: int, side: int) -> int:
+    """Blocks of side x side outputs that cover a rows x columns matrix; one grid dimension, which may be large."""
+    blocks = -(-rows // side) * -(-columns // side)
+    if max(rows, columns, blocks) > _MAX_SIDE:
+        raise ValueError(f"a {rows} x {columns} product needs {blocks} blocks; allowed: sides and blocks below 2^31")
+    return blocks
+
+
+def _expect(name: str, handle: ManagedArray, shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> None:
+    """Refuses an array that a kernel would misread."""
+    if handle.shape != shape or handle.dtype != np.dtype(dtype) or not handle.array.flags.c_contiguous:
+        raise ValueError(
+            f"{name} is {handle.dtype}{handle.shape}; the kernel needs {np.dtype(dtype)}{shape}, contiguous"
+        )
+
+
+def _expect_quantized(
+    wq: ManagedArray, channel_scale: ManagedArray, scale_b: ManagedArray, out_features: int, in_features: int
+) -> int:
+    """Checks codes, channel scales and steps against each other; returns the group size."""
+    _expect("wq", wq, (out_features, in_features), np.int8)
+    _expect("the channel scale", channel_scale, (in_features,))
+    groups = scale_b.shape[1] if len(scale_b.shape) == 2 else 1
+    _expect("scale_b", scale_b, (out_features,) if len(scale_b.shape) == 1 else (out_features, groups))
+    if groups == 0 or in_features % groups:
+        raise ValueError(f"scale_b has {groups} groups; allowed: a number that divides in_features {in_features}")
+    return in_features // groups

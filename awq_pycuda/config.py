@@ -1,0 +1,244 @@
+"""What a run is made of: the structured config and every check on it.
+
+Hydra's composition checks types and names against these dataclasses; `check` holds the rules that types cannot say.
+Every fault becomes an `InputError` whose one line names the key, the value and what is allowed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, is_dataclass
+from enum import Enum
+from typing import Any
+
+from omegaconf import MISSING
+
+from awq_pycuda.errors import InputError
+
+MAX_TILE = 32  # a block of tile x tile threads: CUDA allows 1,024 threads
+MAX_SEED = 2**64 - 1  # the Philox key has 64 bits
+
+
+class BackendChoice(Enum):
+    """Where the pipeline runs."""
+
+    auto = "auto"
+    cuda = "cuda"
+    cpu = "cpu"
+
+
+class StatsKernel(Enum):
+    """How `accum_stats` adds up: reproducible, or with float atomics whose order changes from run to run."""
+
+    deterministic = "deterministic"
+    atomic = "atomic"
+
+
+class Objective(Enum):
+    """What the scale search minimises."""
+
+    diag = "diag"
+    output = "output"
+
+
+class Normalization(Enum):
+    """How the scales of one gamma are brought to a common size."""
+
+    mean = "mean"
+    sqrt_max_min = "sqrt_max_min"
+
+
+class MatmulKernel(Enum):
+    """Which variant of `dequantizeTiled` multiplies; all have one signature."""
+
+    tiled = "tiled"
+    blocked = "blocked"
+
+
+class WeightScale(Enum):
+    """Size of synthetic weights: `unit` is U(-1, 1), `he` is U(-b, b) with b = sqrt(6 / in_features)."""
+
+    unit = "unit"
+    he = "he"
+
+
+class Save(Enum):
+    """What the result file holds: `full` adds the quantized weights."""
+
+    summary = "summary"
+    full = "full"
+
+
+@dataclass
+class InputsConfig:
+    """Common base of the input kinds, so that group files can be typed."""
+
+    kind: str = MISSING
+
+
+@dataclass
+class SyntheticInputs(InputsConfig):
+    """Uniform activations and weights from the seed."""
+
+    kind: str = "synthetic"
+    weight_scale: WeightScale = WeightScale.unit
+
+
+@dataclass
+class OutlierInputs(SyntheticInputs):
+    """Uniform inputs in which a share of each layer's input channels is larger by a random factor."""
+
+    kind: str = "outliers"
+    channels: float = 0.01
+    factor_min: float = 10.0
+    factor_max: float = 100.0
+
+
+@dataclass
+class FileInputs(InputsConfig):
+    """Layers from a file (HDF5, safetensors or npz)."""
+
+    kind: str = "file"
+    path: str = MISSING
+
+
+@dataclass
+class QuantConfig:
+    """Quantization granularity: one step per row, or per `group_size` input channels of a row."""
+
+    group_size: int | None = None
+
+
+@dataclass
+class SearchConfig:
+    """Scale search."""
+
+    objective: Objective = Objective.diag
+    normalization: Normalization = Normalization.mean
+
+
+@dataclass
+class MatmulConfig:
+    """The multiplication with on-the-fly dequantization."""
+
+    kernel: MatmulKernel = MatmulKernel.tiled
+
+
+@dataclass
+class TimingConfig:
+    """Passes over all layers: the cold one, then `warmup` unmeasured ones, then `repeats` measured ones."""
+
+    warmup: int = 1
+    repeats: int = 3
+
+
+@dataclass
+class Config:
+    """A whole run. `conf/config.yaml` gives the defaults and the meaning of each key."""
+
+    n: int = MISSING
+    tokens: int | None = MISSING
+    tile: int = MISSING
+    layers: int | None = MISSING
+    gammas: list[float] = field(default_factory=list)
+    seed: int = MISSING
+    backend: BackendChoice = BackendChoice.auto
+    stats: StatsKernel = StatsKernel.deterministic
+    threads: int | None = None
+    save: Save = Save.summary
+    verify: bool = False
+    inputs: InputsConfig = field(default_factory=InputsConfig)
+    quant: QuantConfig = field(default_factory=QuantConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
+    matmul: MatmulConfig = field(default_factory=MatmulConfig)
+    timing: TimingConfig = field(default_factory=TimingConfig)
+
+
+def _choices(kind: type[Enum]) -> str:
+    return ", ".join(member.name for member in kind)
+
+
+# What each key allows, in words: for the checks below, and for values that Hydra itself refuses for their type.
+ALLOWED: dict[str, str] = {
+    "n": "a whole number, at least 1",
+    "tokens": "a whole number, at least 1 (with inputs=file also null: all that the file holds)",
+    "tile": f"a whole number from 1 to {MAX_TILE}",
+    "layers": "a whole number, at least 1 (with inputs=file also null: all that the file holds)",
+    "gammas": "a list of at least one finite number, none below 0, such as [0,0.5,1]",
+    "seed": f"a whole number from 0 to {MAX_SEED}",
+    "backend": _choices(BackendChoice),
+    "stats": _choices(StatsKernel),
+    "threads": "null (all cores) or a whole number, at least 1",
+    "save": _choices(Save),
+    "verify": "true, false",
+    "inputs.kind": "what inputs=... sets: synthetic, outliers, file",
+    "inputs.weight_scale": _choices(WeightScale),
+    "inputs.channels": "a share of the input channels, above 0 and at most 1",
+    "inputs.factor_min": "a finite number above 0, at most inputs.factor_max",
+    "inputs.factor_max": "a finite number up to 1e6, at least inputs.factor_min",
+    "inputs.path": "a layer file: .h5, .hdf5, .safetensors or .npz",
+    "quant.group_size": "null (one step per row) or a whole number that divides every layer's in_features",
+    "search.objective": _choices(Objective),
+    "search.normalization": _choices(Normalization),
+    "matmul.kernel": _choices(MatmulKernel),
+    "timing.warmup": "a whole number, at least 0",
+    "timing.repeats": "a whole number, at least 1",
+}
+
+
+def refuse(key: str, value: object, why: str = "") -> InputError:
+    """The error for a value that `ALLOWED` rules out, as one line; `why` says more where the rule does not."""
+    return InputError(f"{key}={value}: {why + '; ' if why else ''}allowed: {ALLOWED[key]}")
+
+
+def check(config: Config) -> None:
+    """Checks every rule that concerns the config alone (files and devices are checked by what uses them).
+
+    Raises:
+        InputError: the first rule broken, as one line with key, value and what is allowed.
+    """
+    from_file = isinstance(config.inputs, FileInputs)
+
+    def need(key: str, value: Any, rule: Callable[[Any], bool]) -> None:
+        if not rule(value):
+            shown = str(value).replace(" ", "") if isinstance(value, list) else value
+            raise refuse(key, "null" if shown is None else shown)
+
+    def count_or_all(value: int | None) -> bool:
+        return from_file if value is None else value >= 1
+
+    need("n", config.n, lambda n: n >= 1)
+    need("tokens", config.tokens, count_or_all)
+    need("tile", config.tile, lambda tile: 1 <= tile <= MAX_TILE)
+    need("layers", config.layers, count_or_all)
+    need("gammas", config.gammas, lambda gammas: gammas and all(math.isfinite(g) and g >= 0 for g in gammas))
+    need("seed", config.seed, lambda seed: 0 <= seed <= MAX_SEED)
+    need("threads", config.threads, lambda threads: threads is None or threads >= 1)
+    need("quant.group_size", config.quant.group_size, lambda size: size is None or size >= 1)
+    need("timing.warmup", config.timing.warmup, lambda warmup: warmup >= 0)
+    need("timing.repeats", config.timing.repeats, lambda repeats: repeats >= 1)
+    need("inputs.kind", config.inputs.kind, lambda kind: kind == type(config.inputs).kind)
+    if isinstance(config.inputs, OutlierInputs):
+        inputs = config.inputs
+        need("inputs.channels", inputs.channels, lambda share: 0 < share <= 1)
+        need("inputs.factor_min", inputs.factor_min, lambda low: 0 < low <= inputs.factor_max)
+        need("inputs.factor_max", inputs.factor_max, lambda high: high <= 1e6)
+
+
+def plain(node: Any) -> Any:
+    """The config as plain dicts, lists and strings (enums by name), ready for JSON."""
+    if is_dataclass(node):
+        return {item.name: plain(getattr(node, item.name)) for item in fields(node)}
+    if isinstance(node, Enum):
+        return node.name
+    if isinstance(node, list):
+        return [plain(item) for item in node]
+    return node
+
+
+def config_hash(config: Config) -> str:
+    """SHA-256 of the resolved config, independent of key order and of how it was overridden; 64 hex digits."""
+    return hashlib.sha256(json.dumps(plain(config), sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,166 @@
+"""Where weights and activations come from: a plan of every layer's shapes and sources, before anything is allocated."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import psutil
+from numpy.typing import NDArray
+
+from awq_pycuda import philox
+from awq_pycuda.config import Config, FileInputs, OutlierInputs, SyntheticInputs, WeightScale, refuse
+from awq_pycuda.layer_files import FileLayer, describe_layers, load_layers
+from awq_pycuda.limits import refuse_beyond_memory
+
+Array = NDArray[np.float32]
+
+# The salient channels draw from their own Philox subsequences, far from those of X (0) and the weights (l + 1).
+_SALIENT_SUBSEQUENCE = 1 << 32
+
+
+@dataclass(frozen=True)
+class Salient:
+    """Which channels are larger, and by how much: a share of them, by factors drawn log-uniformly."""
+
+    seed: int
+    layer: int
+    channels: float
+    factor_min: float
+    factor_max: float
+
+    def gains(self, size: int) -> Array:
+        """Factor of each channel: shape (size,), float32, 1 where the channel is not salient."""
+        draw = philox.uniform(self.seed, _SALIENT_SUBSEQUENCE + self.layer, 2 * size).astype(np.float64)
+        chosen = np.argsort(draw[:size], kind="stable")[: max(1, round(self.channels * size))]
+        gains = np.ones(size, np.float32)
+        gains[chosen] = self.factor_min * (self.factor_max / self.factor_min) ** draw[size:][chosen]
+        return gains
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """A (rows, cols) float32 matrix `(2u - 1) * row_gain * col_gain`, made by the backend's `init`."""
+
+    rows: int
+    cols: int
+    seed: int
+    subsequence: int
+    bound: float = 1.0
+    salient_rows: Salient | None = None
+    salient_cols: Salient | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.rows, self.cols
+
+    def row_gain(self) -> Array | None:
+        """Factor of each row, (rows,) float32, or None where all are 1."""
+        if self.salient_rows is not None:
+            return self.salient_rows.gains(self.rows) * np.float32(self.bound)
+        return None if self.bound == 1 else np.full(self.rows, self.bound, np.float32)
+
+    def col_gain(self) -> Array | None:
+        """Factor of each column, (cols,) float32, or None where all are 1."""
+        return None if self.salient_cols is None else self.salient_cols.gains(self.cols)
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """One layer to run. `activations` None: the layer takes relu of the output of the layer before."""
+
+    name: str
+    tokens: int
+    weight: Uniform | Array
+    activations: Uniform | Array | None
+    bias: Array | None = None
+
+    @property
+    def out_features(self) -> int:
+        return int(self.weight.shape[0])
+
+    @property
+    def in_features(self) -> int:
+        return int(self.weight.shape[1])
+
+
+def plan_layers(config: Config) -> list[LayerSpec]:
+    """Every layer that the config asks for; reads and checks the layer file where there is one.
+
+    Raises:
+        InputError: a file that cannot be used, or shapes that do not fit together.
+    """
+    inputs = config.inputs
+    if isinstance(inputs, FileInputs):
+        path = Path(inputs.path)
+        _refuse_beyond_memory(path, config)
+        specs = _from_file(config, _load(path, *_file_stamp(path), config.layers, config.tokens))
+    else:
+        assert isinstance(inputs, SyntheticInputs)
+        specs = _synthetic(config, inputs)
+    size = config.quant.group_size
+    for index, spec in enumerate(specs):
+        if size is not None and spec.in_features % size:
+            raise refuse("quant.group_size", size, f"layer {index} has in_features {spec.in_features}")
+    return specs
+
+
+def _synthetic(config: Config, inputs: SyntheticInputs) -> list[LayerSpec]:
+    assert config.layers is not None
+    assert config.tokens is not None
+    n, seed = config.n, config.seed
+    bound = math.sqrt(6 / n) if inputs.weight_scale is WeightScale.he else 1.0
+
+    def salient(layer: int) -> Salient | None:
+        if not isinstance(inputs, OutlierInputs):
+            return None
+        return Salient(seed, layer, inputs.channels, inputs.factor_min, inputs.factor_max)
+
+    # A salient channel of layer l + 1 is a large row of layer l's weights: relu passes it on.
+    return [
+        LayerSpec(
+            name=f"{index:03d}",
+            tokens=config.tokens,
+            weight=Uniform(n, n, seed, index + 1, bound, salient_rows=salient(index + 1)),
+            activations=Uniform(config.tokens, n, seed, 0, salient_cols=salient(0)) if index == 0 else None,
+        )
+        for index in range(config.layers)
+    ]
+
+
+def _refuse_beyond_memory(path: Path, config: Config) -> None:
+    """Reads the shapes alone: a file larger than the machine must not be loaded to find that out."""
+    shapes = describe_layers(path, config.layers, config.tokens)
+    needed = 4 * sum(shape.in_features * (shape.out_features + (shape.tokens or 0)) for shape in shapes)
+    refuse_beyond_memory(f"inputs.path={path}", needed, psutil.virtual_memory().available, "host's memory")
+
+
+def _file_stamp(path: Path) -> tuple[int, int]:
+    """Size and time of change, so that the cache below never serves an older file; zeros where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return 0, 0
+    return status.st_size, status.st_mtime_ns
+
+
+@lru_cache(maxsize=1)
+def _load(path: Path, _size: int, _mtime_ns: int, layers: int | None, tokens: int | None) -> list[FileLayer]:
+    # One load serves the checks before a run, the run itself and every job of a sweep over one file.
+    return load_layers(path, layers, tokens)
+
+
+def _from_file(config: Config, layers: list[FileLayer]) -> list[LayerSpec]:
+    specs: list[LayerSpec] = []
+    tokens = config.n if config.tokens is None else config.tokens
+    for index, layer in enumerate(layers):
+        activations: Uniform | Array | None = layer.activations
+        if activations is not None:
+            tokens = activations.shape[0]
+        elif index == 0:
+            activations = Uniform(tokens, layer.weight.shape[1], config.seed, 0)
+        specs.append(LayerSpec(layer.name, tokens, layer.weight, activations, layer.bias))
+    return specs

@@ -1,0 +1,100 @@
+"""Writes layer files in HDF5, the form that `awq_pycuda.layer_files` reads."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+
+class LayerWriter:
+    """Writes a layer file in HDF5, tensor by tensor, so that a model is never held twice.
+
+    A context manager. The file stands under a temporary name in its own folder until the block ends; then it is
+    flushed, fsynced and renamed, with its layers numbered from 000 in the order in which they were added. An exception
+    in the block leaves nothing. Raises OSError where the folder cannot be written or has no room.
+    """
+
+    def __init__(self, path: Path, dtype: type[np.floating[Any]] = np.float32) -> None:
+        self._path = path
+        self._temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        self._dtype = np.dtype(dtype)
+        self._next_id = 0
+        # Insertion order is file order; the value counts the rows of activations written so far.
+        self._rows: dict[str, int] = {}
+
+    def __enter__(self) -> Self:
+        self._file = h5py.File(self._temporary, "w")
+        self._file.create_group("layers")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._number_layers()
+            self._file.close()
+            if kind is None:
+                with self._temporary.open("rb") as written:
+                    os.fsync(written.fileno())
+                self._temporary.replace(self._path)
+        finally:
+            self._temporary.unlink(missing_ok=True)
+
+    def add(self, name: str, weight: NDArray[Any], bias: NDArray[Any] | None = None, tokens: int = 0) -> str:
+        """Add a layer and make room for its activations; its id is returned.
+
+        ``weight`` is (out_features, in_features), ``bias`` (out_features,), of any floating dtype; ``tokens`` rows of
+        activations have to follow by `append`, none where it is 0.
+        """
+        layer_id = f"new-{self._next_id}"
+        self._next_id += 1
+        group = self._file["layers"].create_group(layer_id)
+        group.attrs["name"] = name
+        self._dataset(group, "weight", weight.shape, ("out_features", "in_features"), "weights")[...] = weight
+        if bias is not None:
+            self._dataset(group, "bias", bias.shape, ("out_features",), "bias of the outputs")[...] = bias
+        if tokens:
+            self._dataset(
+                group, "activations", (tokens, weight.shape[1]), ("tokens", "in_features"), "inputs of the layer"
+            )
+        self._rows[layer_id] = 0
+        return layer_id
+
+    def append(self, layer_id: str, rows: NDArray[Any]) -> None:
+        """Write the next rows, (rows, in_features), of a layer's activations."""
+        start = self._rows[layer_id]
+        self._file["layers"][layer_id]["activations"][start : start + len(rows)] = rows
+        self._rows[layer_id] = start + len(rows)
+
+    def rows(self, layer_id: str) -> int:
+        """Rows of activations written so far."""
+        return self._rows[layer_id]
+
+    def remove(self, layer_id: str) -> None:
+        """Take a layer back."""
+        del self._file["layers"][layer_id]
+        del self._rows[layer_id]
+
+    def set_attributes(self, attributes: Mapping[str, str | int]) -> None:
+        """Note where the layers come from, as attributes of the file."""
+        self._file.attrs.update(attributes)
+
+    def _dataset(self, group: Any, name: str, shape: tuple[int, ...], dims: tuple[str, ...], description: str) -> Any:
+        dataset = group.create_dataset(name, shape, self._dtype)
+        dataset.attrs["description"] = description
+        dataset.attrs["units"] = "1"
+        for dimension, label in zip(dataset.dims, dims, strict=True):
+            dimension.label = label
+        return dataset
+
+    def _number_layers(self) -> None:
+        # Names sort as strings, so they are padded; how wide is known only now.
+        width = max(3, len(str(len(self._rows) - 1)))
+        for index, layer_id in enumerate(self._rows):
+            self._file["layers"].move(layer_id, f"{index:0{width}}")

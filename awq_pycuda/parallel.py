@@ -1,0 +1,46 @@
+"""Row blocks over a thread pool: NumPy releases the GIL, and the block order fixes every sum."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from typing import TypeVar
+
+T = TypeVar("T")
+
+# Elements of a block. Smaller ones stay in a core's cache, but every NumPy call takes the interpreter lock to start,
+# and with many threads short calls wait for one another: on 16 cores a search over 4096 x 4096 weights took 28 ms with
+# the larger blocks and 81 ms with the smaller. So small arrays get at least a few blocks, large ones large blocks.
+SMALLEST_BLOCK, LARGEST_BLOCK = 1 << 18, 1 << 20
+BLOCKS = 16
+
+
+def host_threads(threads: int | None = None) -> int:
+    """`threads`, or where None the number of cores that this process may use."""
+    if threads is not None:
+        return threads
+    # The affinity mask knows containers and taskset; macOS and Windows have none.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@lru_cache(maxsize=4)
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="awq")
+
+
+def map_row_blocks(work: Callable[[slice], T], shape: Sequence[int], threads: int | None = None) -> list[T]:
+    """Calls `work` on consecutive slices of the rows of a (rows, row_elements) array; returns its results in order.
+
+    The slices depend on the shape alone, never on the number of threads, so that sums over the results are the same on
+    every machine.
+    """
+    rows, row_elements = shape
+    elements = min(max(rows * row_elements // BLOCKS, SMALLEST_BLOCK), LARGEST_BLOCK)
+    size = max(1, elements // max(1, row_elements))
+    blocks = [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
+    count = min(host_threads(threads), len(blocks))
+    if count <= 1:
+        return [work(block) for block in blocks]
+    return list(_pool(count).map(work, blocks))

@@ -1,0 +1,241 @@
+"""`python -m awq_pycuda.run`: compose, validate, run, store, summarise. Nothing else in the package knows Hydra."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from awq_pycuda import provenance, results, summary
+from awq_pycuda.backends.base import Backend
+from awq_pycuda.backends.choose import choose_backend
+from awq_pycuda.config import Config, FileInputs, OutlierInputs, SyntheticInputs, check, config_hash, refuse
+from awq_pycuda.errors import InputError
+from awq_pycuda.hydra_errors import explain
+from awq_pycuda.inputs import LayerSpec, plan_layers
+from awq_pycuda.limits import refuse_beyond_memory
+from awq_pycuda.paths import resource_dir
+from awq_pycuda.pipeline import Pipeline, required_bytes
+
+
+class RunFailed(RuntimeError):
+    """A run that could not finish; its reason is printed and stored already."""
+
+
+def register_schemas() -> None:
+    """Makes the config dataclasses known to Hydra's composition."""
+    store = ConfigStore.instance()
+    store.store(name="schema", node=Config)
+    for name, schema in (("synthetic", SyntheticInputs), ("outliers", OutlierInputs), ("file", FileInputs)):
+        store.store(group="inputs", name=f"{name}_schema", node=schema)
+
+
+def to_config(composed: DictConfig) -> Config:
+    """The composed config as checked dataclasses.
+
+    Raises:
+        InputError: a key without a value, one that the schema does not know (added with +key=value), or a value that
+            a rule forbids.
+    """
+    task = copy.deepcopy(composed)
+    with open_dict(task):
+        task.pop("hydra", None)
+    config = OmegaConf.to_object(task)
+    assert isinstance(config, Config)
+    _refuse_missing_and_added_keys(config, "")
+    check(config)
+    return config
+
+
+def _refuse_missing_and_added_keys(node: Any, prefix: str) -> None:
+    known = {item.name for item in fields(node)}
+    for name, value in vars(node).items():
+        if value == MISSING:
+            raise refuse(f"{prefix}{name}", MISSING, "no value")
+        if name not in known:
+            raise InputError(
+                f"{prefix}{name}={value}: no such key; allowed: {', '.join(prefix + k for k in sorted(known))}"
+            )
+        if is_dataclass(value):
+            _refuse_missing_and_added_keys(value, f"{prefix}{name}.")
+
+
+def validate(config: Config) -> tuple[list[LayerSpec], Backend[Any], str]:
+    """Everything that can be wrong before any work: files, shapes, backend, memory. Allocates nothing.
+
+    Returns:
+        The layers to run, the backend (not entered), and the line that says which backend and why.
+
+    Raises:
+        InputError: the first thing wrong.
+    """
+    specs = plan_layers(config)
+    backend, reason = choose_backend(config)
+    needed = required_bytes(specs, config.quant.group_size)
+    with backend:
+        free = backend.available_bytes()
+    key = f"inputs.path={config.inputs.path}" if isinstance(config.inputs, FileInputs) else f"n={config.n}"
+    refuse_beyond_memory(key, needed, free, f"{backend.name} device's memory")
+    return specs, backend, reason
+
+
+def execute(config: Config, folder: Path, overrides: Sequence[str] = (), config_yaml: str = "") -> Path:
+    """One run: all of it, from the config to `folder/results.h5` and the printed summary.
+
+    Args:
+        config: checked.
+        folder: where the results go; made if missing.
+        overrides: as given by the user, stored with the results.
+        config_yaml: the resolved config as YAML, stored with the results.
+
+    Returns:
+        The path of the result file.
+
+    Raises:
+        InputError: something is wrong before any work.
+        RunFailed: the run failed; the result file holds the reason and the finished layers.
+    """
+    specs, backend, reason = validate(config)
+    console = summary.make_console()
+    console.print(reason, soft_wrap=True)
+    failure: BaseException | None = None
+    with backend:
+        pipeline = Pipeline(backend, specs, config)
+        try:
+            with summary.progress(console) as on_progress:
+                pipeline.run(on_progress)
+        except (Exception, KeyboardInterrupt) as error:
+            failure = error
+        commit, dirty = provenance.git_state()
+        root = {
+            "status": "complete" if failure is None else "failed",
+            **({} if failure is None else {"error": f"{type(failure).__name__}: {failure}"}),
+            "created": provenance.created(),
+            "config": config_yaml,
+            "overrides": json.dumps(list(overrides)),
+            "config_hash": config_hash(config),
+            "backend": backend.name,
+            "device": json.dumps(backend.device()),
+            "versions": json.dumps(provenance.versions() | backend.versions()),
+            "git_commit": commit,
+            "git_dirty": dirty,
+            "kernels_sha256": provenance.kernels_sha256(),
+        }
+        record = results.RunRecord(root, pipeline.layers, pipeline.timings)
+        try:
+            path = results.write(folder, record)
+        except OSError as error:
+            raise RunFailed(f"{folder / results.FILE_NAME} cannot be written: {error}") from error
+        summary_layers = pipeline.layers
+    if failure is not None:
+        raise RunFailed(
+            f"{root['error']} ({len(summary_layers)} of {len(specs)} layers finished; see {path})"
+        ) from failure
+    summary.print_summary(console, record.layers, record.timings, path)
+    return path
+
+
+class Preflight(Callback):
+    """Runs before Hydra makes any folder: bad input ends here, with nothing written."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Checks the one job."""
+        with _exit_on_error():
+            validate(to_config(config))
+            _check_writable("hydra.run.dir", Path(config.hydra.run.dir))
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Checks every job of a sweep, as the basic sweeper will expand it."""
+        with _exit_on_error():
+            tasks = list(config.hydra.overrides.task)
+            tasks += [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
+            parsed = OverridesParser.create().parse_overrides(tasks)
+            for batch in BasicSweeper.split_arguments(parsed, max_batch_size=None):
+                for job in batch:
+                    validate(to_config(hydra.compose(config.hydra.job.config_name, list(job))))
+            _check_writable("hydra.sweep.dir", Path(config.hydra.sweep.dir))
+
+
+@contextmanager
+def _exit_on_error() -> Iterator[None]:
+    """Ends the process on any exception: Hydra would turn one in a callback into a warning and go on."""
+    try:
+        yield
+    except (InputError, HydraException, OmegaConfBaseException) as error:
+        raise SystemExit(_report(error)) from None
+    except Exception:
+        traceback.print_exc()
+        raise SystemExit(1) from None
+
+
+def _check_writable(key: str, folder: Path) -> None:
+    """Makes the run's folder and tries to write there; root passes every permission check, so only trying tells."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"{key}={folder}: {error.strerror or error}; allowed: a folder that can be written to"
+        ) from None
+
+
+def _report(error: Exception) -> int:
+    print(f"error: {explain(error, sys.argv[1:])}", file=sys.stderr)
+    return 2
+
+
+@hydra.main(version_base="1.3", config_path=str(resource_dir("conf")), config_name="config")
+def _hydra_main(composed: DictConfig) -> None:
+    """One job of Hydra's."""
+    settings = HydraConfig.get()
+    try:
+        execute(
+            to_config(composed),
+            Path(settings.runtime.output_dir),
+            list(settings.overrides.task),
+            OmegaConf.to_yaml(composed, resolve=True),
+        )
+    except RunFailed as error:
+        print(f"failed: {error}", file=sys.stderr)
+        # In a sweep the other jobs still run. A single run ends here, before Hydra adds lines of its own.
+        if settings.mode is RunMode.MULTIRUN:
+            raise
+        raise SystemExit(130 if isinstance(error.__cause__, KeyboardInterrupt) else 1) from None
+
+
+def main() -> int:
+    """The command. Returns the exit code: 0, 1 when a run failed, 2 for bad input."""
+    # Hydra would print its errors over several lines and exit with 1; raised, they become the one line of §3.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    register_schemas()
+    try:
+        _hydra_main()
+    except RunFailed:
+        return 1
+    except (InputError, HydraException, OmegaConfBaseException, ValueError) as error:
+        return _report(error)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

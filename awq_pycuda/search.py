@@ -1,0 +1,163 @@
+"""`compute_s`: the search for the AWQ scale of each input channel over a grid of gammas, on the host."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from awq_pycuda.config import Normalization
+from awq_pycuda.parallel import map_row_blocks
+from awq_pycuda.steps import grouped, step_size
+
+_FLOOR = 1e-8  # smallest abs_mean that counts: a dead channel must not send s to zero
+_MEAN_CLAMP = (1 / 8, 8.0)
+_REFERENCE_FLOOR = 1e-4  # the AWQ reference clamps the unnormalised scales from below
+_FINITE_CLAMP = (1e-18, 1e18)  # keeps W·s and 1/s finite in float32, whatever gamma
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """The whole error curve of one layer, and what it chose.
+
+    `gamma` and `error` are (G,) float64 in the order searched, `s` is (in_features,) in the dtype of the statistics.
+    """
+
+    gamma: NDArray[np.float64]
+    error: NDArray[np.float64]
+    gamma_chosen: float
+    error_chosen: float
+    error_rtn: float
+    s: NDArray[Any]
+
+
+def with_rtn(gammas: Sequence[float]) -> NDArray[np.float64]:
+    """The grid as (G,) float64, with gamma 0 (plain round-to-nearest) put in front where it is missing."""
+    grid = np.asarray(gammas, np.float64)
+    return grid if (grid == 0).any() else np.concatenate(([0.0], grid))
+
+
+def candidate_scales(abs_mean: NDArray[Any], gammas: NDArray[np.float64], normalization: Normalization) -> NDArray[Any]:
+    """The scales of every gamma: `clamp(normalise(max(abs_mean, 1e-8)^gamma))`.
+
+    `mean` divides by the mean over the channels and clamps to [1/8, 8]; `sqrt_max_min` clamps the powers to at least
+    1e-4 and divides by sqrt(max · min), as the AWQ reference implementation does (Lin et al., 2023,
+    `auto_scale_block`). Powers are taken as exponentials relative to the largest, so that no gamma overflows.
+
+    Args:
+        abs_mean: (K,) mean of |x| per input channel, float32 or float64.
+        gammas: (G,) exponents, finite and not negative.
+
+    Returns:
+        (G, K) in the dtype of `abs_mean`; exactly 1 for gamma 0.
+    """
+    log = np.log(np.maximum(abs_mean.astype(np.float64), _FLOOR))
+    power = gammas[:, None] * log
+    if normalization is Normalization.mean:
+        relative = np.exp(power - power.max(axis=1, keepdims=True))
+        scales = np.clip(relative / relative.mean(axis=1, keepdims=True), *_MEAN_CLAMP)
+    else:
+        power = np.maximum(power, np.log(_REFERENCE_FLOOR))
+        centre = (power.max(axis=1, keepdims=True) + power.min(axis=1, keepdims=True)) / 2
+        with np.errstate(over="ignore"):
+            scales = np.clip(np.exp(power - centre), *_FINITE_CLAMP)
+    return np.asarray(scales, abs_mean.dtype)
+
+
+def diag_errors(
+    w: NDArray[Any],
+    scales: NDArray[Any],
+    sq_mean: NDArray[Any],
+    group_size: int | None = None,
+    threads: int | None = None,
+) -> NDArray[np.float64]:
+    """Output error of each candidate with the input channels taken as uncorrelated.
+
+    `E = Σ_k sq_mean[k] / s[k]² · Σ_n (Wq·scale_b − W·s)²[n, k]`. With U = W·s / scale_b the inner square is
+    `scale_b² (rint(U) − U)²`, which never overflows float32 where W·s does not. Signs are dropped at once: rounding
+    to even is odd.
+
+    Args:
+        w: (N, K) weights, float32 or float64; the arithmetic inside a row is in this dtype, sums over rows in float64.
+        scales: (G, K) candidates in the same dtype.
+        sq_mean: (K,) mean of x² per input channel.
+        group_size: as in `compute_scale_b`.
+        threads: host threads; the result does not depend on them.
+
+    Returns:
+        (G,) float64; inf where a candidate overflows.
+    """
+    importance = sq_mean.astype(np.float64) / scales.astype(np.float64) ** 2
+    largest = importance.max(axis=1)
+    largest[largest == 0] = 1
+    weighting = [grouped(row[None, :].astype(w.dtype), group_size)[0] for row in importance / largest[:, None]]
+
+    # Fresh megabytes for every block cost more in page faults than the arithmetic: each thread keeps its own.
+    own = threading.local()
+
+    def block_errors(block: slice) -> NDArray[np.float64]:
+        rows = block.stop - block.start
+        if not hasattr(own, "buffers"):
+            own.buffers = np.empty((3, rows, w.shape[1]), w.dtype)
+        magnitude, scratch, levels = own.buffers[:, :rows]
+        np.abs(w[block], out=magnitude)
+        errors = np.empty(len(scales))
+        for index, s in enumerate(scales):
+            np.multiply(magnitude, s, out=scratch)
+            scaled, rounded = grouped(scratch, group_size), grouped(levels, group_size)
+            step = step_size(scaled.max(axis=2))
+            np.divide(scaled, step[:, :, None], out=scaled)
+            np.rint(scaled, out=rounded)
+            np.subtract(scaled, rounded, out=scaled)
+            np.multiply(scaled, scaled, out=scaled)
+            per_step = np.einsum("ngk,gk->ng", scaled, weighting[index])
+            errors[index] = np.sum(per_step * step.astype(np.float64) ** 2, dtype=np.float64)
+        return errors
+
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = np.sum(map_row_blocks(block_errors, w.shape, threads), axis=0) * largest
+    return np.where(np.isfinite(total), total, np.inf)
+
+
+def compute_s(
+    abs_mean: NDArray[Any],
+    sq_mean: NDArray[Any],
+    gammas: Sequence[float],
+    normalization: Normalization,
+    errors_of: Callable[[NDArray[Any]], NDArray[np.float64]],
+) -> SearchResult:
+    """Searches the gamma grid: the lowest error wins, a tie goes to the smaller gamma.
+
+    Args:
+        abs_mean: (K,) mean of |x| per input channel.
+        sq_mean: (K,) mean of x² per input channel.
+        gammas: the grid; 0 is added in front where it is missing.
+        normalization: how the scales of one gamma are brought to a common size.
+        errors_of: the objective: (G, K) candidate scales to (G,) errors.
+
+    Raises:
+        FloatingPointError: the activations overflow, so that no error can be told.
+    """
+    for statistic in (abs_mean, sq_mean):
+        bad = np.flatnonzero(~np.isfinite(statistic))
+        if bad.size:
+            raise FloatingPointError(
+                f"the activations of input channel {bad[0]} overflow float32 when squared; "
+                "deep synthetic chains need inputs.weight_scale=he"
+            )
+    grid = with_rtn(gammas)
+    scales = candidate_scales(abs_mean, grid, normalization)
+    errors = errors_of(scales)
+    best = int(np.lexsort((grid, errors))[0])
+    return SearchResult(
+        gamma=grid,
+        error=errors,
+        gamma_chosen=float(grid[best]),
+        error_chosen=float(errors[best]),
+        error_rtn=float(errors[int(np.flatnonzero(grid == 0)[0])]),
+        s=scales[best],
+    )

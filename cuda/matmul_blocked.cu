@@ -1,0 +1,103 @@
+// dequantizeTiled, the register-blocked variant: Y = X * (Wq * inv_s * scale_b)^T, 4 x 4 outputs per thread.
+//
+// A block of TILE x TILE threads makes 4 TILE x 4 TILE outputs, TILE input channels at a time. Each value that a thread
+// reads from shared memory serves four products instead of one. Tiles lie transposed, so that the four rows and the
+// four columns of a thread are one 16-byte load each.
+//
+// compile: -DTILE=4
+// compile: -DTILE=7
+// compile: -DTILE=16
+// compile: -DTILE=32
+#include "common.cuh"
+
+#ifndef TILE
+#error "TILE must be given: -DTILE=16"
+#endif
+static_assert(TILE >= 1 && TILE <= 32, "TILE is 1 to 32: a block has TILE * TILE threads, at most 1,024");
+
+constexpr int MICRO = 4;            // outputs of a thread along each side
+constexpr int SIDE = MICRO * TILE;  // outputs of a block along each side
+constexpr int STRIDE = SIDE + 4;    // padded against bank conflicts of the transposed stores, 16-byte aligned
+
+extern "C" __global__ void __launch_bounds__(TILE * TILE) dequantizeTiled(
+    const float* __restrict__ x, const signed char* __restrict__ wq, const float* __restrict__ inv_s,
+    const float* __restrict__ scale_b, float* __restrict__ y, int tokens, int out_features, int in_features,
+    int group_size) {
+    __shared__ alignas(16) float x_tile[TILE][STRIDE];
+    __shared__ alignas(16) float w_tile[TILE][STRIDE];
+    __shared__ float inv_s_tile[2][TILE];
+    __shared__ float scale_tile[SIDE];
+
+    const int tx = threadIdx.x;
+    const int ty = threadIdx.y;
+    const unsigned column_blocks = (out_features + SIDE - 1) / SIDE;
+    const int first_row = blockIdx.x / column_blocks * SIDE;
+    const int first_column = blockIdx.x % column_blocks * SIDE;
+    const int groups = in_features / group_size;
+
+    float next_x[MICRO];
+    int next_code[MICRO];
+    // Outside the matrices everything reads as 0, which adds nothing.
+    const auto load_next = [&](int k) {
+#pragma unroll
+        for (int i = 0; i < MICRO; ++i) {
+            const int row = first_row + ty + i * TILE;
+            const int column = first_column + ty + i * TILE;
+            next_x[i] = row < tokens && k < in_features ? x[static_cast<Size>(row) * in_features + k] : 0.0f;
+            next_code[i] =
+                column < out_features && k < in_features ? wq[static_cast<Size>(column) * in_features + k] : 0;
+        }
+    };
+    const auto load_inv_s = [&](int k) { return k < in_features ? inv_s[k] : 0.0f; };
+
+    if (ty == 0) {
+        inv_s_tile[0][tx] = load_inv_s(tx);
+        for (int i = tx; i < SIDE; i += TILE) {
+            const int column = first_column + i;
+            scale_tile[i] = groups == 1 && column < out_features ? scale_b[column] : 0.0f;
+        }
+    }
+    load_next(tx);
+    float sums[MICRO][MICRO] = {};
+    __syncthreads();
+
+    int buffer = 0;
+    for (int k = tx; k - tx < in_features; k += TILE) {
+        const float inverse = inv_s_tile[buffer][tx];
+#pragma unroll
+        for (int i = 0; i < MICRO; ++i) {
+            const int line = ty + i * TILE;
+            const int column = first_column + line;
+            float scale = scale_tile[line];
+            // A tile may straddle groups: only the step of a whole row can wait in shared memory.
+            if (groups != 1 && column < out_features && k < in_features)
+                scale = scale_b[static_cast<Size>(column) * groups + k / group_size];
+            x_tile[tx][line] = next_x[i];
+            w_tile[tx][line] = static_cast<float>(next_code[i]) * inverse * scale;
+        }
+        buffer = 1 - buffer;
+        if (ty == 0) inv_s_tile[buffer][tx] = load_inv_s(k + TILE);
+        __syncthreads();
+        load_next(k + TILE);
+#pragma unroll
+        for (int i = 0; i < TILE; ++i) {
+            const float4 rows = *reinterpret_cast<const float4*>(&x_tile[i][MICRO * ty]);
+            const float4 columns = *reinterpret_cast<const float4*>(&w_tile[i][MICRO * tx]);
+            const float a[MICRO] = {rows.x, rows.y, rows.z, rows.w};
+            const float b[MICRO] = {columns.x, columns.y, columns.z, columns.w};
+#pragma unroll
+            for (int m = 0; m < MICRO; ++m)
+#pragma unroll
+                for (int n = 0; n < MICRO; ++n) sums[m][n] = fmaf(a[m], b[n], sums[m][n]);
+        }
+        __syncthreads();
+    }
+#pragma unroll
+    for (int m = 0; m < MICRO; ++m)
+#pragma unroll
+        for (int n = 0; n < MICRO; ++n) {
+            const int row = first_row + MICRO * ty + m;
+            const int column = first_column + MICRO * tx + n;
+            if (row < tokens && column < out_features) y[static_cast<Size>(row) * out_features + column] = sums[m][n];
+        }
+}

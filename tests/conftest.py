@@ -1,0 +1,120 @@
+"""Fixtures that several test modules share, and the GPU receipt."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import hydra
+import numpy as np
+import pytest
+
+from awq_pycuda import provenance, run
+from awq_pycuda.backends.base import Backend
+from awq_pycuda.backends.cpu import CpuBackend
+from awq_pycuda.config import Config, MatmulKernel, StatsKernel
+from awq_pycuda.paths import resource_dir
+
+BACKENDS = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+_worst: dict[str, float] = {}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--receipt", type=Path, help="write what the GPU tests ran on and their worst errors to this file")
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Only a run in which every GPU test passed leaves a receipt."""
+    path = session.config.getoption("--receipt")
+    if path is None:
+        return
+    if exitstatus != 0 or session.testsfailed:
+        print(f"\nno receipt: {session.testsfailed} of {session.testscollected} tests failed")
+        return
+    from awq_pycuda.backends.cuda import CudaBackend
+
+    backend = CudaBackend(tile=16)
+    receipt = {
+        "kernels": kernel_digests(),
+        "device": backend.device(),
+        "versions": provenance.versions() | backend.versions(),
+        "created": provenance.created(),
+        "tests_passed": session.testscollected,
+        "worst_errors": {name: float(f"{error:.3g}") for name, error in sorted(_worst.items())},
+    }
+    path.write_text(json.dumps(receipt, indent=2) + "\n", encoding="utf-8")
+
+
+def kernel_digests() -> dict[str, str]:
+    """SHA-256 of every file under cuda/, by name."""
+    folder = resource_dir("cuda")
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+
+
+@pytest.fixture
+def worst() -> Callable[[str, float, float], None]:
+    """`worst(name, error, tolerance)`: asserts the error (NaN fails) and keeps the largest for the receipt."""
+
+    def check(name: str, error: float, tolerance: float) -> None:
+        assert error <= tolerance, f"{name}: {error:.3g} is beyond {tolerance:.3g}"
+        _worst[name] = max(_worst.get(name, 0.0), float(error))
+
+    return check
+
+
+def make_backend(name: str, **options: object) -> Backend:
+    """A backend, not entered; options are those of the CUDA backend and mean nothing on the CPU."""
+    if name == "cpu":
+        return CpuBackend()
+    from awq_pycuda.backends.cuda import CudaBackend
+
+    settings = {"tile": 16, "stats": StatsKernel.deterministic, "matmul": MatmulKernel.tiled} | options
+    return CudaBackend(**settings)
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
+    with make_backend(request.param) as entered:
+        yield entered
+
+
+@pytest.fixture
+def compose() -> Iterator[Callable[..., Config]]:
+    """`compose("n=8", "layers=2")`: the config that a command line gives, checked."""
+    run.register_schemas()
+    with hydra.initialize_config_dir(str(resource_dir("conf")), version_base="1.3"):
+        yield lambda *overrides: run.to_config(hydra.compose("config", list(overrides)))
+
+
+@pytest.fixture
+def cli(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """`cli("tile=8")`: runs the command in a fresh folder; returns exit code, stdout, stderr."""
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        folder = tmp_path / "work"
+        folder.mkdir(exist_ok=True)
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr("sys.argv", ["awq_pycuda.run", *arguments])
+        try:
+            code = run.main()
+        except SystemExit as stop:
+            code = stop.code
+        captured = capfd.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+def files_under(folder: Path) -> list[str]:
+    """Every file and folder below, by relative path."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether two arrays hold the same bytes in the same shape and type."""
+    return a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes()

@@ -1,0 +1,212 @@
+"""Every stage of every backend against float64 NumPy; the same tests for the CPU and, marked gpu, for CUDA."""
+
+import itertools
+
+import numpy as np
+import pytest
+from conftest import BACKENDS, make_backend, same_bits
+
+from awq_pycuda import philox
+from awq_pycuda.config import MatmulKernel, StatsKernel
+from awq_pycuda.verify import code_errors, frobenius_error, relative_error
+
+RNG = np.random.default_rng(11)
+SHAPES = [(1, 1), (7, 7), (77, 130), (130, 77), (1000, 33), (65, 1025)]
+
+
+def put(backend, values, dtype=np.float32):
+    handle = backend.empty(values.shape, dtype)
+    backend.write(handle, np.asarray(values, dtype))
+    return handle
+
+
+def poisoned(backend, shape, dtype=np.float32):
+    """An output array that shows what was not written."""
+    return put(backend, np.full(shape, 99 if np.dtype(dtype).kind == "i" else np.nan, dtype), dtype)
+
+
+def uniform(*shape):
+    return RNG.uniform(-1, 1, shape).astype(np.float32)
+
+
+# --- init ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (3, 5)])
+@pytest.mark.parametrize(("seed", "subsequence"), [(0, 0), (42, 3), (2**64 - 1, 2**32 + 1)])
+def test_init_is_philox_bit_for_bit(backend, shape, seed, subsequence):
+    out = poisoned(backend, shape)
+    backend.init(out, seed, subsequence, None, None)
+    u = philox.uniform(seed, subsequence, shape[0] * shape[1]).reshape(shape)
+    assert same_bits(backend.read(out), np.float32(2) * u - np.float32(1))
+
+
+def test_init_gains_round_once_each(backend):
+    row_gain, col_gain = RNG.uniform(1, 100, 13).astype(np.float32), RNG.uniform(1, 100, 9).astype(np.float32)
+    out = poisoned(backend, (13, 9))
+    backend.init(out, 5, 1, row_gain, col_gain)
+    u = philox.uniform(5, 1, 13 * 9).reshape(13, 9)
+    assert same_bits(backend.read(out), (np.float32(2) * u - np.float32(1)) * row_gain[:, None] * col_gain)
+
+
+# --- accum_stats --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stats", list(StatsKernel))
+@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("shape", [*SHAPES, (4096, 64)])
+def test_stats(name, shape, stats, worst):
+    x = uniform(*shape) * np.logspace(-3, 3, shape[1], dtype=np.float32)
+    with make_backend(name, stats=stats) as backend:
+        means = poisoned(backend, shape[1:]), poisoned(backend, shape[1:])
+        backend.accum_stats(put(backend, x), *means)
+        exact = x.astype(np.float64)
+        worst(f"{name} abs_mean ({stats.name})", relative_error(backend.read(means[0]), np.abs(exact).mean(0)), 1e-5)
+        worst(f"{name} sq_mean ({stats.name})", relative_error(backend.read(means[1]), np.square(exact).mean(0)), 1e-5)
+
+
+def test_stats_of_special_channels(backend):
+    x = np.zeros((130, 4), np.float32)
+    x[:, 1] = 1e-40  # denormal
+    x[:, 2] = -3  # constant
+    x[77, 3] = 1e18  # one huge outlier
+    means = poisoned(backend, (4,)), poisoned(backend, (4,))
+    backend.accum_stats(put(backend, x), *means)
+    exact = x.astype(np.float64)
+    # A denormal has few bits: 1e-40 is a multiple of 2^-149, so the mean may be off by one such unit.
+    np.testing.assert_allclose(backend.read(means[0]), np.abs(exact).mean(0), rtol=1e-6, atol=1.5e-45)
+    np.testing.assert_allclose(backend.read(means[1]), np.square(exact).mean(0), rtol=1e-6, atol=1.5e-45)
+
+
+# --- quantize_awq -------------------------------------------------------------------------------------------------
+
+
+def quantized(backend, w, s, scale_b):
+    wq = poisoned(backend, w.shape, np.int8)
+    backend.quantize_awq(put(backend, w), put(backend, s), put(backend, scale_b), wq)
+    return backend.read(wq).copy()
+
+
+@pytest.mark.parametrize(
+    ("shape", "groups"), [*((shape, None) for shape in SHAPES), ((9, 24), 6), ((9, 24), 3), ((5, 15), 5)]
+)
+def test_codes(backend, shape, groups):
+    w, s = uniform(*shape), RNG.uniform(0.2, 4, shape[1]).astype(np.float32)
+    scale_b = np.abs((w * s).reshape(shape[0], groups or 1, -1)).max(axis=2) / np.float32(127)
+    scale_b = scale_b if groups else scale_b[:, 0]
+    codes = quantized(backend, w, s, scale_b)
+    assert code_errors(codes, w, s, scale_b) == (0, 0)
+    assert np.abs(codes).max() == 127
+
+
+def test_ties_go_to_even_and_the_range_is_symmetric(backend):
+    levels = np.array([[0.5, 1.5, 2.5, -0.5, -1.5, -2.5, 126.5, 127.5, 200, -128, -300, -0.0]], np.float32)
+    codes = quantized(backend, levels, np.ones(12, np.float32), np.ones(1, np.float32))
+    assert codes.tolist() == [[0, 2, 2, 0, -2, -2, 126, 127, 127, -127, -127, 0]]
+
+
+def test_codes_of_special_rows(backend):
+    w = np.zeros((4, 8), np.float32)
+    w[1] = 0.25  # constant
+    w[2] = np.arange(1, 9) * np.float32(1e-45)  # denormals
+    w[3, 5] = 1e37  # one huge outlier
+    scale_b = np.array([1, 0.25 / 127, 1e-45, 1e37 / 127], np.float32)
+    codes = quantized(backend, w, np.ones(8, np.float32), scale_b)
+    assert codes[0].tolist() == [0] * 8
+    assert codes[1].tolist() == [127] * 8
+    assert codes[2].tolist() == np.rint(w[2] / scale_b[2]).tolist()
+    assert codes[3].tolist() == [0, 0, 0, 0, 0, 127, 0, 0]
+
+
+# --- dequantizeTiled ----------------------------------------------------------------------------------------------
+
+PRODUCTS = [(1, 1, 1), (7, 7, 7), (77, 130, 65), (33, 257, 100), (130, 1, 31), (1, 70, 1025)]  # tokens, out, in
+
+
+def multiplied(backend, x, wq, inv_s, scale_b):
+    y = poisoned(backend, (x.shape[0], wq.shape[0]))
+    handles = put(backend, x), put(backend, wq, np.int8), put(backend, inv_s), put(backend, scale_b)
+    backend.dequantize_tiled(*handles, y)
+    return backend.read(y).copy()
+
+
+def kernels():
+    """Every variant and tile; on the CPU neither means anything, so it has one case."""
+    cases = [pytest.param("cpu", {}, id="cpu")]
+    for matmul, tile in itertools.product(MatmulKernel, (1, 3, 4, 8, 16, 32)):
+        options = {"matmul": matmul, "tile": tile}
+        cases.append(pytest.param("cuda", options, id=f"cuda-{matmul.name}-{tile}", marks=pytest.mark.gpu))
+    return cases
+
+
+@pytest.mark.parametrize(("name", "options"), kernels())
+def test_product(name, options, worst):
+    with make_backend(name, **options) as backend:
+        for (tokens, out_features, in_features), grouped in itertools.product(PRODUCTS, (False, True)):
+            x, inv_s = uniform(tokens, in_features), RNG.uniform(0.2, 4, in_features).astype(np.float32)
+            wq = RNG.integers(-127, 128, (out_features, in_features), np.int8)
+            groups = 5 if in_features % 5 == 0 else 1
+            shape = (out_features, groups) if grouped else (out_features,)
+            scale_b = RNG.uniform(0.001, 0.01, shape).astype(np.float32)
+            steps = np.repeat(scale_b.reshape(out_features, -1), in_features // (groups if grouped else 1), axis=1)
+            exact = x.astype(np.float64) @ (wq * inv_s.astype(np.float64) * steps).T
+            y = multiplied(backend, x, wq, inv_s, scale_b)
+            worst(f"{name} {options.get('matmul', MatmulKernel.tiled).name} product", frobenius_error(y, exact), 1e-5)
+
+
+@pytest.mark.parametrize(("name", "options"), kernels())
+def test_integers_and_powers_of_two_multiply_exactly(name, options):
+    x = RNG.integers(-8, 9, (77, 130)).astype(np.float32)
+    wq = RNG.integers(-127, 128, (65, 130), np.int8)
+    inv_s = np.exp2(RNG.integers(-2, 3, 130)).astype(np.float32)
+    scale_b = np.exp2(RNG.integers(-6, 0, 65)).astype(np.float32)
+    exact = x.astype(np.float64) @ (wq * inv_s.astype(np.float64) * scale_b[:, None].astype(np.float64)).T
+    with make_backend(name, **options) as backend:
+        assert np.array_equal(multiplied(backend, x, wq, inv_s, scale_b), exact)
+
+
+@pytest.mark.parametrize(("name", "options"), kernels())
+def test_identity_activations_read_the_weights_back(name, options):
+    wq = RNG.integers(-127, 128, (41, 67), np.int8)
+    inv_s = RNG.uniform(0.1, 9, 67).astype(np.float32)
+    scale_b = RNG.uniform(1e-3, 1, 41).astype(np.float32)
+    with make_backend(name, **options) as backend:
+        y = multiplied(backend, np.eye(67, dtype=np.float32), wq, inv_s, scale_b)
+    assert np.array_equal(y, ((wq.astype(np.float32) * inv_s) * scale_b[:, None]).T)
+
+
+# --- relu and the measures ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (7, 9), (64, 128)])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_relu(backend, shape, with_bias):
+    y, bias = uniform(*shape), uniform(shape[1])
+    out = poisoned(backend, shape)
+    backend.relu(put(backend, y), put(backend, bias) if with_bias else None, out)
+    assert np.array_equal(backend.read(out), np.maximum(y + bias if with_bias else y, 0))
+
+
+def test_relu_keeps_nan(backend):
+    out = put(backend, np.zeros((1, 4), np.float32))
+    backend.relu(put(backend, np.array([[np.nan, -1, 2, np.inf]], np.float32)), None, out)
+    values = backend.read(out)[0]
+    assert np.isnan(values[0])
+    assert values[1:].tolist() == [0, 2, np.inf]
+
+
+@pytest.mark.parametrize(("tokens", "out_features", "in_features"), PRODUCTS)
+def test_reference_product(backend, tokens, out_features, in_features, worst):
+    x, w = uniform(tokens, in_features), uniform(out_features, in_features)
+    y = poisoned(backend, (tokens, out_features))
+    backend.matmul_reference(put(backend, x), put(backend, w), y)
+    exact = x.astype(np.float64) @ w.astype(np.float64).T
+    worst(f"{backend.name} reference product", frobenius_error(backend.read(y), exact), 1e-6)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (7, 9), (1000, 1025)])
+def test_error_sums(backend, shape):
+    a, b = uniform(*shape), uniform(*shape)
+    sums = backend.error_sums(put(backend, a), put(backend, b))
+    exact = a.astype(np.float64)
+    np.testing.assert_allclose(sums, (np.sum(exact**2), np.sum((exact - b) ** 2)), rtol=1e-12)

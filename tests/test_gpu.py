@@ -1,0 +1,104 @@
+"""What only a GPU can show: agreement of the two backends, every kernel for compute-sanitizer, the cubin cache."""
+
+import numpy as np
+import pytest
+from conftest import files_under, make_backend, same_bits
+from test_pipeline import Kept
+from test_results import result_path
+
+from awq_pycuda.config import MatmulKernel, StatsKernel
+from awq_pycuda.verify import code_errors, relative_error
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.mark.parametrize("n", [1, 7, 130, 1000, 1025])
+@pytest.mark.parametrize("inputs", ["synthetic", "outliers"])
+def test_the_backends_agree(compose, tmp_path, n, inputs, worst):
+    config = compose(f"n={n}", "tokens=77", "layers=2", f"inputs={inputs}", "timing=once", "save=full")
+    cuda, cpu = Kept("cuda", config), Kept("cpu", config)
+    assert same_bits(cuda.x[0], cpu.x[0])
+    for w, v in zip(cuda.w, cpu.w, strict=True):
+        assert same_bits(w, v)
+    # From layer 1 on the activations of the two chains differ by rounding, and where relu leaves little of a channel
+    # by much more; so both get the same activations for every layer before their stages are compared.
+    path = tmp_path / "layers.npz"
+    layers = {f"{i:03d}.weight": w for i, w in enumerate(cuda.w)}
+    np.savez(path, **layers, **{f"{i:03d}.activations": x for i, x in enumerate(cuda.x)})
+    config = compose("inputs=file", f"inputs.path={path}", "timing=once", "save=full")
+    cuda, cpu = Kept("cuda", config), Kept("cpu", config)
+    for a, b, w in zip(cuda.layers, cpu.layers, cuda.w, strict=True):
+        worst("backends abs_mean", relative_error(a.abs_mean, b.abs_mean), 1e-5)
+        worst("backends sq_mean", relative_error(a.sq_mean, b.sq_mean), 1e-5)
+        worst("backends s", relative_error(a.search.s, b.search.s), 1e-5)
+        worst("backends scale_b", relative_error(a.scale_b, b.scale_b), 1e-5)
+        assert code_errors(b.wq, w, a.search.s, a.scale_b) == (0, 0)
+        assert a.metrics["output_sqnr_db"] == pytest.approx(b.metrics["output_sqnr_db"], abs=0.01)
+
+
+@pytest.mark.parametrize("matmul", list(MatmulKernel))
+@pytest.mark.parametrize("stats", list(StatsKernel))
+def test_sanitize_every_kernel(compose, matmul, stats):
+    """A small ragged run of every kernel; `make sanitize` puts it under compute-sanitizer's four tools."""
+    for tile, group in ((7, "null"), (16, "13"), (32, "null")):
+        overrides = ("n=78", "tokens=45", "layers=2", "search=output", "inputs=outliers", f"quant.group_size={group}")
+        config = compose(*overrides, f"tile={tile}", f"matmul={matmul.name}", f"stats={stats.name}", "timing=once")
+        kept = Kept("cuda", config)
+        assert all(np.isfinite(y).all() for y in kept.y)
+
+
+def test_sanitize_vector_paths(compose):
+    """Sizes divisible by 4 take the 16-byte paths of quantize_awq and relu."""
+    kept = Kept("cuda", compose("n=64", "layers=1", "timing=once"))
+    assert np.isfinite(kept.y[0]).all()
+
+
+def test_a_launcher_refuses_what_its_kernel_would_misread():
+    with make_backend("cuda") as backend:
+        x, wq = backend.empty((4, 5)), backend.empty((3, 6), np.int8)
+        with pytest.raises(ValueError, match="wq is int8"):
+            backend.dequantize_tiled(x, wq, backend.empty((5,)), backend.empty((3,)), backend.empty((4, 3)))
+        with pytest.raises(ValueError, match="x is int8"):
+            backend.accum_stats(backend.empty((4, 5), np.int8), backend.empty((5,)), backend.empty((5,)))
+
+
+def test_the_cubin_cache_is_used_and_whole(compose, monkeypatch, tmp_path):
+    from awq_pycuda.gpu import jit
+    from awq_pycuda.gpu.device import open_gpu
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    gpu = open_gpu()
+    source = jit.Source("relu.cu")
+    with gpu.current():
+        gpu.modules.pop(source, None)
+        jit.load(gpu, [source])
+        (cached,) = files_under(tmp_path / "awq_pycuda")
+        assert cached.startswith("relu-")
+        gpu.modules.pop(source)
+        monkeypatch.setattr(jit, "compile", lambda *a, **k: pytest.fail("compiled again"))
+        jit.load(gpu, [source])
+
+
+def test_a_run_on_the_gpu_stores_events(cli):
+    import h5py
+
+    code, out, err = cli("n=64", "layers=2", "backend=auto", "verify=true")
+    assert code == 0, err
+    assert out.startswith("backend cuda (auto: a driver and a device are there)")
+    with h5py.File(result_path(out)) as file:
+        assert file.attrs["backend"] == "cuda"
+        assert np.isfinite(file["timings/gpu_ms"][:]).all()
+        assert (file["timings/pipeline_ms"][:] > 0).all()
+
+
+def test_a_sweep_shares_one_context(cli, tmp_path):
+    code, _, err = cli("-m", "n=32,48", "tile=8,16", "layers=1", "backend=cuda")
+    assert code == 0, err
+    assert len(list(tmp_path.rglob("results.h5"))) == 4
+
+
+def test_more_than_the_card_holds_is_refused(cli, tmp_path):
+    code, _, err = cli("n=99999999", "backend=cuda")
+    assert code == 2
+    assert "80% of the" in err
+    assert files_under(tmp_path / "work") == []

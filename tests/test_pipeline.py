@@ -1,0 +1,199 @@
+"""The whole pipeline on every backend: what must hold of its results, whatever the shapes and values."""
+
+import numpy as np
+import pytest
+from conftest import BACKENDS, make_backend, same_bits
+
+from awq_pycuda import verify
+from awq_pycuda.config import Config
+from awq_pycuda.inputs import plan_layers
+from awq_pycuda.pipeline import STAGES, Pipeline
+
+QUICK = ("timing=once", "save=full")
+
+
+class Kept:
+    """A finished run and copies of every array that it touched."""
+
+    def __init__(self, name: str, config: Config) -> None:
+        options = {"tile": config.tile, "stats": config.stats, "matmul": config.matmul.kernel}
+        with make_backend(name, **options) as backend:
+            pipeline = Pipeline(backend, plan_layers(config), config)
+            pipeline.run()
+            self.layers, self.timings = pipeline.layers, pipeline.timings
+            self.x = [backend.read(arrays.x).copy() for arrays in pipeline._arrays]
+            self.w = [backend.read(arrays.w).copy() for arrays in pipeline._arrays]
+            self.y = [backend.read(arrays.y).copy() for arrays in pipeline._arrays]
+
+
+@pytest.fixture(params=BACKENDS)
+def run(request, compose):
+    return lambda *overrides: Kept(request.param, compose(*QUICK, *overrides))
+
+
+RAGGED = [
+    ("n=1",),
+    ("n=7",),
+    ("n=1000", "layers=2"),
+    ("n=1025", "layers=2", "tokens=65"),
+    ("tokens=77", "n=130"),
+    ("tokens=1", "n=33"),
+    ("n=48", "quant.group_size=12"),
+    ("n=48", "quant.group_size=1"),
+    ("n=64", "search=output", "inputs=outliers"),
+    ("n=64", "search.normalization=sqrt_max_min", "inputs=outliers"),
+    ("n=64", "layers=12", "inputs.weight_scale=he"),
+    ("n=96", "inputs=outliers", "inputs.channels=0.05", "gammas=[0.3,0.6]"),
+    ("n=65", "stats=atomic"),
+]
+
+
+@pytest.mark.parametrize("overrides", RAGGED, ids=" ".join)
+@pytest.mark.parametrize("tile", [4, 8, 16, 32])
+def test_every_stage_agrees_with_the_oracle(run, overrides, tile, worst):
+    kept = run("verify=true", f"tile={tile}", *overrides)  # raises beyond the oracle's tolerance
+    for layer in kept.layers:
+        assert set(layer.verify) | {"error_curve"} == set(verify.TOLERANCES)
+        for stage, error in layer.verify.items():
+            worst(f"pipeline {stage}", error, verify.TOLERANCES[stage])
+        assert layer.search.error_chosen <= layer.search.error_rtn
+        assert not any(np.isnan(value) for value in layer.metrics.values())
+
+
+@pytest.mark.parametrize("matmul", ["tiled", "blocked"])
+def test_gamma_0_is_rtn_bit_for_bit(run, matmul):
+    kept = run("n=100", "gamma_grid=rtn", f"matmul={matmul}")
+    for layer, w in zip(kept.layers, kept.w, strict=True):
+        step = np.abs(w).max(axis=1) / np.float32(127)
+        assert layer.search.gamma.tolist() == [0]
+        assert layer.search.s.tolist() == [1] * 100
+        assert same_bits(layer.scale_b, step)
+        assert np.array_equal(layer.wq, np.rint(w / step[:, None]))
+        assert layer.metrics["output_mse"] == layer.metrics["rtn_output_mse"]
+        assert layer.metrics["output_sqnr_db"] == layer.metrics["rtn_output_sqnr_db"]
+
+
+def test_gamma_changes_the_codes(run):
+    # A grid always holds 0; with salient channels another gamma wins, and its codes are not RTN's.
+    rtn = run("n=256", "layers=1", "inputs=outliers", "gamma_grid=rtn").layers[0]
+    awq = run("n=256", "layers=1", "inputs=outliers", "gammas=[0.2]").layers[0]
+    assert awq.search.gamma_chosen == 0.2
+    assert np.count_nonzero(awq.wq != rtn.wq) > awq.wq.size / 10
+    assert awq.metrics["output_mse"] < awq.metrics["rtn_output_mse"]
+    assert awq.metrics["rtn_output_mse"] == rtn.metrics["output_mse"]
+
+
+def test_two_runs_are_bit_identical(run):
+    first, second = (run("n=130", "tokens=77", "inputs=outliers", "gamma_grid=awq20") for _ in range(2))
+    for a, b, y, z in zip(first.layers, second.layers, first.y, second.y, strict=True):
+        assert same_bits(y, z)
+        assert same_bits(a.wq, b.wq)
+        assert same_bits(a.abs_mean, b.abs_mean)
+        assert same_bits(a.sq_mean, b.sq_mean)
+        assert same_bits(a.search.error, b.search.error)
+        assert same_bits(a.scale_b, b.scale_b)
+        assert a.metrics == b.metrics
+
+
+def test_a_seed_changes_everything_and_0_is_a_seed(run):
+    drawn = [run("n=16", "layers=1", f"seed={seed}").w[0].tobytes() for seed in (0, 1, 2**64 - 1)]
+    assert len(set(drawn)) == 3
+
+
+def test_layers_chain_through_relu(run):
+    kept = run("n=40", "layers=3")
+    for y, x in zip(kept.y, kept.x[1:], strict=False):
+        assert np.array_equal(x, np.maximum(y, 0))
+
+
+def test_timings_have_every_sample(run):
+    kept = run("n=32", "layers=2", "timing.warmup=1", "timing.repeats=4")
+    timings = kept.timings
+    assert timings.gpu_ms.shape == timings.host_ms.shape == (2, len(STAGES), 4)
+    assert timings.pipeline_ms.shape == (4,)
+    assert (timings.host_ms >= 0).all()
+    assert (timings.pipeline_ms > 0).all()
+    assert timings.cold_ms > 0
+    samples = timings.gpu_ms if np.isfinite(timings.gpu_ms).all() else timings.host_ms
+    # The stages lie end to end inside the pass, so that their sum is the pass.
+    np.testing.assert_allclose(samples.sum(axis=(0, 1)), timings.pipeline_ms, rtol=0.05, atol=0.3)
+
+
+# --- inputs=file --------------------------------------------------------------------------------------------------
+
+
+def layer_file(folder, **tensors):
+    path = folder / "layers.npz"
+    np.savez(path, **{name.replace("__", "."): np.asarray(values, np.float32) for name, values in tensors.items()})
+    return ("inputs=file", f"inputs.path={path}")
+
+
+def random(*shape, seed=5):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def test_rectangular_layers_with_bias_and_activations_of_their_own(run, tmp_path):
+    tensors = {
+        "000__weight": random(50, 30),
+        "000__activations": random(21, 30),
+        "000__bias": random(50),
+        "001__weight": random(17, 50, seed=6),
+        "002__weight": random(90, 64, seed=7),
+        "002__activations": random(9, 64, seed=8),
+    }
+    source = layer_file(tmp_path, **tensors)
+    before = (tmp_path / "layers.npz").read_bytes()
+    kept = run("verify=true", *source)
+    assert same_bits(kept.x[0], tensors["000__activations"])
+    for w, name in zip(kept.w, ("000__weight", "001__weight", "002__weight"), strict=True):
+        assert same_bits(w, tensors[name])
+    assert np.array_equal(kept.x[1], np.maximum(kept.y[0] + tensors["000__bias"], 0))
+    assert same_bits(kept.x[2], tensors["002__activations"])
+    assert (tmp_path / "layers.npz").read_bytes() == before
+    # A layer with activations of its own starts the chain anew.
+    for index, propagates in ((0, False), (1, True), (2, False)):
+        metrics = kept.layers[index].metrics
+        assert (metrics["propagated_output_mse"] != metrics["output_mse"]) == propagates
+
+
+def test_layers_and_tokens_select_the_first(run, tmp_path):
+    weights = {f"{i:03d}__weight": random(8, 8, seed=i) for i in range(4)}
+    kept = run(*layer_file(tmp_path, **{"000__activations": random(10, 8)}, **weights), "layers=2", "tokens=3")
+    assert len(kept.layers) == 2
+    assert kept.x[0].shape == (3, 8)
+
+
+SPECIAL = {
+    "zero row": lambda w, x: w.__setitem__(3, 0),
+    "zero channel of the weights": lambda w, x: w.__setitem__((slice(None), 4), 0),
+    "zero channel of the activations": lambda w, x: x.__setitem__((slice(None), 4), 0),
+    "constant rows": lambda w, x: w.__setitem__(slice(0, 3), 0.5),
+    "one huge weight": lambda w, x: w.__setitem__((2, 2), 1e30),
+    "one huge activation": lambda w, x: x.__setitem__((2, 2), 1e15),
+    "denormal weights": lambda w, x: w.__setitem__(slice(None), w * np.float32(1e-40)),
+    "denormal activations": lambda w, x: x.__setitem__(slice(None), x * np.float32(1e-40)),
+    "all zero": lambda w, x: (w.__setitem__(slice(None), 0), x.__setitem__(slice(None), 0)),
+}
+
+
+@pytest.mark.parametrize("case", SPECIAL)
+def test_special_values(run, tmp_path, case):
+    w, x = random(24, 40), random(30, 40, seed=9)
+    SPECIAL[case](w, x)
+    kept = run(*layer_file(tmp_path, **{"000__weight": w, "000__activations": x}))
+    (layer,) = kept.layers
+    assert np.isfinite(kept.y[0]).all()
+    assert np.isfinite(layer.search.error[layer.search.gamma == 0]).all()
+    assert layer.search.error_chosen <= layer.search.error_rtn
+    assert verify.code_errors(layer.wq, w, layer.search.s, layer.scale_b) == (0, 0)
+    dequantized = layer.wq.astype(np.float64) / layer.search.s * layer.scale_b[:, None]
+    exact = x.astype(np.float64) @ dequantized.T
+    assert verify.frobenius_error(kept.y[0], exact) <= (1e-5 if "denormal" not in case else 1e-2)
+    if case == "zero row":
+        assert layer.scale_b[3] == 1
+        assert not kept.y[0][:, 3].any()
+
+
+def test_overflow_in_a_deep_chain_is_named(run):
+    with pytest.raises(FloatingPointError, match=r"layer \d+ \(0\d\d\): the activations of input channel \d+ overflow"):
+        run("n=256", "tokens=4", "layers=32", "inputs.weight_scale=unit")

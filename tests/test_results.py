@@ -1,0 +1,215 @@
+"""results.h5: the layout, other readers, and that no reader ever sees half a file."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import h5py
+import numpy as np
+import pytest
+import xarray as xr
+from omegaconf import OmegaConf
+
+from awq_pycuda import pipeline as pipeline_module
+from awq_pycuda import results
+from awq_pycuda.backends.cpu import CpuBackend
+from awq_pycuda.pipeline import STAGES
+
+
+def result_path(out: str) -> str:
+    (line,) = [line for line in out.splitlines() if line.startswith("results ")]
+    return line.removeprefix("results ")
+
+
+@pytest.fixture
+def result(cli):
+    code, out, err = cli("n=24", "tokens=10", "layers=2", "save=full", "verify=true", "backend=cpu", "gammas=[0.5,1]")
+    assert code == 0, err
+    return result_path(out)
+
+
+def test_root_attributes(result):
+    with h5py.File(result) as file:
+        attrs = dict(file.attrs)
+    assert attrs["schema"] == "awq_pycuda"
+    assert attrs["schema_version"] == 1
+    assert attrs["status"] == "complete"
+    assert "error" not in attrs
+    assert attrs["created"].endswith("+00:00")
+    config = OmegaConf.create(attrs["config"])
+    assert (config.n, config.tokens, config.layers, config.inputs.kind) == (24, 10, 2, "synthetic")
+    assert "${" not in attrs["config"]
+    assert json.loads(attrs["overrides"])[0] == "n=24"
+    assert len(attrs["config_hash"]) == len(attrs["kernels_sha256"]) == 64
+    assert attrs["backend"] == "cpu"
+    assert json.loads(attrs["device"])["threads"] >= 1
+    assert {"python", "numpy", "h5py", "hydra-core"} <= set(json.loads(attrs["versions"]))
+    assert attrs["git_dirty"] in (True, False)
+
+
+EXPECTED = {
+    "stats/abs_mean": ("f4", (24,), ["in_features"]),
+    "stats/sq_mean": ("f4", (24,), ["in_features"]),
+    "search/gamma": ("f8", (3,), ["gamma"]),
+    "search/error": ("f8", (3,), ["gamma"]),
+    "scales/s": ("f4", (24,), ["in_features"]),
+    "scales/scale_b": ("f4", (24,), ["out_features"]),
+    "weights/Wq": ("i1", (24, 24), ["out_features", "in_features"]),
+}
+TIMINGS = {
+    "gpu_ms": ((2, len(STAGES), 3), ["layer", "stage", "repeat"]),
+    "host_ms": ((2, len(STAGES), 3), ["layer", "stage", "repeat"]),
+    "pipeline_ms": ((3,), ["repeat"]),
+    "cold_ms": ((), []),
+}
+
+
+def test_datasets_have_the_contract_s_types_shapes_and_dimensions(result):
+    with h5py.File(result) as file:
+        assert list(file["layers"]) == ["000", "001"]
+        for layer in file["layers"].values():
+            for name, (dtype, shape, dimensions) in EXPECTED.items():
+                dataset = layer[name]
+                assert (dataset.dtype, dataset.shape) == (np.dtype(dtype), shape), name
+                names = (
+                    [name.split("/")[1]] if dataset.is_scale else [dim[0].name.split("/")[-1] for dim in dataset.dims]
+                )
+                assert names == dimensions
+            assert {"gamma_chosen", "error_chosen", "error_rtn", "objective"} == set(layer["search"].attrs)
+            assert set(layer["metrics"].attrs) == {
+                "output_mse",
+                "output_sqnr_db",
+                "rtn_output_mse",
+                "rtn_output_sqnr_db",
+                "weight_mse",
+                "saturated_fraction",
+                "propagated_output_mse",
+            }
+            assert layer["search/gamma"][0] == 0
+        for name, (shape, dimensions) in TIMINGS.items():
+            dataset = file["timings"][name]
+            assert (dataset.dtype, dataset.shape) == (np.dtype("f8"), shape)
+            assert [dim[0].name.split("/")[-1] for dim in dataset.dims] == dimensions
+        assert file["timings/stage"].asstr()[:].tolist() == list(STAGES)
+        assert np.isnan(file["timings/gpu_ms"][:]).all()
+        missing = []
+        file.visititems(
+            lambda name, node: (
+                missing.append(name)
+                if isinstance(node, h5py.Dataset) and not {"units", "description"} <= set(node.attrs)
+                else None
+            )
+        )
+        assert missing == []
+
+
+def test_xarray_reads_it_without_this_package(result):
+    with xr.open_datatree(result, engine="h5netcdf") as tree:
+        assert tree.attrs["status"] == "complete"
+        stats = tree["layers/000/stats"]
+        assert stats["abs_mean"].dims == ("in_features",)
+        assert tree["timings"]["gpu_ms"].dims == ("layer", "stage", "repeat")
+        assert tree["timings"]["host_ms"].sel(stage="compute_s").shape == (2, 3)
+        assert not any("phony" in str(dim) for node in tree.subtree for dim in node.dims)
+
+
+def test_grouped_steps_have_a_group_dimension(cli):
+    code, out, _ = cli("n=24", "layers=1", "quant.group_size=8", "backend=cpu")
+    assert code == 0
+    with xr.open_datatree(result_path(out), engine="h5netcdf") as tree:
+        assert tree["layers/000/scales"]["scale_b"].dims == ("out_features", "group")
+        assert tree["layers/000/scales"]["scale_b"].shape == (24, 3)
+        assert "weights" not in tree["layers/000"].children
+
+
+@pytest.mark.parametrize("fails_in_pass", [0, 2])
+def test_a_failure_in_layer_2_leaves_layers_0_and_1(cli, monkeypatch, tmp_path, fails_in_pass):
+    calls = iter(range(1_000))
+    quantize = CpuBackend.quantize_awq
+
+    def failing(self, *arguments):
+        if next(calls) == 4 * fails_in_pass + 2:
+            raise RuntimeError("planted in layer 2")
+        quantize(self, *arguments)
+
+    monkeypatch.setattr(CpuBackend, "quantize_awq", failing)
+    code, _, err = cli("n=16", "layers=4", "backend=cpu", "timing.warmup=0")
+    assert code == 1
+    assert err.startswith("failed: RuntimeError: planted in layer 2")
+    assert "Traceback" not in err
+    (path,) = tmp_path.rglob("results.h5")
+    with xr.open_datatree(path, engine="h5netcdf") as tree:
+        assert tree.attrs["status"] == "failed"
+        assert tree.attrs["error"] == "RuntimeError: planted in layer 2"
+        # A later pass fails with every layer's results of the first pass at hand.
+        assert list(tree["layers"].children) == (["000", "001"] if fails_in_pass == 0 else ["000", "001", "002", "003"])
+        assert tree["layers/001/metrics"].attrs["output_sqnr_db"] > 20
+        assert tree["layers/001/search"].attrs["objective"] == "diag"
+        assert tree["timings"]["gpu_ms"].shape == (4, len(STAGES), max(0, fails_in_pass - 1))
+
+
+def test_a_verification_failure_is_a_failed_run_with_its_errors(cli, monkeypatch, tmp_path):
+    monkeypatch.setitem(pipeline_module.check_layer.__globals__["TOLERANCES"], "output", 1e-12)
+    code, _, err = cli("n=16", "layers=1", "backend=cpu", "verify=true")
+    assert code == 1
+    assert "layer 000 is beyond the oracle's tolerance: output" in err
+    (path,) = tmp_path.rglob("results.h5")
+    with h5py.File(path) as file:
+        assert file.attrs["status"] == "failed"
+        assert 1e-12 < file["layers/000/verify"].attrs["output"] < 1e-5
+
+
+def test_an_interrupt_is_stored_too(cli, monkeypatch, tmp_path):
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(CpuBackend, "relu", interrupt)
+    assert cli("n=16", "layers=2", "backend=cpu")[0] == 130
+    (path,) = tmp_path.rglob("results.h5")
+    with h5py.File(path) as file:
+        assert file.attrs["status"] == "failed"
+
+
+def test_a_failed_write_leaves_nothing(monkeypatch, tmp_path, cli):
+    def no_space(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(results, "_write_timings", no_space)
+    code, _, err = cli("n=8", "layers=1", "backend=cpu")
+    assert code == 1
+    assert "No space left on device" in err
+    assert not list(tmp_path.rglob("*results*"))
+
+
+@pytest.mark.parametrize("delay", [0.9, 1.1, 1.3, 1.5, 1.8])
+def test_kill_9_leaves_no_file_under_the_final_name_or_a_whole_one(tmp_path, delay):
+    command = [sys.executable, "-m", "awq_pycuda.run", "n=256", "timing.repeats=20", "backend=cpu", "save=full"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": os.getcwd()}, stdout=subprocess.DEVNULL
+    )
+    time.sleep(delay)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    for path in tmp_path.rglob("results.h5"):
+        with h5py.File(path) as file:
+            assert file.attrs["status"] == "complete"
+
+
+def test_killed_while_writing_leaves_no_file_under_the_final_name(tmp_path):
+    """The moment that matters, hit every time: the process dies when all is written but not yet renamed."""
+    script = (
+        "import os, signal, sys\n"
+        "from awq_pycuda import results, run\n"
+        "results.os.fsync = lambda handle: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "sys.argv = ['run', 'n=16', 'layers=1', 'backend=cpu']\n"
+        "run.main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=os.environ | {"PYTHONPATH": os.getcwd()}, check=False
+    )
+    assert done.returncode == -signal.SIGKILL
+    assert list(tmp_path.rglob(".results.h5.*.tmp"))
+    assert not list(tmp_path.rglob("results.h5"))

@@ -1,0 +1,177 @@
+"""The command: what it prints, where it writes, and how it refuses."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from conftest import files_under
+from test_results import result_path
+
+SMALL = ("n=24", "layers=2", "backend=cpu")
+
+
+def test_a_run_prints_its_summary_and_path(cli, tmp_path):
+    code, out, err = cli(*SMALL, "inputs=outliers")
+    assert (code, err) == (0, "")
+    assert "backend cpu (as asked)" in out
+    for heading in ("gamma", "RTN dB", "AWQ dB", "error removed", "accum_stats", "dequantizeTiled"):
+        assert heading in out
+    assert "\x1b" not in out
+    path = Path(result_path(out))
+    assert path.is_file()
+    assert path.parent.parent.parent == tmp_path / "work" / "outputs"
+
+
+def test_auto_says_which_backend_and_why(cli, monkeypatch):
+    monkeypatch.setattr("awq_pycuda.backends.choose.why_no_cuda", lambda: "no driver, says the test")
+    code, out, _ = cli("n=8", "layers=1")
+    assert code == 0
+    assert out.splitlines()[0] == "backend cpu (auto: no driver, says the test)"
+
+
+def test_cuda_without_a_gpu_is_a_clear_error(cli, monkeypatch, tmp_path):
+    monkeypatch.setattr("awq_pycuda.backends.choose.why_no_cuda", lambda: "no driver, says the test")
+    code, out, err = cli("backend=cuda")
+    assert (code, out) == (2, "")
+    assert err == "error: backend=cuda: no driver, says the test; allowed here: auto, cpu\n"
+    assert files_under(tmp_path / "work") == []
+
+
+def test_a_sweep_leaves_one_file_per_job(cli, tmp_path):
+    code, _, err = cli("-m", *SMALL, "tile=8,16", "n=8,12", "gamma_grid=day58")
+    assert code == 0, err
+    found = sorted(tmp_path.rglob("results.h5"))
+    assert len(found) == 4
+    configs = set()
+    for path in found:
+        with h5py.File(path) as file:
+            configs.add(file.attrs["config_hash"])
+    assert len(configs) == 4
+
+
+def test_config_hash_is_of_the_resolved_config(cli):
+    hashes = []
+    for overrides in (("gammas=[0,0.25,0.5,0.75,1]",), ("gamma_grid=day58", "tokens=24"), ("seed=1",)):
+        with h5py.File(result_path(cli(*SMALL, *overrides)[1])) as file:
+            hashes.append(file.attrs["config_hash"])
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+REFUSED = [
+    *(f"tile={value}" for value in ("0", "33", "-4", "abc", "1.5", "null")),
+    *(f"n={value}" for value in ("0", "-1", "abc", "99999999", "")),
+    *(f"layers={value}" for value in ("0", "-2", "abc", "null")),
+    *(f"tokens={value}" for value in ("0", "abc", "null")),
+    *(f"gammas={value}" for value in ("[]", "[nan]", "[-1]", "[inf]", "[a]", "3", "[0,", "[0,null]")),
+    *(f"seed={value}" for value in ("-1", str(2**64), "abc")),
+    *(f"{key}=1" for key in ("foo", "+foo", "timing.foo", "+timing.foo", "inputs.path")),
+    *("gamma_grid=nope", "inputs=nope", "matmul=nope", "backend=gpu", "stats=fast", "save=all", "verify=maybe"),
+    *("timing.repeats=0", "timing.warmup=-1", "threads=0", "search.objective=best", "search.normalization=max"),
+    *("quant.group_size=0", "quant.group_size=100", "quant=null", "~tile", "inputs.kind=file", "tile=8,16"),
+    *("inputs=file", "hydra.run.dir=/proc/nowhere", "hydra.run.dir=/dev/null/x"),
+]
+
+
+@pytest.mark.parametrize("override", REFUSED)
+def test_bad_input_is_one_line_and_writes_nothing(cli, tmp_path, override):
+    code, out, err = cli(override)
+    assert code == 2, err
+    assert out == ""
+    (line,) = err.splitlines()
+    assert line.startswith("error: ")
+    assert "allowed" in line
+    key = override.lstrip("+~").split("=")[0]
+    assert ("inputs.path" if override == "inputs=file" else key) in line or override.startswith(
+        ("gammas=[0,", "quant=null")
+    )
+    assert files_under(tmp_path / "work") == []
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [("inputs.channels=0",), ("inputs.channels=1.5",), ("inputs.factor_min=0",), ("inputs.factor_min=200",)],
+)
+def test_bad_outliers(cli, overrides):
+    code, _, err = cli("inputs=outliers", *overrides)
+    assert code == 2
+    assert overrides[0] in err
+
+
+@pytest.mark.parametrize("sweep", [("tile=8,33",), ("tile=8,abc",), ("n=8,12", "gamma_grid=day58,nope")])
+def test_one_bad_value_stops_a_sweep_before_it_starts(cli, tmp_path, sweep):
+    code, _, err = cli("-m", *SMALL, *sweep)
+    assert code == 2
+    assert len(err.splitlines()) == 1
+    assert files_under(tmp_path / "work") == []
+
+
+@pytest.mark.parametrize("content", [b"", b"not a layer file", b"\x89HDF\r\n\x1a\n truncated"])
+def test_damaged_layer_files(cli, tmp_path, content):
+    path = tmp_path / "bad.h5"
+    path.write_bytes(content)
+    code, _, err = cli("inputs=file", f"inputs.path={path}")
+    assert code == 2
+    assert err.startswith(f"error: inputs.path={path}: ")
+    assert len(err.splitlines()) == 1
+    assert files_under(tmp_path / "work") == []
+
+
+@pytest.mark.parametrize(
+    ("tensor", "value", "named"),
+    [("weight", np.nan, "weight[2, 3]"), ("activations", np.inf, "activations[2, 3]"), ("bias", -np.inf, "bias[2]")],
+)
+def test_nan_and_inf_are_refused_with_layer_tensor_and_index(cli, tmp_path, tensor, value, named):
+    tensors = {"weight": np.ones((5, 4), "f4"), "activations": np.ones((6, 4), "f4"), "bias": np.ones(5, "f4")}
+    tensors[tensor][(2, 3) if tensors[tensor].ndim == 2 else 2] = value
+    path = tmp_path / "layers.npz"
+    np.savez(path, **{f"000.{name}": data for name, data in tensors.items()})
+    code, _, err = cli("inputs=file", f"inputs.path={path}")
+    assert code == 2
+    assert "layer 0" in err
+    assert named in err
+
+
+def test_layers_that_do_not_chain_are_refused(cli, tmp_path):
+    path = tmp_path / "layers.npz"
+    np.savez(path, **{"000.weight": np.ones((5, 4), "f4"), "001.weight": np.ones((3, 6), "f4")})
+    code, _, err = cli("inputs=file", f"inputs.path={path}")
+    assert code == 2
+    assert "in_features" in err
+
+
+def test_help_and_cfg_are_readable(cli, tmp_path):
+    code, out, _ = cli("--help")
+    assert code in (0, None)
+    for word in ("tile=32 layers=6", "gamma_grid: awq20, day58, fine, rtn", "timing:", "repeats: 3", "--cfg job"):
+        assert word in out
+    code, out, _ = cli("--cfg", "job")
+    assert code in (0, None)
+    assert "tile: 16" in out
+    assert "hydra" not in out
+    assert files_under(tmp_path / "work") == []
+
+
+def test_the_command_works_from_any_folder_as_a_process(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "awq_pycuda.run", *SMALL],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": os.getcwd()},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert Path(result_path(done.stdout)).is_file()
+    bad = subprocess.run(
+        [sys.executable, "-m", "awq_pycuda.run", "tile=abc"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": os.getcwd()},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (bad.returncode, bad.stderr) == (2, "error: tile=abc: allowed: a whole number from 1 to 32\n")

@@ -1,0 +1,152 @@
+"""The scale search against a direct float64 transcription of its definition."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from awq_pycuda.config import Normalization
+from awq_pycuda.scale_b import compute_scale_b
+from awq_pycuda.search import candidate_scales, compute_s, diag_errors, with_rtn
+
+RNG = np.random.default_rng(7)
+
+
+def layer(rows, channels, tokens=50, outliers=0):
+    w = RNG.uniform(-1, 1, (rows, channels)).astype(np.float32)
+    x = RNG.uniform(-1, 1, (tokens, channels)).astype(np.float32)
+    x[:, :outliers] *= 50
+    return w, np.abs(x).mean(axis=0), np.square(x).mean(axis=0)
+
+
+def definition(w, s, sq_mean, group_size):
+    """E(γ) as the design writes it, element by element in float64."""
+    w, s, sq_mean = w.astype(np.float64), s.astype(np.float64), sq_mean.astype(np.float64)
+    total = 0.0
+    for n in range(w.shape[0]):
+        for start in range(0, w.shape[1], group_size):
+            part = slice(start, start + group_size)
+            scaled = w[n, part] * s[part]
+            step = np.abs(scaled).max() / 127 or 1.0
+            codes = np.clip(np.rint(scaled / step), -127, 127)
+            total += np.sum(sq_mean[part] / s[part] ** 2 * (codes * step - scaled) ** 2)
+    return total
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("rows", "channels", "group_size"), [(1, 1, None), (7, 7, 7), (33, 130, 13), (300, 64, None)])
+def test_diag_error_is_its_definition(rows, channels, group_size, dtype):
+    w, abs_mean, sq_mean = layer(rows, channels)
+    w, sq_mean = w.astype(dtype), sq_mean.astype(dtype)
+    scales = candidate_scales(abs_mean.astype(dtype), np.array([0, 0.5, 1]), Normalization.mean)
+    expected = [definition(w, s, sq_mean, group_size or channels) for s in scales]
+    np.testing.assert_allclose(diag_errors(w, scales, sq_mean, group_size), expected, rtol=2e-4, atol=1e-12)
+
+
+def test_threads_do_not_change_a_bit():
+    w, abs_mean, sq_mean = layer(2000, 600)
+    scales = candidate_scales(abs_mean, np.array([0, 0.5]), Normalization.mean)
+    assert diag_errors(w, scales, sq_mean, threads=1).tobytes() == diag_errors(w, scales, sq_mean, threads=7).tobytes()
+
+
+def test_gamma_0_is_exactly_1():
+    for normalization in Normalization:
+        scales = candidate_scales(np.array([1e-9, 0.3, 1e9], np.float32), np.array([0.0]), normalization)
+        assert scales.tolist() == [[1, 1, 1]]
+
+
+def test_normalizations_against_their_formulas():
+    abs_mean = np.array([0.1, 0.5, 1, 2, 40])
+    powers = abs_mean**0.5
+    by_mean = candidate_scales(abs_mean, np.array([0.5]), Normalization.mean)[0]
+    np.testing.assert_allclose(by_mean, np.clip(powers / powers.mean(), 1 / 8, 8), rtol=1e-12)
+    reference = candidate_scales(abs_mean, np.array([0.5]), Normalization.sqrt_max_min)[0]
+    np.testing.assert_allclose(reference, powers / np.sqrt(powers.max() * powers.min()), rtol=1e-12)
+
+
+def test_mean_normalization_clamps():
+    scales = candidate_scales(np.array([1e-8, 1, 1, 1, 1e4]), np.array([1.0]), Normalization.mean)[0]
+    assert scales.min() == 1 / 8
+    assert scales.max() <= 8
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.floats(0, 2.0**59, width=32), min_size=1, max_size=9),
+    st.floats(0, 1e6),
+    st.sampled_from(list(Normalization)),
+)
+def test_scales_are_finite_and_positive_for_any_statistics_and_gamma(abs_mean, gamma, normalization):
+    scales = candidate_scales(np.array(abs_mean, np.float32), np.array([gamma]), normalization)
+    assert np.isfinite(scales).all()
+    assert (scales > 0).all()
+    assert np.isfinite(1 / scales).all()
+
+
+@pytest.mark.parametrize(
+    ("gammas", "expected"), [([0.5, 1], [0, 0.5, 1]), ([0, 1], [0, 1]), ([1, 0.5, 0], [1, 0.5, 0]), ([0.2], [0, 0.2])]
+)
+def test_rtn_is_always_in_the_race(gammas, expected):
+    assert with_rtn(gammas).tolist() == expected
+
+
+def search(errors, gammas):
+    ones = np.ones(3, np.float32)
+    return compute_s(ones, ones, gammas, Normalization.mean, lambda scales: np.array(errors, float))
+
+
+def test_lowest_error_wins_and_ties_go_to_the_smaller_gamma():
+    result = search([3, 1, 1, 2], [0, 0.75, 0.25, 1])
+    assert result.gamma_chosen == 0.25
+    assert (result.error_chosen, result.error_rtn) == (1, 3)
+    assert search([2, 2, 2], [0.5, 0, 1]).gamma_chosen == 0
+
+
+def test_a_candidate_that_overflows_never_wins():
+    w, _, sq_mean = layer(4, 6)
+    w[0, 0] = 3e38
+    scales = np.stack([np.ones(6), np.full(6, 8)]).astype(np.float32)
+    errors = diag_errors(w, scales, sq_mean)
+    assert np.isfinite(errors[0])
+    assert errors[1] == np.inf
+    assert search(errors, [0, 1]).gamma_chosen == 0
+
+
+def test_the_chosen_error_never_exceeds_rtn():
+    for outliers in (0, 3):
+        w, abs_mean, sq_mean = layer(40, 64, outliers=outliers)
+        result = compute_s(
+            abs_mean,
+            sq_mean,
+            [0.25, 0.5, 2],
+            Normalization.mean,
+            lambda scales: diag_errors(w, scales, sq_mean),  # noqa: B023
+        )
+        assert result.error_chosen <= result.error_rtn
+    assert result.gamma_chosen > 0  # with salient channels AWQ pays
+
+
+def test_overflowed_statistics_are_named():
+    with pytest.raises(FloatingPointError, match="input channel 1 overflow"):
+        compute_s(np.ones(2), np.array([1, np.inf]), [0], Normalization.mean, lambda scales: np.zeros(1))
+
+
+@pytest.mark.parametrize("group_size", [None, 1, 3, 6])
+def test_scale_b_is_the_largest_magnitude_over_127(group_size):
+    w, _, _ = layer(5, 6)
+    s = RNG.uniform(0.2, 3, 6).astype(np.float32)
+    groups = np.abs(w * s).reshape(5, -1, group_size or 6)
+    expected = groups.max(axis=2) / np.float32(127)
+    scale_b = compute_scale_b(w, s, group_size)
+    assert scale_b.shape == ((5,) if group_size is None else (5, 6 // group_size))
+    assert np.array_equal(scale_b.reshape(expected.shape), expected)
+
+
+def test_scale_b_of_zero_and_denormal_rows():
+    w = np.array([[0, 0], [1e-45, 0], [3e-39, 1e-39]], np.float32)
+    scale_b = compute_scale_b(w, np.ones(2, np.float32))
+    assert scale_b[0] == 1
+    assert (scale_b > 0).all()
+    codes = np.rint(w / scale_b[:, None])
+    assert np.abs(codes).max() <= 127
+    assert np.allclose(codes[2] * scale_b[2], w[2], rtol=0.02)
