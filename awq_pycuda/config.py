@@ -19,6 +19,7 @@ from omegaconf import MISSING
 from awq_pycuda.errors import InputError
 
 MAX_TILE = 32  # a block of tile x tile threads: CUDA allows 1,024 threads
+MAX_LAYERS = 1000  # result and layer files name them 000 to 999
 MAX_SEED = 2**64 - 1  # the Philox key has 64 bits
 
 
@@ -166,7 +167,7 @@ ALLOWED: dict[str, str] = {
     "n": "a whole number, at least 1",
     "tokens": "a whole number, at least 1 (with inputs=file also null: all that the file holds)",
     "tile": f"a whole number from 1 to {MAX_TILE}",
-    "layers": "a whole number, at least 1 (with inputs=file also null: all that the file holds)",
+    "layers": f"a whole number from 1 to {MAX_LAYERS} (with inputs=file also null: all that the file holds)",
     "gammas": "a list of at least one finite number, none below 0, such as [0,0.5,1]",
     "seed": f"a whole number from 0 to {MAX_SEED}",
     "backend": _choices(BackendChoice),
@@ -207,13 +208,13 @@ def check(config: Config) -> None:
             shown = str(value).replace(" ", "") if isinstance(value, list) else value
             raise refuse(key, "null" if shown is None else shown)
 
-    def count_or_all(value: int | None) -> bool:
-        return from_file if value is None else value >= 1
+    def count_or_all(value: int | None, most: float = math.inf) -> bool:
+        return from_file if value is None else 1 <= value <= most
 
     need("n", config.n, lambda n: n >= 1)
     need("tokens", config.tokens, count_or_all)
     need("tile", config.tile, lambda tile: 1 <= tile <= MAX_TILE)
-    need("layers", config.layers, count_or_all)
+    need("layers", config.layers, lambda layers: count_or_all(layers, MAX_LAYERS))
     need("gammas", config.gammas, lambda gammas: gammas and all(math.isfinite(g) and g >= 0 for g in gammas))
     need("seed", config.seed, lambda seed: 0 <= seed <= MAX_SEED)
     need("threads", config.threads, lambda threads: threads is None or threads >= 1)

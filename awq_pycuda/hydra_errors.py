@@ -25,7 +25,8 @@ def explain(error: BaseException, overrides: Sequence[str]) -> str:
         return str(error)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, option = error.missing_cfg_file.rpartition("/")
-        return f"{group}={option}: no such option; allowed: {', '.join(error.options)}"
+        options = [name for name in error.options if not name.endswith("_schema")]
+        return f"{group}={option}: no such option; allowed: {', '.join(options)}"
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     key = re.sub(r"\[.*", "", str(getattr(cause, "full_key", None) or ""))
     if isinstance(cause, (ConfigAttributeError, ConfigKeyError)):

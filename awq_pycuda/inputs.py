@@ -12,7 +12,7 @@ import psutil
 from numpy.typing import NDArray
 
 from awq_pycuda import philox
-from awq_pycuda.config import Config, FileInputs, OutlierInputs, SyntheticInputs, WeightScale, refuse
+from awq_pycuda.config import MAX_LAYERS, Config, FileInputs, OutlierInputs, SyntheticInputs, WeightScale, refuse
 from awq_pycuda.layer_files import FileLayer, describe_layers, load_layers
 from awq_pycuda.limits import refuse_beyond_memory
 
@@ -96,7 +96,7 @@ def plan_layers(config: Config) -> list[LayerSpec]:
     inputs = config.inputs
     if isinstance(inputs, FileInputs):
         path = Path(inputs.path)
-        _refuse_beyond_memory(path, config)
+        _refuse_too_large(path, config)
         specs = _from_file(config, _load(path, *_file_stamp(path), config.layers, config.tokens))
     else:
         assert isinstance(inputs, SyntheticInputs)
@@ -131,9 +131,11 @@ def _synthetic(config: Config, inputs: SyntheticInputs) -> list[LayerSpec]:
     ]
 
 
-def _refuse_beyond_memory(path: Path, config: Config) -> None:
+def _refuse_too_large(path: Path, config: Config) -> None:
     """Reads the shapes alone: a file larger than the machine must not be loaded to find that out."""
     shapes = describe_layers(path, config.layers, config.tokens)
+    if len(shapes) > MAX_LAYERS:
+        raise refuse("layers", "null", f"inputs.path={path} holds {len(shapes)} layers")
     needed = 4 * sum(shape.in_features * (shape.out_features + (shape.tokens or 0)) for shape in shapes)
     refuse_beyond_memory(f"inputs.path={path}", needed, psutil.virtual_memory().available, "host's memory")
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import os
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from typing import TypeVar
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
 
 T = TypeVar("T")
 
@@ -28,6 +33,21 @@ def host_threads(threads: int | None = None) -> int:
 @lru_cache(maxsize=4)
 def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="awq")
+
+
+_own = threading.local()
+
+
+def scratch(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+    """An undefined array for a block's intermediate values, this thread's own until its next call.
+
+    Kept from call to call: the page faults of fresh megabytes cost more than the arithmetic on them.
+    """
+    wanted = math.prod(shape) * np.dtype(dtype).itemsize
+    if not hasattr(_own, "memory") or _own.memory.nbytes < wanted:
+        _own.memory = np.empty(wanted, np.uint8)
+    array: NDArray[Any] = _own.memory[:wanted].view(dtype).reshape(shape)
+    return array
 
 
 def map_row_blocks(work: Callable[[slice], T], shape: Sequence[int], threads: int | None = None) -> list[T]:

@@ -94,7 +94,7 @@ def validate(config: Config) -> tuple[list[LayerSpec], Backend[Any], str]:
     with backend:
         free = backend.available_bytes()
     key = f"inputs.path={config.inputs.path}" if isinstance(config.inputs, FileInputs) else f"n={config.n}"
-    refuse_beyond_memory(key, needed, free, f"{backend.name} device's memory")
+    refuse_beyond_memory(key, needed, free, "GPU's memory" if backend.name == "cuda" else "host's memory")
     return specs, backend, reason
 
 
@@ -128,7 +128,7 @@ def execute(config: Config, folder: Path, overrides: Sequence[str] = (), config_
         commit, dirty = provenance.git_state()
         root = {
             "status": "complete" if failure is None else "failed",
-            **({} if failure is None else {"error": f"{type(failure).__name__}: {failure}"}),
+            **({} if failure is None else {"error": f"{type(failure).__name__}: {failure}".removesuffix(": ")}),
             "created": provenance.created(),
             "config": config_yaml,
             "overrides": json.dumps(list(overrides)),

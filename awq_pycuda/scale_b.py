@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from awq_pycuda.parallel import map_row_blocks
+from awq_pycuda.parallel import map_row_blocks, scratch
 from awq_pycuda.steps import grouped, step_size
 
 
@@ -30,7 +30,8 @@ def compute_scale_b(
     scale_b = np.empty((rows, groups), w.dtype)
 
     def steps(block: slice) -> None:
-        scaled = w[block] * s
+        scaled = scratch((block.stop - block.start, in_features), w.dtype)
+        np.multiply(w[block], s, out=scaled)
         np.abs(scaled, out=scaled)
         scale_b[block] = step_size(grouped(scaled, group_size).max(axis=2))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from awq_pycuda.config import Normalization
-from awq_pycuda.parallel import map_row_blocks
+from awq_pycuda.parallel import map_row_blocks, scratch
 from awq_pycuda.steps import grouped, step_size
 
 _FLOOR = 1e-8  # smallest abs_mean that counts: a dead channel must not send s to zero
@@ -96,19 +95,13 @@ def diag_errors(
     largest[largest == 0] = 1
     weighting = [grouped(row[None, :].astype(w.dtype), group_size)[0] for row in importance / largest[:, None]]
 
-    # Fresh megabytes for every block cost more in page faults than the arithmetic: each thread keeps its own.
-    own = threading.local()
-
     def block_errors(block: slice) -> NDArray[np.float64]:
-        rows = block.stop - block.start
-        if not hasattr(own, "buffers"):
-            own.buffers = np.empty((3, rows, w.shape[1]), w.dtype)
-        magnitude, scratch, levels = own.buffers[:, :rows]
+        magnitude, scaled_rows, levels = scratch((3, block.stop - block.start, w.shape[1]), w.dtype)
         np.abs(w[block], out=magnitude)
         errors = np.empty(len(scales))
         for index, s in enumerate(scales):
-            np.multiply(magnitude, s, out=scratch)
-            scaled, rounded = grouped(scratch, group_size), grouped(levels, group_size)
+            np.multiply(magnitude, s, out=scaled_rows)
+            scaled, rounded = grouped(scaled_rows, group_size), grouped(levels, group_size)
             step = step_size(scaled.max(axis=2))
             np.divide(scaled, step[:, :, None], out=scaled)
             np.rint(scaled, out=rounded)

@@ -11,6 +11,8 @@ import pytest
 from conftest import files_under
 from test_results import result_path
 
+from awq_pycuda.paths import resource_dir
+
 SMALL = ("n=24", "layers=2", "backend=cpu")
 
 
@@ -64,7 +66,7 @@ def test_config_hash_is_of_the_resolved_config(cli):
 REFUSED = [
     *(f"tile={value}" for value in ("0", "33", "-4", "abc", "1.5", "null")),
     *(f"n={value}" for value in ("0", "-1", "abc", "99999999", "")),
-    *(f"layers={value}" for value in ("0", "-2", "abc", "null")),
+    *(f"layers={value}" for value in ("0", "-2", "abc", "null", "1001", "1000000000")),
     *(f"tokens={value}" for value in ("0", "abc", "null")),
     *(f"gammas={value}" for value in ("[]", "[nan]", "[-1]", "[inf]", "[a]", "3", "[0,", "[0,null]")),
     *(f"seed={value}" for value in ("-1", str(2**64), "abc")),
@@ -146,8 +148,12 @@ def test_layers_that_do_not_chain_are_refused(cli, tmp_path):
 def test_help_and_cfg_are_readable(cli, tmp_path):
     code, out, _ = cli("--help")
     assert code in (0, None)
-    for word in ("tile=32 layers=6", "gamma_grid: awq20, day58, fine, rtn", "timing:", "repeats: 3", "--cfg job"):
+    for word in ("tile=32 layers=6", "timing:", "repeats: 3", "--cfg job"):
         assert word in out
+    for group in (path for path in resource_dir("conf").iterdir() if path.is_dir()):
+        (line,) = [line for line in out.splitlines() if line.startswith(f"  {group.name} ")]
+        for option in group.glob("*.yaml"):
+            assert option.stem in line
     code, out, _ = cli("--cfg", "job")
     assert code in (0, None)
     assert "tile: 16" in out

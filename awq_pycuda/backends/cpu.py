@@ -13,7 +13,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from awq_pycuda import philox
 from awq_pycuda.backends.base import Backend, Mark
-from awq_pycuda.parallel import host_threads, map_row_blocks
+from awq_pycuda.parallel import host_threads, map_row_blocks, scratch
 from awq_pycuda.steps import QMAX
 
 Array = NDArray[Any]
@@ -108,7 +108,8 @@ class CpuBackend(Backend[Array]):
         """See `Backend.quantize_awq`."""
 
         def quantize(block: slice) -> None:
-            scaled = w[block] * s
+            scaled = scratch((block.stop - block.start, w.shape[1]), self.dtype)
+            np.multiply(w[block], s, out=scaled)
             steps = scale_b[block].reshape(scaled.shape[0], -1, 1)
             levels = scaled.reshape(scaled.shape[0], steps.shape[1], -1)
             np.divide(levels, steps, out=levels)
