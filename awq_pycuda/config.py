@@ -20,6 +20,7 @@ from awq_pycuda.errors import InputError
 
 MAX_TILE = 32  # a block of tile x tile threads: CUDA allows 1,024 threads
 MAX_LAYERS = 1000  # result and layer files name them 000 to 999
+MAX_GAMMA = 10.0  # the literature searches 0 to 1; far beyond, every scale is at its clamp
 MAX_SEED = 2**64 - 1  # the Philox key has 64 bits
 
 
@@ -168,7 +169,7 @@ ALLOWED: dict[str, str] = {
     "tokens": "a whole number, at least 1 (with inputs=file also null: all that the file holds)",
     "tile": f"a whole number from 1 to {MAX_TILE}",
     "layers": f"a whole number from 1 to {MAX_LAYERS} (with inputs=file also null: all that the file holds)",
-    "gammas": "a list of at least one finite number, none below 0, such as [0,0.5,1]",
+    "gammas": f"a list of at least one number from 0 to {MAX_GAMMA:g}, such as [0,0.5,1]",
     "seed": f"a whole number from 0 to {MAX_SEED}",
     "backend": _choices(BackendChoice),
     "stats": _choices(StatsKernel),
@@ -178,8 +179,8 @@ ALLOWED: dict[str, str] = {
     "inputs.kind": "what inputs=... sets: synthetic, outliers, file",
     "inputs.weight_scale": _choices(WeightScale),
     "inputs.channels": "a share of the input channels, above 0 and at most 1",
-    "inputs.factor_min": "a finite number above 0, at most inputs.factor_max",
-    "inputs.factor_max": "a finite number up to 1e6, at least inputs.factor_min",
+    "inputs.factor_min": "a number above 0, at most inputs.factor_max",
+    "inputs.factor_max": "a number above 0, at most 1e6, at least inputs.factor_min",
     "inputs.path": "a layer file: .h5, .hdf5, .safetensors or .npz",
     "quant.group_size": "null (one step per row) or a whole number that divides every layer's in_features",
     "search.objective": _choices(Objective),
@@ -215,7 +216,7 @@ def check(config: Config) -> None:
     need("tokens", config.tokens, count_or_all)
     need("tile", config.tile, lambda tile: 1 <= tile <= MAX_TILE)
     need("layers", config.layers, lambda layers: count_or_all(layers, MAX_LAYERS))
-    need("gammas", config.gammas, lambda gammas: gammas and all(math.isfinite(g) and g >= 0 for g in gammas))
+    need("gammas", config.gammas, lambda gammas: gammas and all(0 <= g <= MAX_GAMMA for g in gammas))
     need("seed", config.seed, lambda seed: 0 <= seed <= MAX_SEED)
     need("threads", config.threads, lambda threads: threads is None or threads >= 1)
     need("quant.group_size", config.quant.group_size, lambda size: size is None or size >= 1)
@@ -225,8 +226,8 @@ def check(config: Config) -> None:
     if isinstance(config.inputs, OutlierInputs):
         inputs = config.inputs
         need("inputs.channels", inputs.channels, lambda share: 0 < share <= 1)
+        need("inputs.factor_max", inputs.factor_max, lambda high: 0 < high <= 1e6)
         need("inputs.factor_min", inputs.factor_min, lambda low: 0 < low <= inputs.factor_max)
-        need("inputs.factor_max", inputs.factor_max, lambda high: high <= 1e6)
 
 
 def plain(node: Any) -> Any:

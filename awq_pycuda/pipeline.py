@@ -66,22 +66,29 @@ class _Layer(Generic[H]):
     out: H
 
 
-def required_bytes(specs: Sequence[LayerSpec], group_size: int | None) -> int:
-    """Device memory that a run of these layers allocates, in bytes, its metrics included; arithmetic only."""
-    total = 0
+def required_bytes(specs: Sequence[LayerSpec], config: Config) -> tuple[int, int]:
+    """Memory that a run of these layers takes at its peak, in bytes; arithmetic only.
+
+    Returns:
+        What the backend allocates, metrics included; and what the host takes besides that.
+    """
+    arrays = host = 0
     scratch: dict[tuple[str, int, int], int] = {}
-    temporary = 0  # the CPU backend's dequantized weights, or the inputs while they are made: one at a time
+    making = checking = 0
     for spec in specs:
         m, n, k = spec.tokens, spec.out_features, spec.in_features
-        groups = 1 if group_size is None else k // group_size
-        total += (
-            5 * n * k + 8 * m * n + 16 * k + 4 * n * groups + 4 * n
-        )  # W and Wq; Y and relu(Y); vectors; steps; bias
-        total += 0 if spec.activations is None else 4 * m * k
+        groups = 1 if config.quant.group_size is None else k // config.quant.group_size
+        arrays += 5 * n * k + 8 * m * n + 16 * k + 4 * n * groups + 4 * n  # W, Wq; Y, relu(Y); vectors; steps; bias
+        arrays += 0 if spec.activations is None else 4 * m * k
         scratch["codes", n, k] = n * k
-        scratch["outputs", m, n] = 4 * 4 * m * n  # reference, RTN output, chain output and activations
-        temporary = max(temporary, 4 * n * k, 4 * m * k)
-    return total + sum(scratch.values()) + temporary
+        scratch["outputs", m, n] = 4 * 4 * m * n  # reference, trial output, chain output and activations
+        # The CPU backend's dequantized weights, or the inputs while they are made: one layer at a time.
+        making = max(making, 4 * n * k, 4 * m * k)
+        # verify: the oracle's copies in float64, one layer at a time.
+        checking = max(checking, 8 * (m * k + 6 * n * k + 4 * m * n))
+        if config.save is Save.full:
+            host += 3 * n * k  # the copy, the file's image in memory, and the bytes taken from it
+    return arrays + sum(scratch.values()) + making, host + (checking if config.verify else 0)
 
 
 class Pipeline(Generic[H]):
@@ -232,15 +239,17 @@ class Pipeline(Generic[H]):
         def output_errors(scales: NDArray[Any]) -> NDArray[np.float64]:
             reference = self._buffer("reference", (spec.tokens, spec.out_features))
             backend.matmul_reference(layer.x, layer.w, reference)
-            errors = [self._quantized_noise(layer, s, reference, layer.wq, layer.y) for s in scales]
+            errors = [self._trial_noise(spec, layer, s, reference) for s in scales]
             mean = np.array(errors) / (spec.tokens * spec.out_features)
             return np.where(np.isfinite(mean), mean, np.inf)
 
         return output_errors
 
-    def _quantized_noise(self, layer: _Layer[H], s: NDArray[Any], reference: H, wq: H, y: H) -> float:
-        """Σ (reference − Y)² for the layer quantized with `s` into the arrays `wq` and `y`; sets the layer's scales."""
+    def _trial_noise(self, spec: LayerSpec, layer: _Layer[H], s: NDArray[Any], reference: H) -> float:
+        """Σ (reference − Y)² of the layer quantized with `s`; codes and output go to arrays of the trial's own."""
         backend = self.backend
+        wq = self._buffer("trial_codes", (spec.out_features, spec.in_features), np.int8)
+        y = self._buffer("trial_output", (spec.tokens, spec.out_features))
         scale_b = compute_scale_b(backend.read(layer.w), s, self.config.quant.group_size, self.config.threads)
         self._write_s(layer, s)
         backend.write(layer.scale_b, scale_b)
@@ -272,6 +281,8 @@ class Pipeline(Generic[H]):
             reference = self._buffer("reference", shape)
             backend.matmul_reference(layer.x, layer.w, reference)
             signal, noise = backend.error_sums(reference, layer.y)
+            if not np.isfinite(signal + noise):
+                raise FloatingPointError(f"layer {spec.name}: the output overflows float32")
             codes = backend.read(layer.wq)
             threads = self.config.threads
             figures = {
@@ -285,16 +296,7 @@ class Pipeline(Generic[H]):
             if self.config.save is Save.full:
                 result.wq = codes.copy()
 
-            # RTN runs through the same kernels into arrays of its own; the chosen scales are put back after it.
-            rtn = self._quantized_noise(
-                layer,
-                np.ones_like(result.search.s),
-                reference,
-                self._buffer("rtn_codes", (spec.out_features, spec.in_features), np.int8),
-                self._buffer("rtn_output", shape),
-            )
-            self._write_s(layer, result.search.s)
-            backend.write(layer.scale_b, result.scale_b)
+            rtn = self._trial_noise(spec, layer, np.ones_like(result.search.s), reference)
             figures["rtn_output_mse"] = rtn / (shape[0] * shape[1])
             figures["rtn_output_sqnr_db"] = metrics.sqnr_db(signal, rtn)
 

@@ -1,4 +1,7 @@
-"""`python -m awq_pycuda.run`: compose, validate, run, store, summarise. Nothing else in the package knows Hydra."""
+"""`python -m awq_pycuda.run`: compose, validate, run, store, summarise.
+
+Nothing else in the package uses Hydra; `hydra_errors` words its errors.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import psutil
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -24,6 +29,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
 
 from awq_pycuda import provenance, results, summary
 from awq_pycuda.backends.base import Backend
@@ -36,9 +42,15 @@ from awq_pycuda.limits import refuse_beyond_memory
 from awq_pycuda.paths import resource_dir
 from awq_pycuda.pipeline import Pipeline, required_bytes
 
+INTERRUPTED = 130  # the exit code that shells give a command stopped by Ctrl-C
+
 
 class RunFailed(RuntimeError):
-    """A run that could not finish; its reason is printed and stored already."""
+    """A run that could not finish. `interrupted`: because the user stopped it."""
+
+    def __init__(self, reason: str, interrupted: bool = False) -> None:
+        super().__init__(reason)
+        self.interrupted = interrupted
 
 
 def register_schemas() -> None:
@@ -80,7 +92,7 @@ def _refuse_missing_and_added_keys(node: Any, prefix: str) -> None:
 
 
 def validate(config: Config) -> tuple[list[LayerSpec], Backend[Any], str]:
-    """Everything that can be wrong before any work: files, shapes, backend, memory. Allocates nothing.
+    """Everything that can be wrong before any work: files, shapes, backend, memory. Allocates no arrays of the run.
 
     Returns:
         The layers to run, the backend (not entered), and the line that says which backend and why.
@@ -90,11 +102,16 @@ def validate(config: Config) -> tuple[list[LayerSpec], Backend[Any], str]:
     """
     specs = plan_layers(config)
     backend, reason = choose_backend(config)
-    needed = required_bytes(specs, config.quant.group_size)
-    with backend:
-        free = backend.available_bytes()
+    arrays, host = required_bytes(specs, config)
     key = f"inputs.path={config.inputs.path}" if isinstance(config.inputs, FileInputs) else f"n={config.n}"
-    refuse_beyond_memory(key, needed, free, "GPU's memory" if backend.name == "cuda" else "host's memory")
+    if backend.name == "cuda":
+        with backend:
+            refuse_beyond_memory(key, arrays, backend.available_bytes(), "GPU's memory")
+        # The search reads the weights on the host, where the driver keeps a second copy of them.
+        host += sum(4 * spec.out_features * spec.in_features for spec in specs)
+    else:
+        host += arrays
+    refuse_beyond_memory(key, host, psutil.virtual_memory().available, "host's memory")
     return specs, backend, reason
 
 
@@ -116,22 +133,45 @@ def execute(config: Config, folder: Path, overrides: Sequence[str] = (), config_
     """
     specs, backend, reason = validate(config)
     console = summary.make_console()
-    console.print(reason, soft_wrap=True)
-    failure: BaseException | None = None
+    console.print(reason, soft_wrap=True, markup=False)
+    record, interrupted = _attempt(
+        config, specs, backend, console, {"overrides": json.dumps(list(overrides)), "config": config_yaml}
+    )
+    try:
+        path = results.write(folder, record)
+    except OSError as error:
+        raise RunFailed(f"{folder / results.FILE_NAME} cannot be written: {error}") from None
+    if record.root["status"] == "failed":
+        finished = f"{len(record.layers)} of {len(specs)} layers finished; see {path}"
+        raise RunFailed(f"{record.root['error']} ({finished})", interrupted)
+    summary.print_summary(console, record.layers, record.timings, path)
+    return path
+
+
+def _attempt(
+    config: Config, specs: list[LayerSpec], backend: Backend[Any], console: Console, given: dict[str, str]
+) -> tuple[results.RunRecord, bool]:
+    """Runs the pipeline; what it left, and whether the user interrupted it.
+
+    A failure comes back as text. Hydra keeps the exception of every failed job of a sweep, and an exception keeps its
+    frames and with them all arrays of the run.
+    """
+    failure: str | None = None
+    interrupted = False
     with backend:
         pipeline = Pipeline(backend, specs, config)
         try:
             with summary.progress(console) as on_progress:
                 pipeline.run(on_progress)
         except (Exception, KeyboardInterrupt) as error:
-            failure = error
+            failure = f"{type(error).__name__}: {error}".removesuffix(": ")
+            interrupted = isinstance(error, KeyboardInterrupt)
         commit, dirty = provenance.git_state()
         root = {
             "status": "complete" if failure is None else "failed",
-            **({} if failure is None else {"error": f"{type(failure).__name__}: {failure}".removesuffix(": ")}),
+            **({} if failure is None else {"error": failure}),
             "created": provenance.created(),
-            "config": config_yaml,
-            "overrides": json.dumps(list(overrides)),
+            **given,
             "config_hash": config_hash(config),
             "backend": backend.name,
             "device": json.dumps(backend.device()),
@@ -140,18 +180,7 @@ def execute(config: Config, folder: Path, overrides: Sequence[str] = (), config_
             "git_dirty": dirty,
             "kernels_sha256": provenance.kernels_sha256(),
         }
-        record = results.RunRecord(root, pipeline.layers, pipeline.timings)
-        try:
-            path = results.write(folder, record)
-        except OSError as error:
-            raise RunFailed(f"{folder / results.FILE_NAME} cannot be written: {error}") from error
-        summary_layers = pipeline.layers
-    if failure is not None:
-        raise RunFailed(
-            f"{root['error']} ({len(summary_layers)} of {len(specs)} layers finished; see {path})"
-        ) from failure
-    summary.print_summary(console, record.layers, record.timings, path)
-    return path
+        return results.RunRecord(root, pipeline.layers, pipeline.timings), interrupted
 
 
 class Preflight(Callback):
@@ -168,7 +197,7 @@ class Preflight(Callback):
         with _exit_on_error():
             tasks = list(config.hydra.overrides.task)
             tasks += [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
-            parsed = OverridesParser.create().parse_overrides(tasks)
+            parsed = OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(tasks)
             for batch in BasicSweeper.split_arguments(parsed, max_batch_size=None):
                 for job in batch:
                     validate(to_config(hydra.compose(config.hydra.job.config_name, list(job))))
@@ -217,14 +246,15 @@ def _hydra_main(composed: DictConfig) -> None:
         )
     except RunFailed as error:
         print(f"failed: {error}", file=sys.stderr)
-        # In a sweep the other jobs still run. A single run ends here, before Hydra adds lines of its own.
-        if settings.mode is RunMode.MULTIRUN:
+        # In a sweep the other jobs still run, unless the user stopped it. A single run ends here, before Hydra adds
+        # lines of its own.
+        if settings.mode is RunMode.MULTIRUN and not error.interrupted:
             raise
-        raise SystemExit(130 if isinstance(error.__cause__, KeyboardInterrupt) else 1) from None
+        raise SystemExit(INTERRUPTED if error.interrupted else 1) from None
 
 
 def main() -> int:
-    """The command. Returns the exit code: 0, 1 when a run failed, 2 for bad input."""
+    """The command. Returns the exit code: 0, 1 when a run failed, 2 for bad input, 130 when interrupted."""
     # Hydra would print its errors over several lines and exit with 1; raised, they become the one line of §3.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     register_schemas()
@@ -232,6 +262,9 @@ def main() -> int:
         _hydra_main()
     except RunFailed:
         return 1
+    except KeyboardInterrupt:
+        print("interrupted before any work", file=sys.stderr)
+        return INTERRUPTED
     except (InputError, HydraException, OmegaConfBaseException, ValueError) as error:
         return _report(error)
     return 0

@@ -16,7 +16,7 @@ from awq_pycuda.steps import grouped, step_size
 _FLOOR = 1e-8  # smallest abs_mean that counts: a dead channel must not send s to zero
 _MEAN_CLAMP = (1 / 8, 8.0)
 _REFERENCE_FLOOR = 1e-4  # the AWQ reference clamps the unnormalised scales from below
-_FINITE_CLAMP = (1e-18, 1e18)  # keeps W·s and 1/s finite in float32, whatever gamma
+_FINITE_CLAMP = (1e-9, 1e9)  # keeps W·s, 1/s and the squared rounding errors within float32, whatever gamma
 
 
 @dataclass(frozen=True)

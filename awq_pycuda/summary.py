@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,8 +11,9 @@ from pathlib import Path
 import numpy as np
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from awq_pycuda.pipeline import STAGES, LayerResult, Timings
 
@@ -39,18 +41,18 @@ def print_summary(console: Console, layers: Sequence[LayerResult], timings: Timi
     Times are medians over the measured passes: on the stream, or on the host's clock without a GPU.
     """
     style = box.SIMPLE_HEAD if console.is_terminal else None
-    quality = Table("layer", "out x in", box=style, title="Error", title_justify="left")
+    quality = Table(Column("layer", overflow="fold"), "out x in", box=style, title="Error", title_justify="left")
     for heading in ("gamma", "RTN dB", "AWQ dB", "error removed"):
-        quality.add_column(heading, justify="right")
+        quality.add_column(heading, justify="right", no_wrap=True)
     for layer in layers:
         shape = f"{layer.scale_b.shape[0]} x {layer.abs_mean.shape[0]}"
         figures = layer.metrics
         row = [f"{figures[key]:.2f}" if figures else "-" for key in ("rtn_output_sqnr_db", "output_sqnr_db")]
-        quality.add_row(layer.name, shape, f"{layer.search.gamma_chosen:g}", *row, error_removed(figures))
+        quality.add_row(escape(layer.name), shape, f"{layer.search.gamma_chosen:g}", *row, error_removed(figures))
     console.print(quality)
     if timings.pipeline_ms.size:
         _print_times(console, layers, timings, style)
-    console.print(f"results {path}", soft_wrap=True)
+    console.print(f"results {path}", soft_wrap=True, markup=False)
 
 
 def error_removed(figures: dict[str, float]) -> str:
@@ -64,12 +66,15 @@ def _print_times(console: Console, layers: Sequence[LayerResult], timings: Timin
     on_gpu = bool(np.isfinite(timings.gpu_ms).all())
     clock = "GPU events" if on_gpu else "host clock"
     samples = timings.gpu_ms if on_gpu else timings.host_ms
-    times = Table("layer", box=style, title=f"Stage times in ms (median, {clock})", title_justify="left")
+    title = f"Stage times in ms (median, {clock})"
+    times = Table(Column("layer", overflow="fold"), box=style, title=title, title_justify="left")
     for stage in STAGES:
-        times.add_column(stage, justify="right", no_wrap=True)
+        # On a terminal in two lines, so that the table fits 80 columns.
+        heading = stage if style is None else re.sub("_|(?=Tiled)", "\n", stage, count=1)
+        times.add_column(heading, justify="right", no_wrap=True)
     medians = np.median(samples, axis=2)
     for layer, row in zip(layers, medians, strict=True):
-        times.add_row(layer.name, *(f"{value:.3f}" for value in row))
+        times.add_row(escape(layer.name), *(f"{value:.3f}" for value in row))
     if len(layers) > 1:
         times.add_row("all", *(f"{value:.3f}" for value in medians.sum(axis=0)))
     console.print(times)

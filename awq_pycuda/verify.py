@@ -14,6 +14,7 @@ from awq_pycuda.scale_b import compute_scale_b
 from awq_pycuda.search import SearchResult, candidate_scales, diag_errors
 from awq_pycuda.steps import QMAX, grouped
 
+_SMALLEST_NORMAL = float(np.finfo(np.float32).smallest_normal)
 TIE_MARGIN = 1e-3  # a code may differ by one where the exact value is this close to a rounding tie
 
 # The worst error that each stage may show, relative unless it counts codes.
@@ -35,18 +36,19 @@ class VerificationError(RuntimeError):
 
 
 def relative_error(value: NDArray[Any], exact: NDArray[Any]) -> float:
-    """Largest `|value − exact| / |exact|`; where exact is 0, `value` must be 0 too or the error is inf."""
+    """Largest `|value − exact| / |exact|`, with the smallest normal float32 as the least divisor.
+
+    Below it float32 has fewer bits, and at 0 none: there the error is a share of that number.
+    """
     exact = exact.astype(np.float64)
     difference = np.abs(value.astype(np.float64) - exact)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        error = np.where(difference == 0, 0.0, difference / np.abs(exact))
-    return float(error.max())
+    return float(np.max(difference / np.maximum(np.abs(exact), _SMALLEST_NORMAL)))
 
 
 def frobenius_error(value: NDArray[Any], exact: NDArray[Any]) -> float:
-    """`‖value − exact‖ / ‖exact‖`; the plain norm of `value` where exact is 0."""
-    norm = float(np.linalg.norm(exact))
-    return float(np.linalg.norm(value.astype(np.float64) - exact)) / (norm if norm > 0 else 1.0)
+    """`‖value − exact‖ / ‖exact‖`, with every element of `exact` counted as at least the smallest normal float32."""
+    norm = float(np.linalg.norm(np.maximum(np.abs(exact), _SMALLEST_NORMAL)))
+    return float(np.linalg.norm(value.astype(np.float64) - exact)) / norm
 
 
 def code_errors(wq: NDArray[np.int8], w: NDArray[Any], s: NDArray[Any], scale_b: NDArray[Any]) -> tuple[int, int]:

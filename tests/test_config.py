@@ -2,7 +2,7 @@
 
 import pytest
 
-from awq_pycuda.config import ALLOWED, plain
+from awq_pycuda.config import ALLOWED, config_hash, plain
 from awq_pycuda.paths import resource_dir
 
 CONF = resource_dir("conf")
@@ -54,3 +54,21 @@ def test_every_key_has_its_rule_and_every_rule_its_key(compose):
     keys = {key for inputs in ("synthetic", "outliers") for key in flat(plain(compose(f"inputs={inputs}")))}
     keys |= set(flat(plain(compose("inputs=file", "inputs.path=layers.h5"))))
     assert keys == set(ALLOWED)
+
+
+def test_the_hash_tells_every_key_apart(compose):
+    others = [
+        "n=8",
+        "tokens=5",
+        "tile=8",
+        "layers=1",
+        "gammas=[0]",
+        "seed=1",
+        "backend=cpu",
+        "stats=atomic",
+        "threads=1",
+    ]
+    others += ["save=full", "verify=true", "inputs=outliers", "quant=group128", "search=output", "matmul=blocked"]
+    others += ["timing.warmup=0", "timing.repeats=1", "search.normalization=sqrt_max_min"]
+    hashes = {config_hash(compose(*override)) for override in ([], *([other] for other in others))}
+    assert len(hashes) == len(others) + 1

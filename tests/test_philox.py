@@ -32,6 +32,15 @@ def test_layout_is_key_counter_subsequence_and_lane():
     assert words[4:].tolist() == [int(lane[0]) for lane in lanes]
 
 
+@pytest.mark.parametrize("index", [0, 1, 6, 65_535, 65_536, 65_538, 131_075, 199_999])
+def test_element_i_is_lane_i_mod_4_of_counter_i_div_4(index):
+    seed, subsequence = 9, 2
+    counter = tuple(np.array([word], np.uint64) for word in (index // 4, 0, subsequence, 0))
+    word = philox.philox4x32(counter, (seed, 0))[index % 4][0]
+    expected = np.float32(word) * np.float32(2**-32) + np.float32(2**-33)
+    assert philox.uniform(seed, subsequence, 200_000)[index] == expected
+
+
 @pytest.mark.parametrize("count", [1, 3, 4, 5, 65_536, 65_537, 300_001])
 def test_any_count_is_a_prefix_of_the_same_sequence(count):
     whole = philox.uniform(3, 1, 300_004)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from conftest import BACKENDS, make_backend, same_bits
 
-from awq_pycuda import verify
+from awq_pycuda import philox, verify
 from awq_pycuda.config import Config
 from awq_pycuda.inputs import plan_layers
 from awq_pycuda.pipeline import STAGES, Pipeline
@@ -95,6 +95,31 @@ def test_two_runs_are_bit_identical(run):
         assert a.metrics == b.metrics
 
 
+def test_x_is_subsequence_0_and_weights_of_layer_l_are_l_plus_1(run):
+    kept = run("n=24", "tokens=10", "layers=2", "seed=7")
+    drawn = [philox.uniform(7, sub, 24 * rows).reshape(rows, 24) for sub, rows in ((0, 10), (1, 24), (2, 24))]
+    for array, u in zip((kept.x[0], *kept.w), drawn, strict=True):
+        assert same_bits(array, np.float32(2) * u - np.float32(1))
+
+
+def test_he_weights_have_their_bound(run):
+    unit, he = (run("n=24", "layers=1", f"inputs.weight_scale={scale}").w[0] for scale in ("unit", "he"))
+    assert same_bits(he, unit * np.float32(np.sqrt(6 / 24)))
+
+
+def test_outliers_make_channels_salient_in_every_layer(run):
+    plain, salient = (run("n=200", "layers=3", f"inputs={kind}") for kind in ("synthetic", "outliers"))
+    gain = (salient.x[0] / plain.x[0]).mean(axis=0)
+    assert np.count_nonzero(gain > 1.01) == 2  # 1 % of 200
+    assert (gain[gain > 1.01] > 9.9).all()
+    assert gain.max() < 101
+    for layer in range(1, 3):
+        rows = np.flatnonzero((salient.w[layer - 1] / plain.w[layer - 1]).mean(axis=1) > 1.01)
+        assert len(rows) == 2
+        assert salient.x[layer][:, rows].max() > 5 * np.median(salient.x[layer].max(axis=0))
+    assert run("n=5", "layers=1", "inputs=outliers").x[0].max() > 5  # at least one channel, however few there are
+
+
 def test_a_seed_changes_everything_and_0_is_a_seed(run):
     drawn = [run("n=16", "layers=1", f"seed={seed}").w[0].tobytes() for seed in (0, 1, 2**64 - 1)]
     assert len(set(drawn)) == 3
@@ -163,6 +188,54 @@ def test_layers_and_tokens_select_the_first(run, tmp_path):
     assert kept.x[0].shape == (3, 8)
 
 
+def exact_metrics(kept, biases, own_activations):
+    """Every metric of every layer, in plain float64 from the run's inputs, codes and scales."""
+    chain = None
+    for layer, x, w, bias, own in zip(kept.layers, kept.x, kept.w, biases, own_activations, strict=True):
+        x, w = x.astype(np.float64), w.astype(np.float64)
+        step = np.abs(w).max(axis=1, keepdims=True) / 127
+        rtn = np.rint(w / step) * step
+        dequantized = layer.wq / layer.search.s.astype(np.float64) * layer.scale_b[:, None]
+        y, quantized = x @ w.T, x @ dequantized.T
+        exact = (x if own or chain is None else chain) @ w.T
+        chain = np.maximum(exact + bias, 0)
+        yield {
+            "output_mse": np.mean((y - quantized) ** 2),
+            "output_sqnr_db": 10 * np.log10(np.sum(y**2) / np.sum((y - quantized) ** 2)),
+            "rtn_output_mse": np.mean((y - x @ rtn.T) ** 2),
+            "rtn_output_sqnr_db": 10 * np.log10(np.sum(y**2) / np.sum((y - x @ rtn.T) ** 2)),
+            "weight_mse": np.mean((dequantized - w) ** 2),
+            "saturated_fraction": np.mean(np.abs(layer.wq) == 127),
+            "propagated_output_mse": np.mean((exact - quantized) ** 2),
+        }
+
+
+@pytest.mark.parametrize("search", ["diag", "output"])
+def test_metrics_are_their_definitions(run, tmp_path, search):
+    x = random(60, 40) * np.where(np.arange(40) < 2, 30, 1)
+    biases = [random(50, seed=1), random(33, seed=2), random(20, seed=3)]
+    tensors = {"000__weight": random(50, 40), "001__weight": random(33, 50), "002__weight": random(20, 33)}
+    tensors |= {f"00{i}__bias": bias for i, bias in enumerate(biases)}
+    kept = run(f"search={search}", "gammas=[0.1,0.2,0.4]", *layer_file(tmp_path, **{"000__activations": x}, **tensors))
+    assert kept.layers[0].search.gamma_chosen > 0
+    for layer, exact in zip(kept.layers, exact_metrics(kept, biases, [True, False, False]), strict=True):
+        assert layer.metrics == pytest.approx(exact, rel=2e-3)
+        assert layer.objective == search
+        if search == "output":
+            assert layer.search.error_chosen == layer.metrics["output_mse"]
+            assert layer.search.error_rtn == layer.metrics["rtn_output_mse"]
+
+
+def test_the_output_objective_is_the_true_error_at_every_gamma(run):
+    """Forced to each gamma in turn by a grid of two, the layer's own output_mse must be what the curve says."""
+    overrides = ("n=64", "layers=1", "inputs=outliers", "inputs.channels=0.05", "search=output")
+    curve = run(*overrides, "gammas=[0,0.1,0.2]").layers[0].search
+    assert len(set(curve.error)) == 3
+    for gamma, error in zip(curve.gamma, curve.error, strict=True):
+        layer = run(*overrides, f"gammas=[{gamma}]").layers[0]
+        assert layer.search.error[layer.search.gamma == gamma] == error
+
+
 SPECIAL = {
     "zero row": lambda w, x: w.__setitem__(3, 0),
     "zero channel of the weights": lambda w, x: w.__setitem__((slice(None), 4), 0),
@@ -192,6 +265,12 @@ def test_special_values(run, tmp_path, case):
     if case == "zero row":
         assert layer.scale_b[3] == 1
         assert not kept.y[0][:, 3].any()
+
+
+def test_overflow_of_the_last_output_is_a_failure(run, tmp_path):
+    w, x = np.full((4, 64), 9e36), np.full((3, 64), 9e17)
+    with pytest.raises(FloatingPointError, match="the output overflows float32"):
+        run(*layer_file(tmp_path, **{"000__weight": w, "000__activations": x}))
 
 
 def test_overflow_in_a_deep_chain_is_named(run):

@@ -173,14 +173,16 @@ def test_an_interrupt_is_stored_too(cli, monkeypatch, tmp_path):
         assert file.attrs["status"] == "failed"
 
 
-def test_a_failed_write_leaves_nothing(monkeypatch, tmp_path, cli):
+def test_a_full_disk_is_one_line_and_leaves_no_file(monkeypatch, tmp_path, cli):
     def no_space(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(results, "_write_timings", no_space)
+    monkeypatch.setattr(results.os, "fsync", no_space)
     code, _, err = cli("n=8", "layers=1", "backend=cpu")
     assert code == 1
+    assert err.startswith("failed: ")
     assert "No space left on device" in err
+    assert len(err.splitlines()) == 1
     assert not list(tmp_path.rglob("*results*"))
 
 

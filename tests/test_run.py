@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -11,6 +12,8 @@ import pytest
 from conftest import files_under
 from test_results import result_path
 
+from awq_pycuda import provenance, summary
+from awq_pycuda.backends.cpu import CpuBackend
 from awq_pycuda.paths import resource_dir
 
 SMALL = ("n=24", "layers=2", "backend=cpu")
@@ -68,7 +71,7 @@ REFUSED = [
     *(f"n={value}" for value in ("0", "-1", "abc", "99999999", "")),
     *(f"layers={value}" for value in ("0", "-2", "abc", "null", "1001", "1000000000")),
     *(f"tokens={value}" for value in ("0", "abc", "null")),
-    *(f"gammas={value}" for value in ("[]", "[nan]", "[-1]", "[inf]", "[a]", "3", "[0,", "[0,null]")),
+    *(f"gammas={value}" for value in ("[]", "[nan]", "[-1]", "[inf]", "[11]", "[a]", "3", "[0,", "[0,null]")),
     *(f"seed={value}" for value in ("-1", str(2**64), "abc")),
     *(f"{key}=1" for key in ("foo", "+foo", "timing.foo", "+timing.foo", "inputs.path")),
     *("gamma_grid=nope", "inputs=nope", "matmul=nope", "backend=gpu", "stats=fast", "save=all", "verify=maybe"),
@@ -181,3 +184,82 @@ def test_the_command_works_from_any_folder_as_a_process(tmp_path):
         check=False,
     )
     assert (bad.returncode, bad.stderr) == (2, "error: tile=abc: allowed: a whole number from 1 to 32\n")
+
+
+GIB = 2**30
+
+
+@pytest.mark.parametrize(
+    ("overrides", "bytes_needed"),
+    [
+        # A layer: W 4 n², Wq n², Y and relu(Y) 8 n². Then X 4 n², trial codes n², four products 16 n²; 4 n² while made.
+        ((), (3 * 13 + 4 + 1 + 16 + 4) * 1024**2),
+        (("layers=1", "tokens=1"), (5 + 1 + 4) * 1024**2),
+        (("save=full",), (3 * 13 + 4 + 1 + 16 + 4 + 3 * 3) * 1024**2),
+        (("verify=true",), (3 * 13 + 4 + 1 + 16 + 4 + 8 * 11) * 1024**2),
+    ],
+)
+def test_memory_is_refused_beyond_80_percent_of_what_is_free(cli, monkeypatch, tmp_path, overrides, bytes_needed):
+    """Counted by hand, without the vectors: they are below 2 % here."""
+    free = SimpleNamespace(total=2**40, available=0)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: free)
+    free.available = int(bytes_needed / 0.8 * 0.999)
+    code, _, err = cli("backend=cpu", "timing=once", *overrides)
+    assert code == 2
+    assert err.startswith("error: n=1024: needs 0.")
+    assert "allowed: up to 80%" in err
+    assert files_under(tmp_path / "work") == []
+    free.available = int(bytes_needed / 0.8 * 1.02)
+    assert cli("backend=cpu", "timing=once", *overrides)[0] == 0
+
+
+def test_names_that_look_like_markup_are_printed_as_they_are(cli, tmp_path):
+    path = tmp_path / "layers.h5"
+    with h5py.File(path, "w") as file:
+        file["layers/000/weight"] = np.ones((5, 4), "f4")
+        file["layers/000"].attrs["name"] = "x[/] [bold]y"
+    code, out, err = cli("inputs=file", f"inputs.path={path}", "backend=cpu", "n=3", "hydra.run.dir='out[red]'")
+    assert (code, err) == (0, "")
+    assert "x[/] [bold]y" in out
+    assert "out[red]/results.h5" in out
+
+
+def test_an_interrupt_stops_a_sweep(cli, monkeypatch, tmp_path):
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(CpuBackend, "relu", interrupt)
+    assert cli("-m", *SMALL, "seed=1,2,3")[0] == 130
+    assert len(list(tmp_path.rglob("results.h5"))) == 1
+
+
+def test_a_failed_job_lets_the_others_of_its_sweep_run(cli, monkeypatch, tmp_path):
+    calls = iter(range(1000))
+    relu = CpuBackend.relu
+
+    def failing(self, *arguments):
+        if next(calls) == 0:
+            raise RuntimeError("planted")
+        relu(self, *arguments)
+
+    monkeypatch.setattr(CpuBackend, "relu", failing)
+    code, _, err = cli("-m", *SMALL, "seed=1,2,3")
+    assert code == 1
+    assert "failed: RuntimeError: planted" in err
+    found = [h5py.File(path).attrs["status"] for path in sorted(tmp_path.rglob("results.h5"))]
+    assert found == ["failed", "complete", "complete"]
+
+
+@pytest.mark.parametrize(("awq", "shown"), [(1.0, "50.0 %"), (2.0, "0.0 %"), (3.0, "-50.0 %")])
+def test_error_removed_is_against_rtn(awq, shown):
+    assert summary.error_removed({"output_mse": awq, "rtn_output_mse": 2.0}) == shown
+    assert summary.error_removed({"output_mse": 0.0, "rtn_output_mse": 0.0}) == "-"
+
+
+def test_the_kernels_hash_is_of_names_and_contents(monkeypatch, tmp_path):
+    monkeypatch.setattr(provenance, "resource_dir", lambda name: tmp_path)
+    hashes = set()
+    for name, content in (("a.cu", "x"), ("a.cu", "y"), ("b.cuh", "y")):
+        (tmp_path / name).write_text(content)
+        hashes.add(provenance.kernels_sha256())
+    assert len(hashes) == 3

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from awq_pycuda.config import Normalization
+from awq_pycuda.config import MAX_GAMMA, Normalization
 from awq_pycuda.scale_b import compute_scale_b
 from awq_pycuda.search import candidate_scales, compute_s, diag_errors, with_rtn
 
@@ -64,16 +64,25 @@ def test_normalizations_against_their_formulas():
     np.testing.assert_allclose(reference, powers / np.sqrt(powers.max() * powers.min()), rtol=1e-12)
 
 
-def test_mean_normalization_clamps():
-    scales = candidate_scales(np.array([1e-8, 1, 1, 1, 1e4]), np.array([1.0]), Normalization.mean)[0]
-    assert scales.min() == 1 / 8
-    assert scales.max() <= 8
+def test_clamps_and_floors_are_the_contract_s():
+    one = np.array([1.0])
+    # Of 16 channels one is huge: 16 times the mean, clamped to 8; the others fall below 1/8.
+    assert candidate_scales(np.array([1e6] + [1.0] * 15), one, Normalization.mean)[0].tolist() == [8] + [1 / 8] * 15
+    # abs_mean counts as at least 1e-8: a dead channel is no different from one of that size.
+    for normalization in Normalization:
+        gamma = np.array([0.1])
+        dead, floor = (candidate_scales(np.array([x, 1.0]), gamma, normalization) for x in (0.0, 1e-8))
+        assert np.array_equal(dead, floor)
+        assert not np.array_equal(floor, candidate_scales(np.array([1e-7, 1.0]), gamma, normalization))
+    # The reference's powers count as at least 1e-4: sqrt(1e4 * 1e-4) = 1.
+    reference = candidate_scales(np.array([1e-6, 1e4]), one, Normalization.sqrt_max_min)[0]
+    np.testing.assert_allclose(reference, [1e-4, 1e4], rtol=1e-12)
 
 
 @settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.floats(0, 2.0**59, width=32), min_size=1, max_size=9),
-    st.floats(0, 1e6),
+    st.floats(0, MAX_GAMMA),
     st.sampled_from(list(Normalization)),
 )
 def test_scales_are_finite_and_positive_for_any_statistics_and_gamma(abs_mean, gamma, normalization):
@@ -100,6 +109,7 @@ def test_lowest_error_wins_and_ties_go_to_the_smaller_gamma():
     assert result.gamma_chosen == 0.25
     assert (result.error_chosen, result.error_rtn) == (1, 3)
     assert search([2, 2, 2], [0.5, 0, 1]).gamma_chosen == 0
+    assert search([3, 1, 2], [0.5, 1, 0]).error_rtn == 2
 
 
 def test_a_candidate_that_overflows_never_wins():

@@ -18,9 +18,10 @@ def why_no_cuda() -> str | None:
     except OSError:
         return "this machine has no NVIDIA driver (libcuda.so.1)"
     try:
+        import cuda.bindings.driver  # noqa: F401  # prefetches managed memory
         import pycuda.driver as driver
     except ImportError as error:
-        return f"PyCUDA cannot be imported ({error}); 'make setup-cuda' installs it"
+        return f"PyCUDA or cuda-bindings cannot be imported ({error}); 'make setup-cuda' installs them"
     try:
         driver.init()
     except driver.Error as error:

@@ -26,7 +26,7 @@ _STATS_CHANNELS, _STATS_WARPS, _STATS_ROWS = 32, 8, 64
 _BLOCKED_MICRO = 4
 _REFERENCE_TILE, _REFERENCE_SIDE = 16, 64
 
-_MAX_SIDE = 2**31 - 64  # the products index rows and columns with int
+_MAX_SIDE = 2**31 - 256  # the products count rows, columns and channels with int, a tile beyond the end
 
 # File and argument types (struct module: P pointer, Q 64-bit size, i int) of every kernel but the products.
 _KERNELS = {
@@ -64,6 +64,7 @@ class CudaBackend(Backend[ManagedArray]):
         self._product_source = Source(f"matmul_{matmul.name}.cu", (("TILE", tile),))
         self._product_side = tile * (_BLOCKED_MICRO if matmul is MatmulKernel.blocked else 1)
         self._gpu = open_gpu()
+        toolchain()  # a missing nvcc is bad set-up: said before any work, not at the first launch
         self._functions: dict[str, Any] = {}
         self._arrays: list[ManagedArray] = []
         self._workspace: cuda.DeviceAllocation | None = None
@@ -72,8 +73,11 @@ class CudaBackend(Backend[ManagedArray]):
 
     def __enter__(self) -> Self:
         """Makes the context current and opens a stream; kernels compile at the first launch."""
-        self._stack.enter_context(self._gpu.current())
-        self.stream = cuda.Stream()
+        with ExitStack() as stack:
+            stack.enter_context(self._gpu.current())
+            # Fails on a device that an earlier fault has made unusable: the context must be popped again then.
+            self.stream = cuda.Stream()
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -142,9 +146,9 @@ class CudaBackend(Backend[ManagedArray]):
                 continue
             handle = self.empty((size,))
             self.write(handle, gain)
-            gains.append(self._reads(handle))
+            gains.append(self._on_device(handle))
         quads = -(-rows * cols // 4)
-        self._walk("init", quads, self._writes(out), rows, cols, seed, subsequence, *gains)
+        self._walk("init", quads, self._on_device(out), rows, cols, seed, subsequence, *gains)
 
     def accum_stats(self, x: ManagedArray, abs_mean: ManagedArray, sq_mean: ManagedArray) -> None:
         """See `Backend.accum_stats`; with `stats=atomic` the last bits change from run to run."""
@@ -152,11 +156,11 @@ class CudaBackend(Backend[ManagedArray]):
         _expect("x", x, (tokens, in_features))
         _expect("abs_mean", abs_mean, (in_features,))
         _expect("sq_mean", sq_mean, (in_features,))
-        means = self._writes(abs_mean), self._writes(sq_mean)
+        means = self._on_device(abs_mean), self._on_device(sq_mean)
         if self.stats is StatsKernel.atomic:
             for pointer in means:
                 cuda.memset_d32_async(pointer, 0, in_features, self.stream)
-            self._walk("accum_stats_atomic", tokens * in_features, self._reads(x), *means, tokens, in_features)
+            self._walk("accum_stats_atomic", tokens * in_features, self._on_device(x), *means, tokens, in_features)
             self._walk("finish_stats_atomic", in_features, *means, tokens, in_features)
             return
         chunks = -(-tokens // _STATS_ROWS)
@@ -167,7 +171,7 @@ class CudaBackend(Backend[ManagedArray]):
             "accum_stats",
             chunks * -(-in_features // _STATS_CHANNELS),
             (_STATS_CHANNELS, _STATS_WARPS, 1),
-            self._reads(x),
+            self._on_device(x),
             *partials,
             tokens,
             in_features,
@@ -182,10 +186,10 @@ class CudaBackend(Backend[ManagedArray]):
         self._walk(
             "quantize_awq",
             -(-out_features * in_features // 4),
-            self._reads(w),
-            self._reads(s),
-            self._reads(scale_b),
-            self._writes(wq),
+            self._on_device(w),
+            self._on_device(s),
+            self._on_device(scale_b),
+            self._on_device(wq),
             out_features,
             in_features,
             group_size,
@@ -201,13 +205,13 @@ class CudaBackend(Backend[ManagedArray]):
         _expect("y", y, (tokens, out_features))
         self._launch(
             "dequantizeTiled",
-            _tiles(tokens, out_features, self._product_side),
+            _tiles(tokens, out_features, in_features, self._product_side),
             (self.tile, self.tile, 1),
-            self._reads(x),
-            self._reads(wq),
-            self._reads(inv_s),
-            self._reads(scale_b),
-            self._writes(y),
+            self._on_device(x),
+            self._on_device(wq),
+            self._on_device(inv_s),
+            self._on_device(scale_b),
+            self._on_device(y),
             tokens,
             out_features,
             in_features,
@@ -221,9 +225,9 @@ class CudaBackend(Backend[ManagedArray]):
         _expect("out", out, (tokens, out_features))
         if bias is not None:
             _expect("bias", bias, (out_features,))
-        bias_pointer = 0 if bias is None else self._reads(bias)
+        bias_pointer = 0 if bias is None else self._on_device(bias)
         work = -(-tokens * out_features // 4)
-        self._walk("relu", work, self._reads(y), bias_pointer, self._writes(out), tokens, out_features)
+        self._walk("relu", work, self._on_device(y), bias_pointer, self._on_device(out), tokens, out_features)
 
     def matmul_reference(self, x: ManagedArray, w: ManagedArray, y: ManagedArray) -> None:
         """See `Backend.matmul_reference`: sums in float64."""
@@ -233,11 +237,11 @@ class CudaBackend(Backend[ManagedArray]):
         _expect("y", y, (tokens, out_features))
         self._launch(
             "matmul_reference",
-            _tiles(tokens, out_features, _REFERENCE_SIDE),
+            _tiles(tokens, out_features, in_features, _REFERENCE_SIDE),
             (_REFERENCE_TILE, _REFERENCE_TILE, 1),
-            self._reads(x),
-            self._reads(w),
-            self._writes(y),
+            self._on_device(x),
+            self._on_device(w),
+            self._on_device(y),
             tokens,
             out_features,
             in_features,
@@ -250,7 +254,7 @@ class CudaBackend(Backend[ManagedArray]):
         partial = np.empty((_ERROR_BLOCKS, 2), np.float64)
         scratch = self._scratch(partial.nbytes)
         count = reference.array.size
-        arguments = self._reads(reference), self._reads(value), scratch, count
+        arguments = self._on_device(reference), self._on_device(value), scratch, count
         self._launch("error_sums", _ERROR_BLOCKS, (_THREADS, 1, 1), *arguments)
         cuda.memcpy_dtoh_async(partial, scratch, self.stream)
         self.stream.synchronize()
@@ -271,12 +275,10 @@ class CudaBackend(Backend[ManagedArray]):
         """See `Backend.gpu_ms`."""
         return float(start.event.time_till(end.event))
 
-    def _reads(self, handle: ManagedArray) -> int:
+    def _on_device(self, handle: ManagedArray) -> int:
+        """The address of an array that a kernel is about to read or write, ordered onto the device."""
         handle.to_device(self.stream)
         return handle.pointer
-
-    # For the placement of pages a kernel that writes is no different from one that reads; the name is for the reader.
-    _writes = _reads
 
     def _scratch(self, nbytes: int) -> int:
         """Device memory that only kernels see; valid until the next call."""
@@ -304,11 +306,13 @@ class CudaBackend(Backend[ManagedArray]):
         self._functions["dequantizeTiled"] = product.get_function("dequantizeTiled").prepare("PPPPPiiii")
 
 
-def _tiles(rows: int, columns: int, side: int) -> int:
-    """Blocks of side x side outputs that cover a rows x columns matrix; one grid dimension, which may be large."""
+def _tiles(rows: int, columns: int, inner: int, side: int) -> int:
+    """Blocks of side x side outputs that cover a rows x columns product; one grid dimension, which may be large."""
     blocks = -(-rows // side) * -(-columns // side)
-    if max(rows, columns, blocks) > _MAX_SIDE:
-        raise ValueError(f"a {rows} x {columns} product needs {blocks} blocks; allowed: sides and blocks below 2^31")
+    if max(rows, columns, inner, blocks) > _MAX_SIDE:
+        raise ValueError(
+            f"a product of {rows} x {inner} and {inner} x {columns} is too large; allowed: up to {_MAX_SIDE}"
+        )
     return blocks
 
 

@@ -91,9 +91,10 @@ def _publish(path: Path, cubin: bytes) -> None:
     """Puts the file in place whole: readers in other processes see all of it or none."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            file.write(cubin)
-        os.replace(file.name, path)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            whole = Path(folder, path.name)
+            whole.write_bytes(cubin)
+            os.replace(whole, path)
     except OSError:
         # A cache that cannot be written costs time at the next start, nothing else.
         return

@@ -1,0 +1,65 @@
+"""The oracle check must find a fault planted in any stage."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from test_pipeline import Kept
+
+from awq_pycuda import verify
+
+
+@pytest.fixture
+def layer(compose):
+    """A sound layer as `check_layer` takes it: config and keyword arguments."""
+    config = compose("n=40", "tokens=30", "layers=1", "inputs=outliers", "gammas=[0.2]", "timing=once", "save=full")
+    kept = Kept("cpu", config)
+    (result,) = kept.layers
+    arrays = {name: getattr(result, name).copy() for name in ("abs_mean", "sq_mean", "scale_b", "wq")}
+    bias = np.linspace(-1, 1, 40, dtype=np.float32)
+    arrays |= {"x": kept.x[0], "w": kept.w[0], "y": kept.y[0], "bias": bias, "search": result.search}
+    return config, arrays | {"out": np.maximum(kept.y[0] + bias, 0)}
+
+
+def test_a_sound_layer_passes(layer):
+    config, arrays = layer
+    worst = verify.check_layer(config, **arrays)
+    assert set(worst) == set(verify.TOLERANCES)
+    verify.refuse_beyond_tolerance("000", worst)
+
+
+FAULTS = {
+    "abs_mean": lambda a: a["abs_mean"].__imul__(1.0001),
+    "sq_mean": lambda a: a["sq_mean"].__imul__(1.0001),
+    "scale_b": lambda a: a["scale_b"].__imul__(1.0001),
+    "codes_off_tie": lambda a: a["wq"].__setitem__(
+        (0, 0), a["wq"][0, 0] - 1 if a["wq"][0, 0] > 0 else a["wq"][0, 0] + 1
+    ),
+    "codes_off_by_more_than_1": lambda a: a["wq"].__setitem__((0, 0), -a["wq"][0, 0]),
+    "output": lambda a: a["y"].__setitem__((0, 0), a["y"][0, 0] + 1),
+    "relu": lambda a: a["out"].__setitem__((0, 0), -1),
+    "s": lambda a: a.update(search=dataclasses.replace(a["search"], s=a["search"].s * np.float32(1.0001))),
+    "error_curve": lambda a: a.update(search=dataclasses.replace(a["search"], error=a["search"].error * 1.001)),
+}
+
+
+@pytest.mark.parametrize("stage", verify.TOLERANCES)
+def test_a_planted_fault_is_found_and_named(layer, stage):
+    config, arrays = layer
+    FAULTS[stage](arrays)
+    worst = verify.check_layer(config, **arrays)
+    assert worst[stage] > verify.TOLERANCES[stage]
+    with pytest.raises(verify.VerificationError, match=f"layer 000 .*{stage}"):
+        verify.refuse_beyond_tolerance("000", worst)
+
+
+def test_nan_is_beyond_every_tolerance():
+    with pytest.raises(verify.VerificationError, match="output nan"):
+        verify.refuse_beyond_tolerance("000", {"output": float("nan")})
+
+
+def test_near_a_tie_one_off_is_allowed_and_two_are_not():
+    w, s, steps = np.array([[2.5004, 2.6]], np.float32), np.ones(2, np.float32), np.ones(1, np.float32)
+    assert verify.code_errors(np.array([[2, 3]], np.int8), w, s, steps) == (0, 0)
+    assert verify.code_errors(np.array([[3, 2]], np.int8), w, s, steps) == (1, 0)
+    assert verify.code_errors(np.array([[1, 3]], np.int8), w, s, steps) == (0, 1)
