@@ -1,5 +1,10 @@
 """What only a GPU can show: agreement of the two backends, every kernel for compute-sanitizer, the cubin cache."""
 
+import os
+import subprocess
+import sys
+
+import h5py
 import numpy as np
 import pytest
 from conftest import files_under, make_backend, same_bits
@@ -80,8 +85,6 @@ def test_the_cubin_cache_is_used_and_whole(compose, monkeypatch, tmp_path):
 
 
 def test_a_run_on_the_gpu_stores_events(cli):
-    import h5py
-
     code, out, err = cli("n=64", "layers=2", "backend=auto", "verify=true")
     assert code == 0, err
     assert out.startswith("backend cuda (auto: a driver and a device are there)")
@@ -102,3 +105,61 @@ def test_more_than_the_card_holds_is_refused(cli, tmp_path):
     assert code == 2
     assert "80% of the" in err
     assert files_under(tmp_path / "work") == []
+
+
+def test_a_failure_in_layer_2_leaves_layers_0_and_1(cli, monkeypatch, tmp_path):
+    from awq_pycuda.backends.cuda import CudaBackend
+
+    calls = iter(range(1000))
+    quantize = CudaBackend.quantize_awq
+
+    def failing(self, *arguments):
+        if next(calls) == 2:
+            raise RuntimeError("planted in layer 2")
+        quantize(self, *arguments)
+
+    monkeypatch.setattr(CudaBackend, "quantize_awq", failing)
+    code, _, err = cli("n=16", "layers=4", "backend=cuda")
+    assert code == 1
+    assert err.startswith("failed: RuntimeError: planted in layer 2")
+    (path,) = tmp_path.rglob("results.h5")
+    with h5py.File(path) as file:
+        assert file.attrs["status"] == "failed"
+        assert list(file["layers"]) == ["000", "001"]
+        assert file["layers/001/metrics"].attrs["output_sqnr_db"] > 20
+
+
+FAULTY = """
+import sys
+from awq_pycuda import run
+from awq_pycuda.backends.cuda import CudaBackend
+
+relu, calls = CudaBackend.relu, iter(range(100))
+
+def faulty(self, y, bias, out):
+    if next(calls) == 2:
+        self._walk("relu", 1, 16, 0, 16, 1, 4)  # nothing is mapped at address 16
+    else:
+        relu(self, y, bias, out)
+
+if "fault" in sys.argv:
+    sys.argv.remove("fault")
+    CudaBackend.relu = faulty
+sys.exit(run.main())
+"""
+
+
+@pytest.mark.parametrize("fault", [False, True])
+def test_a_process_ends_cleanly_and_after_an_illegal_address_with_a_failed_result(tmp_path, fault):
+    command = [sys.executable, "-c", FAULTY, "n=32", "layers=4", "backend=cuda", *(["fault"] if fault else [])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == (1 if fault else 0), done.stderr
+    (path,) = tmp_path.rglob("results.h5")
+    with h5py.File(path) as file:
+        assert file.attrs["status"] == ("failed" if fault else "complete")
+        assert list(file["layers"])[:2] == ["000", "001"]
+        if fault:
+            assert "illegal" in file.attrs["error"]
+    if not fault:
+        assert done.stderr == ""
