@@ -12,7 +12,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -133,7 +133,8 @@ def execute(config: Config, folder: Path, overrides: Sequence[str] = (), config_
     """
     specs, backend, reason = validate(config)
     console = summary.make_console()
-    console.print(reason, soft_wrap=True, markup=False)
+    with _unread_output():
+        console.print(reason, soft_wrap=True, markup=False)
     record, interrupted = _attempt(
         config, specs, backend, console, {"overrides": json.dumps(list(overrides)), "config": config_yaml}
     )
@@ -144,8 +145,16 @@ def execute(config: Config, folder: Path, overrides: Sequence[str] = (), config_
     if record.root["status"] == "failed":
         finished = f"{len(record.layers)} of {len(specs)} layers finished; see {path}"
         raise RunFailed(f"{record.root['error']} ({finished})", interrupted)
-    summary.print_summary(console, record.layers, record.timings, path)
+    with _unread_output():
+        summary.print_summary(console, record.layers, record.timings, path)
     return path
+
+
+@contextmanager
+def _unread_output() -> Iterator[None]:
+    """A full or closed stdout must not cost the run; rich ends the process when its reader is gone."""
+    with suppress(OSError, SystemExit):
+        yield
 
 
 def _attempt(
@@ -267,6 +276,11 @@ def main() -> int:
         return INTERRUPTED
     except (InputError, HydraException, OmegaConfBaseException, ValueError) as error:
         return _report(error)
+    except OSError as error:
+        # Hydra makes the folders of a sweep's jobs one by one, after every check.
+        if error.filename is None:
+            raise
+        return _report(InputError(f"{error.filename}: {error.strerror}; allowed: a folder that can be written to"))
     return 0
 
 

@@ -263,3 +263,29 @@ def test_the_kernels_hash_is_of_names_and_contents(monkeypatch, tmp_path):
         (tmp_path / name).write_text(content)
         hashes.add(provenance.kernels_sha256())
     assert len(hashes) == 3
+
+
+def test_a_full_or_closed_stdout_does_not_cost_the_run(tmp_path):
+    environment = os.environ | {"PYTHONPATH": os.getcwd()}
+    command = [sys.executable, "-m", "awq_pycuda.run", *SMALL]
+    with open("/dev/full", "w") as full:
+        subprocess.run(command, cwd=tmp_path, env=environment, stdout=full, stderr=subprocess.DEVNULL, check=False)
+    assert len(list(tmp_path.rglob("results.h5"))) == 1
+    reader, writer = os.pipe()
+    os.close(reader)
+    subprocess.run(command, cwd=tmp_path, env=environment, stdout=writer, stderr=subprocess.DEVNULL, check=False)
+    os.close(writer)
+    assert len(list(tmp_path.rglob("results.h5"))) == 2
+
+
+def test_a_job_folder_that_cannot_be_made_is_one_line(cli):
+    code, _, err = cli("-m", *SMALL, "seed=1,2", "hydra.sweep.subdir=/proc/nowhere/y")
+    assert code == 2
+    assert err.splitlines()[-1].startswith("error: /proc/nowhere")
+    assert "Traceback" not in err
+
+
+def test_a_sweep_takes_hydra_s_globs_and_ranges(cli, tmp_path):
+    code, _, err = cli("-m", *SMALL, "matmul=glob(*)", "tile=range(4,12,4)")
+    assert code == 0, err
+    assert len(list(tmp_path.rglob("results.h5"))) == 4
