@@ -163,17 +163,19 @@ class Pipeline(Generic[H]):
         for spec in self.specs:
             m, n, k = spec.tokens, spec.out_features, spec.in_features
             size = self.config.quant.group_size
-            empty = self.backend.empty
+            empty, empty_together = self.backend.empty, self.backend.empty_together
+            abs_mean, sq_mean = empty_together((k,), (k,))
+            s, inv_s, scale_b = empty_together((k,), (k,), (n,) if size is None else (n, k // size))
             layers.append(
                 _Layer(
                     x=layers[-1].out if spec.activations is None else self._source(spec.activations),
                     w=self._source(spec.weight),
                     bias=None if spec.bias is None else self._source(spec.bias),
-                    abs_mean=empty((k,)),
-                    sq_mean=empty((k,)),
-                    s=empty((k,)),
-                    inv_s=empty((k,)),
-                    scale_b=empty((n,) if size is None else (n, k // size)),
+                    abs_mean=abs_mean,
+                    sq_mean=sq_mean,
+                    s=s,
+                    inv_s=inv_s,
+                    scale_b=scale_b,
                     wq=empty((n, k), np.int8),
                     y=empty((m, n)),
                     out=empty((m, n)),

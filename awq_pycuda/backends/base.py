@@ -47,6 +47,10 @@ class Backend(ABC, Generic[H]):
         """A new array with undefined contents; `dtype` None is the backend's float type."""
 
     @abstractmethod
+    def empty_together(self, *shapes: tuple[int, ...]) -> list[H]:
+        """New float arrays that the same side always needs at the same time, so that they can move as one."""
+
+    @abstractmethod
     def write(self, handle: H, values: NDArray[Any]) -> None:
         """Copies host values into the array."""
 

@@ -54,6 +54,10 @@ class CpuBackend(Backend[Array]):
         """See `Backend.empty`."""
         return np.empty(shape, self.dtype if dtype is None else dtype)
 
+    def empty_together(self, *shapes: tuple[int, ...]) -> list[Array]:
+        """See `Backend.empty_together`."""
+        return [self.empty(shape) for shape in shapes]
+
     def write(self, handle: Array, values: Array) -> None:
         """See `Backend.write`."""
         np.copyto(handle, values, casting="same_kind")

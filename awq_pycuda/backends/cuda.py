@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from importlib.metadata import version
 from typing import Any, Self
@@ -15,7 +16,7 @@ from awq_pycuda.backends.base import Backend, Mark
 from awq_pycuda.config import MatmulKernel, StatsKernel
 from awq_pycuda.gpu.device import open_gpu
 from awq_pycuda.gpu.jit import Source, load, toolchain
-from awq_pycuda.gpu.memory import ManagedArray
+from awq_pycuda.gpu.memory import ManagedArray, allocate
 
 _THREADS = 256  # of the kernels that walk an index space
 _BLOCKS_PER_MULTIPROCESSOR = 32  # enough to fill the card; such kernels stride over the rest
@@ -108,9 +109,16 @@ class CudaBackend(Backend[ManagedArray]):
 
     def empty(self, shape: tuple[int, ...], dtype: DTypeLike | None = None) -> ManagedArray:
         """See `Backend.empty`."""
-        array = ManagedArray(self._gpu, shape, np.float32 if dtype is None else dtype)
-        self._arrays.append(array)
-        return array
+        return self._allocate([shape], np.float32 if dtype is None else dtype)[0]
+
+    def empty_together(self, *shapes: tuple[int, ...]) -> list[ManagedArray]:
+        """See `Backend.empty_together`: one managed allocation."""
+        return self._allocate(shapes, np.float32)
+
+    def _allocate(self, shapes: Sequence[tuple[int, ...]], dtype: DTypeLike) -> list[ManagedArray]:
+        arrays = allocate(self._gpu, shapes, dtype)
+        self._arrays += arrays
+        return arrays
 
     def write(self, handle: ManagedArray, values: NDArray[Any]) -> None:
         """See `Backend.write`."""
