@@ -104,13 +104,14 @@ def validate(config: Config) -> tuple[list[LayerSpec], Backend[Any], str]:
     backend, reason = choose_backend(config)
     arrays, host = required_bytes(specs, config)
     key = f"inputs.path={config.inputs.path}" if isinstance(config.inputs, FileInputs) else f"n={config.n}"
-    if backend.name == "cuda":
-        with backend:
-            refuse_beyond_memory(key, arrays, backend.available_bytes(), "GPU's memory")
+    with backend:
+        free = backend.available_bytes()
+    if free is None:
+        host += arrays
+    else:
+        refuse_beyond_memory(key, arrays, free, "GPU's memory")
         # The search reads the weights on the host, where the driver keeps a second copy of them.
         host += sum(4 * spec.out_features * spec.in_features for spec in specs)
-    else:
-        host += arrays
     refuse_beyond_memory(key, host, psutil.virtual_memory().available, "host's memory")
     return specs, backend, reason
 

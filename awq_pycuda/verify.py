@@ -38,11 +38,13 @@ class VerificationError(RuntimeError):
 def relative_error(value: NDArray[Any], exact: NDArray[Any]) -> float:
     """Largest `|value − exact| / |exact|`, with the smallest normal float32 as the least divisor.
 
-    Below it float32 has fewer bits, and at 0 none: there the error is a share of that number.
+    Below it float32 has fewer bits, so there the error is a share of that number. Where exact is 0, `value` must be 0
+    too or the error is inf.
     """
     exact = exact.astype(np.float64)
     difference = np.abs(value.astype(np.float64) - exact)
-    return float(np.max(difference / np.maximum(np.abs(exact), _SMALLEST_NORMAL)))
+    error = difference / np.maximum(np.abs(exact), _SMALLEST_NORMAL)
+    return float(np.max(np.where((exact == 0) & (difference > 0), np.inf, error)))
 
 
 def frobenius_error(value: NDArray[Any], exact: NDArray[Any]) -> float:

@@ -186,9 +186,6 @@ def test_the_command_works_from_any_folder_as_a_process(tmp_path):
     assert (bad.returncode, bad.stderr) == (2, "error: tile=abc: allowed: a whole number from 1 to 32\n")
 
 
-GIB = 2**30
-
-
 @pytest.mark.parametrize(
     ("overrides", "bytes_needed"),
     [
@@ -211,6 +208,22 @@ def test_memory_is_refused_beyond_80_percent_of_what_is_free(cli, monkeypatch, t
     assert files_under(tmp_path / "work") == []
     free.available = int(bytes_needed / 0.8 * 1.02)
     assert cli("backend=cpu", "timing=once", *overrides)[0] == 0
+
+
+def test_a_device_s_own_memory_is_checked_before_the_host_s(cli, monkeypatch):
+    # A CPU backend that says what a GPU's would; the arrays then do not count against the host, the weights do.
+    monkeypatch.setattr(CpuBackend, "available_bytes", lambda self: 2**20)
+    code, _, err = cli("backend=cpu")
+    assert code == 2
+    assert "GiB of the GPU's memory" in err
+    monkeypatch.setattr(CpuBackend, "available_bytes", lambda self: 2**40)
+    free = SimpleNamespace(total=2**40, available=3 * 4 * 1024**2)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: free)
+    code, _, err = cli("backend=cpu")
+    assert code == 2
+    assert "GiB of the host's memory" in err
+    free.available *= 2
+    assert cli("backend=cpu", "timing=once")[0] == 0
 
 
 def test_names_that_look_like_markup_are_printed_as_they_are(cli, tmp_path):

@@ -58,6 +58,13 @@ def test_nan_is_beyond_every_tolerance():
         verify.refuse_beyond_tolerance("000", {"output": float("nan")})
 
 
+def test_relative_error_is_strict_at_0_and_lenient_only_for_denormals():
+    assert verify.relative_error(np.array([1.5, 0.0]), np.array([1.0, 0.0])) == 0.5
+    assert verify.relative_error(np.array([1e-45], np.float32), np.array([0.0])) == np.inf
+    assert verify.relative_error(np.array([1e-45], np.float32), np.array([2e-45])) < 1e-5
+    assert verify.relative_error(np.array([1.001e-37]), np.array([1e-37])) > 9e-4
+
+
 def test_near_a_tie_one_off_is_allowed_and_two_are_not():
     w, s, steps = np.array([[2.5004, 2.6]], np.float32), np.ones(2, np.float32), np.ones(1, np.float32)
     assert verify.code_errors(np.array([[2, 3]], np.int8), w, s, steps) == (0, 0)

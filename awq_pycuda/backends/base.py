@@ -39,8 +39,8 @@ class Backend(ABC, Generic[H]):
         """Versions of the libraries that only this backend uses."""
 
     @abstractmethod
-    def available_bytes(self) -> int:
-        """Free memory of the device that the arrays live on."""
+    def available_bytes(self) -> int | None:
+        """Free memory of the device that the arrays live on; None where that is the host's own."""
 
     @abstractmethod
     def empty(self, shape: tuple[int, ...], dtype: DTypeLike | None = None) -> H:

@@ -46,9 +46,8 @@ class CpuBackend(Backend[Array]):
         blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
         return {"blas": f"{blas['name']} {blas['version']}"}
 
-    def available_bytes(self) -> int:
-        """Host memory that can be had without swapping."""
-        return int(psutil.virtual_memory().available)
+    def available_bytes(self) -> None:
+        """None: the arrays live in the host's memory."""
 
     def empty(self, shape: tuple[int, ...], dtype: DTypeLike | None = None) -> Array:
         """See `Backend.empty`."""

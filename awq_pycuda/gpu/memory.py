@@ -89,8 +89,8 @@ class ManagedArray:
 def allocate(gpu: Gpu, shapes: Sequence[tuple[int, ...]], dtype: DTypeLike) -> list[ManagedArray]:
     """Arrays of these shapes in one managed allocation.
 
-    A prefetch after the other side wrote took about 0.1 ms on an H100, however little it moved: small arrays that the
-    same side needs next should share one.
+    A prefetch has a price of its own, however little it moves: small arrays that the same side needs next should share
+    one.
     """
     sizes = [math.prod(shape) * np.dtype(dtype).itemsize for shape in shapes]
     offsets = [0, *itertools.accumulate(-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes)]
