@@ -14,6 +14,7 @@ VENV_READY := $(VENV)/.stamp-venv
 CPU_READY := $(VENV)/.stamp-cpu
 DEV_READY := $(VENV)/.stamp-dev
 CAPTURE_READY := $(VENV)/.stamp-capture
+CLUSTER_READY := $(VENV)/.stamp-cluster
 CUDA_READY := $(VENV)/.stamp-cuda
 TOOLCHAIN_READY := toolchain
 endif
@@ -72,6 +73,10 @@ $(CAPTURE_READY): requirements-capture.txt | $(CPU_READY)
 	$(PIP_INSTALL) -r requirements-capture.txt
 	@touch $@
 
+$(CLUSTER_READY): requirements-cluster.txt | $(CPU_READY)
+	$(PIP_INSTALL) -r requirements-cluster.txt
+	@touch $@
+
 $(CUDA_READY): requirements.txt requirements-cuda-toolkit.txt tools/setup_cuda.sh | $(CPU_READY)
 	tools/setup_cuda.sh $(PYTHON)
 	@touch $@
@@ -95,7 +100,7 @@ endif
 run: $(SETUP)
 	@$(PYTHON) -m awq_pycuda.run $(ARGS)
 
-test: $(SETUP) $(DEV_READY) $(CAPTURE_READY)
+test: $(SETUP) $(DEV_READY) $(CAPTURE_READY) $(CLUSTER_READY)
 	$(PYTHON) -m pytest $(ARGS)
 
 test-gpu: $(CUDA_READY) $(DEV_READY)

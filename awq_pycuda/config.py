@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
@@ -21,6 +22,7 @@ from awq_pycuda.errors import InputError
 MAX_TILE = 32  # a block of tile x tile threads: CUDA allows 1,024 threads
 MAX_LAYERS = 1000  # result and layer files name them 000 to 999
 MAX_GAMMA = 10.0  # the literature searches 0 to 1; far beyond, every scale is at its clamp
+_STUDY = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*", re.ASCII)
 MAX_SEED = 2**64 - 1  # the Philox key has 64 bits
 
 
@@ -141,6 +143,7 @@ class TimingConfig:
 class Config:
     """A whole run. `conf/config.yaml` gives the defaults and the meaning of each key."""
 
+    study: str = MISSING
     n: int = MISSING
     tokens: int | None = MISSING
     tile: int = MISSING
@@ -165,6 +168,7 @@ def _choices(kind: type[Enum]) -> str:
 
 # What each key allows, in words: for the checks below, and for values that Hydra itself refuses for their type.
 ALLOWED: dict[str, str] = {
+    "study": "a name of letters, digits, '.', '_' and '-', no part of it starting with '.'; '/' makes folders",
     "n": "a whole number, at least 1",
     "tokens": "a whole number, at least 1 (with inputs=file also null: all that the file holds)",
     "tile": f"a whole number from 1 to {MAX_TILE}",
@@ -212,6 +216,7 @@ def check(config: Config) -> None:
     def count_or_all(value: int | None, most: float = math.inf) -> bool:
         return from_file if value is None else 1 <= value <= most
 
+    need("study", config.study, lambda study: bool(_STUDY.fullmatch(study)))
     need("n", config.n, lambda n: n >= 1)
     need("tokens", config.tokens, count_or_all)
     need("tile", config.tile, lambda tile: 1 <= tile <= MAX_TILE)
@@ -242,5 +247,10 @@ def plain(node: Any) -> Any:
 
 
 def config_hash(config: Config) -> str:
-    """SHA-256 of the resolved config, independent of key order and of how it was overridden; 64 hex digits."""
-    return hashlib.sha256(json.dumps(plain(config), sort_keys=True).encode()).hexdigest()
+    """SHA-256 of the resolved config, independent of key order and of how it was overridden; 64 hex digits.
+
+    `study` is left out: it says where results go, not what they are.
+    """
+    asked = plain(config)
+    del asked["study"]
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from hydra.errors import MissingConfigException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from awq_pycuda.composition import LAUNCHERS
 from awq_pycuda.config import ALLOWED
 from awq_pycuda.errors import InputError
 from awq_pycuda.paths import resource_dir
@@ -25,6 +26,8 @@ def explain(error: BaseException, overrides: Sequence[str]) -> str:
         return str(error)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, option = error.missing_cfg_file.rpartition("/")
+        if group == "hydra/launcher" and option in LAUNCHERS:
+            return f"{group}={option}: not installed; allowed after pip install -r requirements-cluster.txt"
         options = [name for name in error.options if not name.endswith("_schema")]
         return f"{group}={option}: no such option; allowed: {', '.join(options)}"
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error

@@ -6,7 +6,7 @@ _PACKAGE = Path(__file__).resolve().parent
 
 
 def resource_dir(name: str) -> Path:
-    """The folder `conf` or `cuda`.
+    """The folder `conf`, `cuda` or `experiments`.
 
     Raises:
         FileNotFoundError: the installation is damaged.

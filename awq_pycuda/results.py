@@ -12,24 +12,48 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from awq_pycuda import provenance
 from awq_pycuda.pipeline import STAGES, LayerResult, Timings
 from awq_pycuda.verify import TOLERANCES
 
 SCHEMA = "awq_pycuda"
 SCHEMA_VERSION = 1
 FILE_NAME = "results.h5"
+TEMPORARY = f".{FILE_NAME}.{{}}.tmp"  # of the process that writes it
+
+
+NO_TIMINGS = Timings(np.empty((0, len(STAGES), 0)), np.empty((0, len(STAGES), 0)), np.empty(0), float("nan"))
 
 
 @dataclass(frozen=True)
 class RunRecord:
     """Everything that a result file holds.
 
-    `root` are the attributes of the file (status, config, device and so on); `layers` the finished layers in order.
+    `root` are the attributes of the file (status, config, device and so on); `layers` the finished layers in order;
+    `interrupted` says that the user stopped the run, and is not stored.
     """
 
     root: Mapping[str, str | int | bool]
     layers: Sequence[LayerResult]
     timings: Timings
+    interrupted: bool = False
+
+
+def status_attributes(failure: str | None) -> dict[str, str | int | bool]:
+    """The attributes of a file that say how its run ended, now: complete, or failed with a reason."""
+    created = provenance.created()
+    if failure is None:
+        return {"status": "complete", "created": created}
+    return {"status": "failed", "error": failure, "created": created}
+
+
+def read_status(folder: Path) -> tuple[str, str] | None:
+    """Status and error ("" if none) of `folder/results.h5`; None where there is no file that can be read."""
+    try:
+        with h5py.File(folder / FILE_NAME) as file:
+            return str(file.attrs["status"]), str(file.attrs.get("error", ""))
+    except (OSError, KeyError, RuntimeError):
+        return None
 
 
 def write(folder: Path, record: RunRecord) -> Path:
@@ -51,7 +75,7 @@ def write(folder: Path, record: RunRecord) -> Path:
         image = file.id.get_file_image()
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / FILE_NAME
-    temporary = folder / f".{FILE_NAME}.{os.getpid()}.tmp"
+    temporary = folder / TEMPORARY.format(os.getpid())
     try:
         with open(temporary, "wb") as written:
             written.write(image)

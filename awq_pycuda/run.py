@@ -1,217 +1,107 @@
-"""`python -m awq_pycuda.run`: compose, validate, run, store, summarise.
+"""`python -m awq_pycuda.run`: compose, validate, run, store, summarise; one run, or with -m a sweep.
 
-Nothing else in the package uses Hydra; `hydra_errors` words its errors.
+Beside `composition` and `hydra_errors`, nothing else in the package uses Hydra.
 """
 
 from __future__ import annotations
 
-import copy
-import json
 import os
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import fields, is_dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import hydra
-import psutil
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.config_store import ConfigStore
-from hydra.core.global_hydra import GlobalHydra
+from hydra._internal.core_plugins import basic_sweeper
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from rich.console import Console
 
-from awq_pycuda import provenance, results, summary
-from awq_pycuda.backends.base import Backend
-from awq_pycuda.backends.choose import choose_backend
-from awq_pycuda.config import Config, FileInputs, OutlierInputs, SyntheticInputs, check, config_hash, refuse
+from awq_pycuda import isolation, summary
+from awq_pycuda.composition import PlannedJob, plan_jobs, register_schemas, to_config
 from awq_pycuda.errors import InputError
+from awq_pycuda.execution import RunFailed, execute, validate
 from awq_pycuda.hydra_errors import explain
-from awq_pycuda.inputs import LayerSpec, plan_layers
-from awq_pycuda.limits import refuse_beyond_memory
+from awq_pycuda.inputs import plan_layers
 from awq_pycuda.paths import resource_dir
-from awq_pycuda.pipeline import Pipeline, required_bytes
+from awq_pycuda.study import Job
+from awq_pycuda.sweep import Reporter, Sweep
 
 INTERRUPTED = 130  # the exit code that shells give a command stopped by Ctrl-C
 
 
-class RunFailed(RuntimeError):
-    """A run that could not finish. `interrupted`: because the user stopped it."""
-
-    def __init__(self, reason: str, interrupted: bool = False) -> None:
-        super().__init__(reason)
-        self.interrupted = interrupted
-
-
-def register_schemas() -> None:
-    """Makes the config dataclasses known to Hydra's composition."""
-    store = ConfigStore.instance()
-    store.store(name="schema", node=Config)
-    for name, schema in (("synthetic", SyntheticInputs), ("outliers", OutlierInputs), ("file", FileInputs)):
-        store.store(group="inputs", name=f"{name}_schema", node=schema)
-
-
-def to_config(composed: DictConfig) -> Config:
-    """The composed config as checked dataclasses.
-
-    Raises:
-        InputError: a key without a value, one that the schema does not know (added with +key=value), or a value that
-            a rule forbids.
-    """
-    task = copy.deepcopy(composed)
-    with open_dict(task):
-        task.pop("hydra", None)
-    config = OmegaConf.to_object(task)
-    assert isinstance(config, Config)
-    _refuse_missing_and_added_keys(config, "")
-    check(config)
-    return config
-
-
-def _refuse_missing_and_added_keys(node: Any, prefix: str) -> None:
-    known = {item.name for item in fields(node)}
-    for name, value in vars(node).items():
-        if value == MISSING:
-            raise refuse(f"{prefix}{name}", MISSING, "no value")
-        if name not in known:
-            raise InputError(
-                f"{prefix}{name}={value}: no such key; allowed: {', '.join(prefix + k for k in sorted(known))}"
-            )
-        if is_dataclass(value):
-            _refuse_missing_and_added_keys(value, f"{prefix}{name}.")
-
-
-def validate(config: Config) -> tuple[list[LayerSpec], Backend[Any], str]:
-    """Everything that can be wrong before any work: files, shapes, backend, memory. Allocates no arrays of the run.
-
-    Returns:
-        The layers to run, the backend (not entered), and the line that says which backend and why.
-
-    Raises:
-        InputError: the first thing wrong.
-    """
-    specs = plan_layers(config)
-    backend, reason = choose_backend(config)
-    arrays, host = required_bytes(specs, config)
-    key = f"inputs.path={config.inputs.path}" if isinstance(config.inputs, FileInputs) else f"n={config.n}"
-    with backend:
-        free = backend.available_bytes()
-    if free is None:
-        host += arrays
-    else:
-        refuse_beyond_memory(key, arrays, free, "GPU's memory")
-        # The search reads the weights on the host, where the driver keeps a second copy of them.
-        host += sum(4 * spec.out_features * spec.in_features for spec in specs)
-    refuse_beyond_memory(key, host, psutil.virtual_memory().available, "host's memory")
-    return specs, backend, reason
-
-
-def execute(config: Config, folder: Path, overrides: Sequence[str] = (), config_yaml: str = "") -> Path:
-    """One run: all of it, from the config to `folder/results.h5` and the printed summary.
-
-    Args:
-        config: checked.
-        folder: where the results go; made if missing.
-        overrides: as given by the user, stored with the results.
-        config_yaml: the resolved config as YAML, stored with the results.
-
-    Returns:
-        The path of the result file.
-
-    Raises:
-        InputError: something is wrong before any work.
-        RunFailed: the run failed; the result file holds the reason and the finished layers.
-    """
-    specs, backend, reason = validate(config)
-    console = summary.make_console()
-    with _unread_output():
-        console.print(reason, soft_wrap=True, markup=False)
-    record, interrupted = _attempt(
-        config, specs, backend, console, {"overrides": json.dumps(list(overrides)), "config": config_yaml}
-    )
-    try:
-        path = results.write(folder, record)
-    except OSError as error:
-        raise RunFailed(f"{folder / results.FILE_NAME} cannot be written: {error}") from None
-    if record.root["status"] == "failed":
-        finished = f"{len(record.layers)} of {len(specs)} layers finished; see {path}"
-        raise RunFailed(f"{record.root['error']} ({finished})", interrupted)
-    with _unread_output():
-        summary.print_summary(console, record.layers, record.timings, path)
-    return path
-
-
-@contextmanager
-def _unread_output() -> Iterator[None]:
-    """A full or closed stdout must not cost the run; rich ends the process when its reader is gone."""
-    with suppress(OSError, SystemExit):
-        yield
-
-
-def _attempt(
-    config: Config, specs: list[LayerSpec], backend: Backend[Any], console: Console, given: dict[str, str]
-) -> tuple[results.RunRecord, bool]:
-    """Runs the pipeline; what it left, and whether the user interrupted it.
-
-    A failure comes back as text. Hydra keeps the exception of every failed job of a sweep, and an exception keeps its
-    frames and with them all arrays of the run.
-    """
-    failure: str | None = None
-    interrupted = False
-    with backend:
-        pipeline = Pipeline(backend, specs, config)
-        try:
-            with summary.progress(console) as on_progress:
-                pipeline.run(on_progress)
-        except (Exception, KeyboardInterrupt) as error:
-            failure = f"{type(error).__name__}: {error}".removesuffix(": ")
-            interrupted = isinstance(error, KeyboardInterrupt)
-        commit, dirty = provenance.git_state()
-        root = {
-            "status": "complete" if failure is None else "failed",
-            **({} if failure is None else {"error": failure}),
-            "created": provenance.created(),
-            **given,
-            "config_hash": config_hash(config),
-            "backend": backend.name,
-            "device": json.dumps(backend.device()),
-            "versions": json.dumps(provenance.versions() | backend.versions()),
-            "git_commit": commit,
-            "git_dirty": dirty,
-            "kernels_sha256": provenance.kernels_sha256(),
-        }
-        return results.RunRecord(root, pipeline.layers, pipeline.timings), interrupted
-
-
 class Preflight(Callback):
-    """Runs before Hydra makes any folder: bad input ends here, with nothing written."""
+    """Runs before Hydra makes any folder: bad input ends here, with nothing written. `sweep`: the one that began."""
+
+    sweep: Sweep | None = None
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Checks the one job."""
         with _exit_on_error():
+            for override in config.hydra.overrides.task:
+                if override.startswith(("study=", "experiment=")):
+                    raise InputError(f"{override}: a study is a sweep; allowed: with -m")
             validate(to_config(config))
             _check_writable("hydra.run.dir", Path(config.hydra.run.dir))
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Checks every job of a sweep, as the basic sweeper will expand it."""
+        """Checks every job of a sweep, and begins its display."""
         with _exit_on_error():
-            tasks = list(config.hydra.overrides.task)
-            tasks += [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
-            parsed = OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(tasks)
-            for batch in BasicSweeper.split_arguments(parsed, max_batch_size=None):
-                for job in batch:
-                    validate(to_config(hydra.compose(config.hydra.job.config_name, list(job))))
-            _check_writable("hydra.sweep.dir", Path(config.hydra.sweep.dir))
+            jobs = plan_jobs(config)
+            _check_sweep(config, jobs)
+            folder = Path(config.hydra.sweep.dir)
+            _check_writable("hydra.sweep.dir", folder)
+            # Every job is checked: the sweeper would compose each of them again for that, at 0.05 s a job.
+            # Hydra's plugin scan has made the class anew since the module was first imported.
+            setattr(basic_sweeper.BasicSweeper, "validate_batch_is_legal", lambda self, batch: None)  # noqa: B010
+            labels = [job.label for job in jobs]
+            Preflight.sweep = Sweep(folder, folder / config.hydra.sweep.subdir, labels, summary.make_console())
+            Preflight.sweep.start()
+
+
+def _check_sweep(config: DictConfig, jobs: list[PlannedJob]) -> None:
+    if len({job.config.study for job in jobs if not job.config.study.startswith("sweeps/")}) > 1:
+        raise InputError("study: one sweep is one study; allowed: one value")
+    for override in config.hydra.overrides.hydra:
+        if override.startswith("hydra.sweep.subdir="):
+            raise InputError(f"{override}: a job's folder is named after its config; allowed: study=NAME for the sweep")
+    launcher = str(config.hydra.launcher._target_)
+    configs = [job.config for job in jobs]
+    if launcher.rpartition(".")[2] in ("BasicLauncher", "JoblibLauncher"):
+        for refusal in isolation.refusals(configs):
+            if refusal is not None:
+                raise InputError(refusal)
+    else:
+        for job_config in configs:
+            plan_layers(job_config)
+    if launcher.endswith(".RayLauncher"):
+        _check_ray(config)
+    if not launcher.endswith(".BasicLauncher"):
+        isolation.close_worker()
+
+
+def _check_ray(config: DictConfig) -> None:
+    """Ray waits for ever for a GPU that its cluster lacks. Connects as the launcher would, which then does not."""
+    gpus = config.hydra.launcher.ray.remote.get("num_gpus") or 0
+    settings: Any = OmegaConf.to_container(config.hydra.launcher.ray.init, resolve=True)
+    if settings.get("address", os.environ.get("RAY_ADDRESS")) is None:
+        # A local cluster of its own: it would warn of the token that it has just made itself.
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    import ray
+
+    ray.init(**settings)
+    if gpus and ray.cluster_resources().get("GPU", 0) < gpus:
+        raise InputError(
+            f"backend={config.backend.name}: the Ray cluster has no GPU, and jobs ask for {gpus} each; "
+            "allowed: backend=cpu, or hydra.launcher.ray.remote.num_gpus=0"
+        )
 
 
 @contextmanager
@@ -221,6 +111,9 @@ def _exit_on_error() -> Iterator[None]:
         yield
     except (InputError, HydraException, OmegaConfBaseException) as error:
         raise SystemExit(_report(error)) from None
+    except isolation.WorkerDied as error:
+        print(f"failed: checking the jobs: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
     except Exception:
         traceback.print_exc()
         raise SystemExit(1) from None
@@ -243,37 +136,50 @@ def _report(error: Exception) -> int:
     return 2
 
 
-@hydra.main(version_base="1.3", config_path=str(resource_dir("conf")), config_name="config")
-def _hydra_main(composed: DictConfig) -> None:
-    """One job of Hydra's."""
+def job(composed: DictConfig) -> None:
+    """One job of Hydra's, in whichever process its launcher has chosen.
+
+    Undecorated, so that launchers can send it by its name.
+    """
     settings = HydraConfig.get()
-    try:
-        execute(
-            to_config(composed),
-            Path(settings.runtime.output_dir),
-            list(settings.overrides.task),
-            OmegaConf.to_yaml(composed, resolve=True),
-        )
-    except RunFailed as error:
-        print(f"failed: {error}", file=sys.stderr)
-        # In a sweep the other jobs still run, unless the user stopped it. A single run ends here, before Hydra adds
-        # lines of its own.
-        if settings.mode is RunMode.MULTIRUN and not error.interrupted:
-            raise
-        raise SystemExit(INTERRUPTED if error.interrupted else 1) from None
+    config, config_yaml = to_config(composed), OmegaConf.to_yaml(composed, resolve=True)
+    overrides = list(settings.overrides.task)
+    if settings.mode is RunMode.RUN:
+        try:
+            execute(config, Path(settings.runtime.output_dir), overrides, config_yaml)
+        except RunFailed as error:
+            # Ends here, before Hydra adds lines of its own.
+            print(f"failed: {error}", file=sys.stderr)
+            raise SystemExit(INTERRUPTED if error.interrupted else 1) from None
+        return
+    cwd = Path(settings.runtime.cwd)
+    reporter = _reporter(cwd / settings.sweep.dir / settings.sweep.subdir)
+    reporter.started(settings.job.num)
+    outcome = isolation.run_isolated(Job(config, cwd, Path(settings.sweep.dir), overrides, config_yaml))
+    reporter.ended(settings.job.num, outcome)
+    # Only where the user is: in a launcher's process it would count as a crash.
+    if outcome.state == "interrupted" and Preflight.sweep is not None:
+        raise KeyboardInterrupt
 
 
-def main() -> int:
-    """The command. Returns the exit code: 0, 1 when a run failed, 2 for bad input, 130 when interrupted."""
-    # Hydra would print its errors over several lines and exit with 1; raised, they become the one line of §3.
-    os.environ["HYDRA_FULL_ERROR"] = "1"
-    register_schemas()
+@lru_cache(maxsize=1)
+def _reporter(folder: Path) -> Reporter:
+    return Reporter(folder)
+
+
+_hydra_main = hydra.main(version_base="1.3", config_path=str(resource_dir("conf")), config_name="config")(job)
+
+
+def _run_hydra() -> int:
+    """The exit code of all that Hydra runs."""
     try:
         _hydra_main()
-    except RunFailed:
-        return 1
     except KeyboardInterrupt:
-        print("interrupted before any work", file=sys.stderr)
+        if Preflight.sweep is None:
+            print("interrupted before any work", file=sys.stderr)
+        elif Preflight.sweep.abandoned:
+            print("failed: the launcher went on waiting after the last job's process had ended", file=sys.stderr)
+            return 1
         return INTERRUPTED
     except (InputError, HydraException, OmegaConfBaseException, ValueError) as error:
         return _report(error)
@@ -282,8 +188,32 @@ def main() -> int:
         if error.filename is None:
             raise
         return _report(InputError(f"{error.filename}: {error.strerror}; allowed: a folder that can be written to"))
+    except Exception as error:
+        if Preflight.sweep is None:
+            raise
+        # A launcher's own trouble, such as a process of its that was killed; what ran is still told.
+        print(f"failed: {type(error).__name__}: {str(error).partition(chr(10))[0]}", file=sys.stderr)
+        return 1
     return 0
 
 
+def main() -> int:
+    """The command. Returns the exit code: 0, 1 when a run failed, 2 for bad input, 130 when interrupted."""
+    # Hydra would print its errors over several lines and exit with 1; raised, they become the one line of §3.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    register_schemas()
+    Preflight.sweep = None
+    code = _run_hydra()
+    if Preflight.sweep is None:
+        return code
+    jobs = Preflight.sweep.finish()
+    if code == 0 and any(job.state not in ("complete", "skipped") for job in jobs):
+        return 1
+    return code
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    # Through the module's own name: launchers send the job function to other processes by name, not by value.
+    from awq_pycuda.run import main as command
+
+    sys.exit(command())

@@ -26,6 +26,11 @@ def make_console(stderr: bool = False) -> Console:
     return console if console.is_terminal else Console(stderr=stderr, highlight=False, width=_PLAIN_WIDTH)
 
 
+def table_style(console: Console) -> box.Box | None:
+    """Lines under the headings on a terminal, none elsewhere."""
+    return box.SIMPLE_HEAD if console.is_terminal else None
+
+
 @contextmanager
 def progress(console: Console) -> Iterator[Callable[[str, int, int], None]]:
     """Yields what `Pipeline.run` reports to: a bar on a terminal that goes when done, nothing elsewhere."""
@@ -40,7 +45,7 @@ def print_summary(console: Console, layers: Sequence[LayerResult], timings: Timi
 
     Times are medians over the measured passes: on the stream, or on the host's clock without a GPU.
     """
-    style = box.SIMPLE_HEAD if console.is_terminal else None
+    style = table_style(console)
     quality = Table(Column("layer", overflow="fold"), "out x in", box=style, title="Error", title_justify="left")
     for heading in ("gamma", "RTN dB", "AWQ dB", "error removed"):
         quality.add_column(heading, justify="right", no_wrap=True)

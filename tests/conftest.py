@@ -11,7 +11,7 @@ import hydra
 import numpy as np
 import pytest
 
-from awq_pycuda import provenance, run
+from awq_pycuda import composition, provenance, run
 from awq_pycuda.backends.base import Backend
 from awq_pycuda.backends.cpu import CpuBackend
 from awq_pycuda.config import Config, MatmulKernel, StatsKernel
@@ -84,9 +84,9 @@ def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
 @pytest.fixture
 def compose() -> Iterator[Callable[..., Config]]:
     """`compose("n=8", "layers=2")`: the config that a command line gives, checked."""
-    run.register_schemas()
+    composition.register_schemas()
     with hydra.initialize_config_dir(str(resource_dir("conf")), version_base="1.3"):
-        yield lambda *overrides: run.to_config(hydra.compose("config", list(overrides)))
+        yield lambda *overrides: composition.to_config(hydra.compose("config", list(overrides)))
 
 
 @pytest.fixture

@@ -10,7 +10,16 @@ import pytest
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCES = ("pyproject.toml", "README.md", "LICENSE", "requirements-cpu.txt", "awq_pycuda", "conf", "cuda")
+SOURCES = (
+    "pyproject.toml",
+    "README.md",
+    "LICENSE",
+    "requirements-cpu.txt",
+    "awq_pycuda",
+    "conf",
+    "cuda",
+    "experiments",
+)
 
 
 def files_under(folder: Path) -> set[str]:
@@ -45,6 +54,7 @@ def wheel(tmp_path_factory):
 def test_wheel_holds_the_package_its_configs_and_its_kernels(wheel):
     expected = {f"awq_pycuda/{name}" for name in files_under(ROOT / "awq_pycuda")}
     expected |= {f"awq_pycuda/{folder}/{name}" for folder in ("conf", "cuda") for name in files_under(ROOT / folder)}
+    expected |= {f"awq_pycuda/experiments/{path.name}" for path in (ROOT / "experiments").glob("*.yaml")}
     assert {name for name in wheel.namelist() if ".dist-info/" not in name} == expected
 
 
@@ -55,7 +65,14 @@ def test_wheel_asks_for_what_requirements_cpu_lists(wheel):
     assert {requirement for requirement in asked if requirement.marker is None} == requirements("requirements-cpu.txt")
 
 
-@pytest.mark.parametrize(("extra", "file"), [("cuda", "requirements.txt"), ("capture", "requirements-capture.txt")])
+@pytest.mark.parametrize(
+    ("extra", "file"),
+    [
+        ("cuda", "requirements.txt"),
+        ("capture", "requirements-capture.txt"),
+        ("cluster", "requirements-cluster.txt"),
+    ],
+)
 def test_extras_are_the_requirement_files(extra, file):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert {Requirement(line) for line in project["optional-dependencies"][extra]} == requirements(file)

@@ -237,32 +237,6 @@ def test_names_that_look_like_markup_are_printed_as_they_are(cli, tmp_path):
     assert "out[red]/results.h5" in out
 
 
-def test_an_interrupt_stops_a_sweep(cli, monkeypatch, tmp_path):
-    def interrupt(*arguments):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(CpuBackend, "relu", interrupt)
-    assert cli("-m", *SMALL, "seed=1,2,3")[0] == 130
-    assert len(list(tmp_path.rglob("results.h5"))) == 1
-
-
-def test_a_failed_job_lets_the_others_of_its_sweep_run(cli, monkeypatch, tmp_path):
-    calls = iter(range(1000))
-    relu = CpuBackend.relu
-
-    def failing(self, *arguments):
-        if next(calls) == 0:
-            raise RuntimeError("planted")
-        relu(self, *arguments)
-
-    monkeypatch.setattr(CpuBackend, "relu", failing)
-    code, _, err = cli("-m", *SMALL, "seed=1,2,3")
-    assert code == 1
-    assert "failed: RuntimeError: planted" in err
-    found = [h5py.File(path).attrs["status"] for path in sorted(tmp_path.rglob("results.h5"))]
-    assert found == ["failed", "complete", "complete"]
-
-
 @pytest.mark.parametrize(("awq", "shown"), [(1.0, "50.0 %"), (2.0, "0.0 %"), (3.0, "-50.0 %")])
 def test_error_removed_is_against_rtn(awq, shown):
     assert summary.error_removed({"output_mse": awq, "rtn_output_mse": 2.0}) == shown
@@ -289,13 +263,6 @@ def test_a_full_or_closed_stdout_does_not_cost_the_run(tmp_path):
     subprocess.run(command, cwd=tmp_path, env=environment, stdout=writer, stderr=subprocess.DEVNULL, check=False)
     os.close(writer)
     assert len(list(tmp_path.rglob("results.h5"))) == 2
-
-
-def test_a_job_folder_that_cannot_be_made_is_one_line(cli):
-    code, _, err = cli("-m", *SMALL, "seed=1,2", "hydra.sweep.subdir=/proc/nowhere/y")
-    assert code == 2
-    assert err.splitlines()[-1].startswith("error: /proc/nowhere")
-    assert "Traceback" not in err
 
 
 def test_a_sweep_takes_hydra_s_globs_and_ranges(cli, tmp_path):

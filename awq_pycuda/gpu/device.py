@@ -59,6 +59,8 @@ class Gpu:
             "l2_bytes": attribute(_ATTRIBUTES.L2_CACHE_SIZE),
             "clock_khz": attribute(_ATTRIBUTES.CLOCK_RATE),
             "memory_clock_khz": attribute(_ATTRIBUTES.MEMORY_CLOCK_RATE),
+            "memory_bus_bits": attribute(_ATTRIBUTES.GLOBAL_MEMORY_BUS_WIDTH),
+            "pci_bus_id": self.device.pci_bus_id(),
             "driver_cuda": f"{driver // 1000}.{driver % 1000 // 10}",
         }
 

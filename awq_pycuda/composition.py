@@ -1,0 +1,127 @@
+"""Hydra's composition: schemas, presets, and from command lines to checked configs."""
+
+from __future__ import annotations
+
+import copy
+from contextlib import suppress
+from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
+from typing import Any
+
+import hydra
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
+from hydra.core.plugins import Plugins
+from hydra.plugins.config_source import ConfigLoadError
+from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
+
+from awq_pycuda.config import BackendChoice, Config, FileInputs, OutlierInputs, SyntheticInputs, check, refuse
+from awq_pycuda.errors import InputError
+from awq_pycuda.isolation import visible_gpus
+from awq_pycuda.paths import resource_dir
+
+# What sweeps need of the launchers that Hydra's plugins bring (requirements-cluster.txt). A job that dies is told as
+# failed by the process that waits for it, so launchers need not try again.
+LAUNCHERS: dict[str, dict[str, Any]] = {
+    # One process per GPU, each keeping a GPU of its own; without a GPU one.
+    "joblib": {"n_jobs": "${gpu_processes:}", "batch_size": 1},
+    "ray": {
+        "ray": {
+            "init": {"include_dashboard": False, "log_to_driver": False, "configure_logging": False},
+            "remote": {"num_cpus": 1, "num_gpus": "${gpus_per_job:${backend}}", "max_retries": 0},
+        }
+    },
+}
+
+
+def register_schemas() -> None:
+    """Makes schemas, launcher settings and the studies of experiments/ known to Hydra's composition."""
+    OmegaConf.register_new_resolver("gpu_processes", lambda: max(1, len(visible_gpus())), replace=True)
+    OmegaConf.register_new_resolver("gpus_per_job", lambda backend: int(backend is not BackendChoice.cpu), replace=True)
+    store = ConfigStore.instance()
+    store.store(name="schema", node=Config)
+    for name, schema in (("synthetic", SyntheticInputs), ("outliers", OutlierInputs), ("file", FileInputs)):
+        store.store(group="inputs", name=f"{name}_schema", node=schema)
+    Plugins.instance()  # registers what the installed launchers bring; our settings go on top
+    for name, settings in LAUNCHERS.items():
+        with suppress(ConfigLoadError):  # not installed
+            plugin = store.load(f"hydra/launcher/{name}.yaml")
+            store.store(group="hydra/launcher", name=name, node=OmegaConf.merge(plugin.node, settings))
+    for path in sorted(resource_dir("experiments").glob("*.yaml")):
+        store.store(group="experiment", name=path.stem, node=OmegaConf.load(path), package="_global_")
+
+
+def to_config(composed: DictConfig) -> Config:
+    """The composed config as checked dataclasses.
+
+    Raises:
+        InputError: a key without a value, one that the schema does not know (added with +key=value), or a value that
+            a rule forbids.
+    """
+    task = copy.deepcopy(composed)
+    with open_dict(task):
+        task.pop("hydra", None)
+    config = OmegaConf.to_object(task)
+    assert isinstance(config, Config)
+    _refuse_missing_and_added_keys(config, "")
+    check(config)
+    return config
+
+
+def _refuse_missing_and_added_keys(node: Any, prefix: str) -> None:
+    known = {item.name for item in fields(node)}
+    for name, value in vars(node).items():
+        if value == MISSING:
+            raise refuse(f"{prefix}{name}", MISSING, "no value")
+        if name not in known:
+            raise InputError(
+                f"{prefix}{name}={value}: no such key; allowed: {', '.join(prefix + k for k in sorted(known))}"
+            )
+        if is_dataclass(value):
+            _refuse_missing_and_added_keys(value, f"{prefix}{name}.")
+
+
+@dataclass(frozen=True)
+class PlannedJob:
+    """A job of a sweep: its config, and the overrides that tell it from the others."""
+
+    config: Config
+    label: str
+
+
+def plan_jobs(composed: DictConfig) -> list[PlannedJob]:
+    """Every job of a sweep, in the order in which the basic sweeper will number them.
+
+    Composing takes 0.05 s, so jobs that choose the same groups share one composition; plain values are then set in it
+    as Hydra sets them.
+
+    Raises:
+        InputError, HydraException, OmegaConfBaseException: what is wrong with the first bad job.
+    """
+    loader = GlobalHydra.instance().config_loader()
+    parser = OverridesParser.create(loader)
+    tasks = [f"{key}={value}" for key, value in (composed.hydra.sweeper.get("params") or {}).items()]
+    tasks += list(composed.hydra.overrides.task)
+    (batch,) = BasicSweeper.split_arguments(parser.parse_overrides(tasks), max_batch_size=None)
+    varying = [index for index, column in enumerate(zip(*batch, strict=True)) if len(set(column)) > 1]
+    bases: dict[tuple[str, ...], DictConfig] = {}
+
+    is_group = cache(lambda key: bool(loader.get_group_options(key)))
+
+    def is_plain(override: Override) -> bool:
+        return override.type is OverrideType.CHANGE and not is_group(override.key_or_group)
+
+    jobs = []
+    for overrides in batch:
+        parsed = parser.parse_overrides(list(overrides))
+        choices = tuple(str(override.input_line) for override in parsed if not is_plain(override))
+        if choices not in bases:
+            bases[choices] = hydra.compose(composed.hydra.job.config_name, list(choices))
+        config = copy.deepcopy(bases[choices])
+        for override in filter(is_plain, parsed):
+            OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
+        jobs.append(PlannedJob(to_config(config), " ".join(overrides[index] for index in varying)))
+    return jobs

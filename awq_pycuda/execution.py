@@ -1,0 +1,151 @@
+"""One run, from a checked config to its results.h5: needs no Hydra, and serves single runs and the jobs of sweeps."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+from threadpoolctl import threadpool_limits
+
+from awq_pycuda import provenance, results, summary
+from awq_pycuda.backends.base import Backend
+from awq_pycuda.backends.choose import choose_backend
+from awq_pycuda.config import Config, FileInputs, config_hash
+from awq_pycuda.inputs import LayerSpec, plan_layers
+from awq_pycuda.limits import refuse_beyond_memory
+from awq_pycuda.parallel import host_threads
+from awq_pycuda.pipeline import Pipeline, required_bytes
+
+
+class RunFailed(RuntimeError):
+    """A run that could not finish. `interrupted`: because the user stopped it."""
+
+    def __init__(self, reason: str, interrupted: bool = False) -> None:
+        super().__init__(reason)
+        self.interrupted = interrupted
+
+
+def validate(config: Config) -> tuple[list[LayerSpec], Backend[Any], str]:
+    """Everything that can be wrong before any work: files, shapes, backend, memory. Allocates no arrays of the run.
+
+    Returns:
+        The layers to run, the backend (not entered), and the line that says which backend and why.
+
+    Raises:
+        InputError: the first thing wrong.
+    """
+    specs = plan_layers(config)
+    backend, reason = choose_backend(config)
+    arrays, host = required_bytes(specs, config)
+    key = f"inputs.path={config.inputs.path}" if isinstance(config.inputs, FileInputs) else f"n={config.n}"
+    with backend:
+        free = backend.available_bytes()
+    if free is None:
+        host += arrays
+    else:
+        refuse_beyond_memory(key, arrays, free, "GPU's memory")
+        # The search reads the weights on the host, where the driver keeps a second copy of them.
+        host += sum(4 * spec.out_features * spec.in_features for spec in specs)
+    refuse_beyond_memory(key, host, psutil.virtual_memory().available, "host's memory")
+    return specs, backend, reason
+
+
+def execute(config: Config, folder: Path, overrides: Sequence[str] = (), config_yaml: str = "") -> Path:
+    """One run: all of it, from the config to `folder/results.h5` and the printed summary.
+
+    Args:
+        config: checked.
+        folder: where the results go; made if missing.
+        overrides: as given by the user, stored with the results.
+        config_yaml: the resolved config as YAML, stored with the results.
+
+    Returns:
+        The path of the result file.
+
+    Raises:
+        InputError: something is wrong before any work.
+        RunFailed: the run failed; the result file holds the reason and the finished layers.
+    """
+    specs, backend, reason = validate(config)
+    console = summary.make_console()
+    with _unread_output():
+        console.print(reason, soft_wrap=True, markup=False)
+    with backend:
+        origin = describe(config, backend, overrides, config_yaml)
+        with summary.progress(console) as on_progress:
+            record = attempt(config, specs, backend, origin, on_progress)
+    path = store(folder, record)
+    with _unread_output():
+        summary.print_summary(console, record.layers, record.timings, path)
+    return path
+
+
+@contextmanager
+def _unread_output() -> Iterator[None]:
+    """A full or closed stdout must not cost the run; rich ends the process when its reader is gone."""
+    with suppress(OSError, SystemExit):
+        yield
+
+
+def describe(
+    config: Config, backend: Backend[Any], overrides: Sequence[str], config_yaml: str
+) -> dict[str, str | int | bool]:
+    """The attributes of a result file that are known before the run: what is asked for, and of which machine."""
+    commit, dirty = provenance.git_state()
+    return {
+        "overrides": json.dumps(list(overrides)),
+        "config": config_yaml,
+        "config_hash": config_hash(config),
+        "backend": backend.name,
+        "device": json.dumps(backend.device()),
+        "versions": json.dumps(provenance.versions() | backend.versions()),
+        "git_commit": commit,
+        "git_dirty": dirty,
+        "kernels_sha256": provenance.kernels_sha256(),
+    }
+
+
+def attempt(
+    config: Config,
+    specs: Sequence[LayerSpec],
+    backend: Backend[Any],
+    origin: dict[str, str | int | bool],
+    on_progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> results.RunRecord:
+    """Runs the pipeline on an entered backend; what it left, with a failure or Ctrl-C as the record's text.
+
+    NumPy's BLAS gets as many threads as the other host stages: launchers of sweeps set its environment variables each
+    in its own way, and the number of threads decides how a product's sums are split.
+    """
+    failure: str | None = None
+    interrupted = False
+    pipeline = Pipeline(backend, specs, config)
+    try:
+        with threadpool_limits(host_threads(config.threads), "blas"):
+            pipeline.run(on_progress)
+    except (Exception, KeyboardInterrupt) as error:
+        failure = f"{type(error).__name__}: {error}".removesuffix(": ")
+        interrupted = isinstance(error, KeyboardInterrupt)
+    root = results.status_attributes(failure) | origin
+    return results.RunRecord(root, pipeline.layers, pipeline.timings, interrupted)
+
+
+def store(folder: Path, record: results.RunRecord) -> Path:
+    """Writes the result file of a run and returns its path.
+
+    Raises:
+        RunFailed: the run that it tells of failed, or the file cannot be written.
+    """
+    try:
+        path = results.write(folder, record)
+    except OSError as error:
+        raise RunFailed(f"{folder / results.FILE_NAME} cannot be written: {error}") from None
+    if record.root["status"] == "failed":
+        layers = record.timings.gpu_ms.shape[0]
+        finished = f"{len(record.layers)} of {layers} layers finished; see {path}"
+        raise RunFailed(f"{record.root['error']} ({finished})", record.interrupted)
+    return path

@@ -1,0 +1,190 @@
+"""Gives jobs to a worker process: kept while it is healthy, replaced when not, and its death told."""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from awq_pycuda import results
+from awq_pycuda.config import BackendChoice, Config
+from awq_pycuda.study import Job, Outcome, Started, store_death
+from awq_pycuda.worker import Finished, lock_folder
+
+_INTERRUPT_SECONDS = 30  # a worker that has not stopped by then is killed
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
+
+
+class WorkerDied(RuntimeError):
+    """The worker ended without an answer; the message says how."""
+
+
+class Worker:
+    """A worker process and the socket to it. `environment` is added to this process's own."""
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        ours, its = socket.socketpair()
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # closed by close()
+        package = str(Path(__file__).resolve().parent.parent)
+        path = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
+        with its:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "awq_pycuda.worker", str(its.fileno())],
+                env=os.environ | {"PYTHONPATH": path} | environment,
+                pass_fds=[its.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=self._errors,
+                process_group=0,  # Ctrl-C reaches this process alone, which passes it on once
+            )
+        self._connection = Connection(ours.detach())
+
+    def is_alive(self) -> bool:
+        """Whether the process runs."""
+        return self._process.poll() is None
+
+    def ask(self, request: Any, on_started: Callable[[Started], None] = lambda started: None) -> Any:
+        """Sends a request and waits for its answer; Ctrl-C meanwhile stops the job, which still answers.
+
+        Raises:
+            WorkerDied: the process ended first.
+        """
+        try:
+            self._connection.send(request)
+            while isinstance(answer := self._receive(), Started):
+                on_started(answer)
+        except (EOFError, OSError):
+            raise WorkerDied(self._cause_of_death()) from None
+        return answer
+
+    def _receive(self) -> Any:
+        try:
+            return self._connection.recv()
+        except KeyboardInterrupt:
+            self._process.send_signal(signal.SIGINT)
+            if not self._connection.poll(_INTERRUPT_SECONDS):
+                self._process.kill()
+            return self._connection.recv()
+
+    def _cause_of_death(self) -> str:
+        code = self._process.wait()
+        cause = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
+        if -code == signal.SIGKILL:
+            cause += " (the system sends it when memory runs out)"
+        self._errors.seek(0)
+        last_words = self._errors.read()[-4096:].decode(errors="replace").strip()
+        return f"the job's process ended by {cause}" + (f"\n{last_words}" if last_words else "")
+
+    def close(self) -> None:
+        """Ends the process: an idle one at its leisure, a busy one at once."""
+        self._connection.close()
+        self._process.wait()
+        self._errors.close()
+
+
+class _Host:
+    """The one worker of this process."""
+
+    def __init__(self) -> None:
+        self._worker: Worker | None = None
+        self._gpu_lock: FileLock | None = None
+
+    def worker(self, config: Config) -> Worker:
+        """The worker, started if there is none alive."""
+        if self._worker is not None and not self._worker.is_alive():
+            self.close()
+        if self._worker is None:
+            gpu = None if config.backend is BackendChoice.cpu else self._choose_gpu()
+            self._worker = Worker({} if gpu is None else {_VISIBLE: gpu})
+        return self._worker
+
+    def _choose_gpu(self) -> str | None:
+        """One of several GPUs for this process's workers, which no other process has chosen; None leaves it open."""
+        visible = visible_gpus()
+        if len(visible) < 2:
+            return None
+        if self._gpu_lock is not None:
+            return Path(self._gpu_lock.lock_file).stem.removeprefix("chosen-")
+        for gpu in visible:
+            lock = FileLock(lock_folder() / f"chosen-{gpu}.lock")
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                continue
+            self._gpu_lock = lock
+            return gpu
+        return visible[os.getpid() % len(visible)]
+
+    def close(self) -> None:
+        """Ends the worker; the next one chooses the same GPU."""
+        if self._worker is not None:
+            self._worker.close()
+            self._worker = None
+
+
+_host = _Host()
+atexit.register(_host.close)
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that a worker could use, as CUDA_VISIBLE_DEVICES names them. Creates no context."""
+    if (given := os.environ.get(_VISIBLE)) is not None:
+        return [gpu for gpu in given.split(",") if gpu]
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return []
+    count = ctypes.c_int()
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return []
+    return [str(index) for index in range(count.value)]
+
+
+def refusals(configs: Sequence[Config]) -> list[str | None]:
+    """What speaks against each config on this machine, None where nothing: `validate`, in a worker.
+
+    Raises:
+        WorkerDied: it could not be found out.
+    """
+    answer: list[str | None] = _host.worker(configs[0]).ask(list(configs))
+    return answer
+
+
+def close_worker() -> None:
+    """Ends this process's worker, and with it the hold on its GPU."""
+    _host.close()
+
+
+def run_isolated(job: Job) -> Outcome:
+    """Runs a job in the worker. Whatever happens there comes back as an outcome, and is in the job's result file."""
+    started: list[Started] = []
+    try:
+        finished: Finished = _host.worker(job.config).ask(job, started.append)
+    except WorkerDied as death:
+        _host.close()
+        return _outcome_of_death(str(death), started[0] if started else None)
+    if not finished.usable:
+        _host.close()
+    return finished.outcome
+
+
+def _outcome_of_death(reason: str, started: Started | None) -> Outcome:
+    if started is None:
+        return Outcome("failed", reason)
+    try:
+        store_death(started.folder, started.origin, reason)
+    except OSError as error:
+        return Outcome("failed", f"{reason}\n{error}", started.folder)
+    status, _ = results.read_status(started.folder) or ("failed", "")
+    return Outcome("complete" if status == "complete" else "failed", reason, started.folder)

@@ -1,0 +1,101 @@
+"""A study: the folder of a sweep, with one subfolder per job that its config, kernels and device name.
+
+What is complete there is not run again; a lock per job keeps two sweeps from running one job at the same time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from filelock import FileLock, Timeout
+
+from awq_pycuda import provenance, results
+from awq_pycuda.backends.base import Backend
+from awq_pycuda.config import Config, FileInputs, config_hash
+from awq_pycuda.inputs import file_sha256
+
+INTERNAL = ".sweep"  # in a study's folder: locks, and what the jobs of each sweep report
+_FOLDER_DIGITS = 16
+
+State = Literal["not run", "running", "elsewhere", "complete", "skipped", "failed", "interrupted"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a sweep, with what is stored about it; `cwd` is the folder that its relative paths start from."""
+
+    config: Config
+    cwd: Path
+    study: Path
+    overrides: list[str]
+    config_yaml: str
+
+
+@dataclass(frozen=True)
+class Started:
+    """A job that is about to run: its folder, and its file's attributes in case it does not live to write them."""
+
+    folder: Path
+    origin: dict[str, str | int | bool]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a job ended. `seconds`: its own work; `elsewhere`: another sweep is running it; `skipped`: it is complete."""
+
+    state: State
+    reason: str = ""
+    folder: Path | None = None
+    seconds: float = 0.0
+    pipeline_ms: float | None = None
+
+
+def job_folder(study: Path, config: Config, backend: Backend[Any]) -> Path:
+    """The folder of a job's results: a hash of the resolved config, the kernels and the device.
+
+    The content of a layer file counts as config: a study never takes the results of an older file of the same name.
+    """
+    parts = [config_hash(config), provenance.kernels_sha256(), backend.name, backend.device()["name"]]
+    if isinstance(config.inputs, FileInputs):
+        parts.append(file_sha256(Path(config.inputs.path)))
+    return study / hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:_FOLDER_DIGITS]
+
+
+@contextmanager
+def claim(folder: Path) -> Iterator[bool]:
+    """Whether this process alone may work on a job's folder, until the block or the process ends.
+
+    Raises:
+        OSError: the study's file system has no locks.
+    """
+    locks = folder.parent / INTERNAL / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(locks / f"{folder.name}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        yield False
+        return
+    try:
+        for half_written in folder.glob(results.TEMPORARY.format("*")):
+            half_written.unlink(missing_ok=True)
+        yield True
+    finally:
+        lock.release()
+
+
+def store_death(folder: Path, origin: dict[str, str | int | bool], reason: str) -> None:
+    """Writes the failed result of a job whose process died, unless it had finished or another sweep has taken it.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    with claim(folder) as ours:
+        if ours and (results.read_status(folder) or ("", ""))[0] != "complete":
+            results.write(folder, results.RunRecord(results.status_attributes(reason) | origin, [], results.NO_TIMINGS))

@@ -1,0 +1,264 @@
+"""A sweep as its user sees it: what the jobs report, wherever they run, the live display, and the table at the end.
+
+Jobs append to files in one folder of the study, so that any launcher will do, on one machine or over a shared file
+system; the process that started the sweep reads them.
+"""
+
+from __future__ import annotations
+
+import _thread
+import json
+import os
+import platform
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, get_args
+
+from filelock import FileLock, Timeout
+from rich.console import Console
+from rich.live import Live
+from rich.markup import escape
+from rich.progress_bar import ProgressBar
+from rich.table import Column, Table
+
+from awq_pycuda import results, summary
+from awq_pycuda.study import Outcome, State, claim
+
+_POLL_SECONDS = 0.2
+_ABANDONED_SECONDS = 30
+_FINAL: tuple[State, ...] = ("complete", "failed", "skipped", "interrupted")
+
+
+@dataclass(frozen=True)
+class JobStatus:
+    """The last that is known of a job."""
+
+    state: State = "not run"
+    reason: str = ""
+    folder: str = ""
+    seconds: float = 0.0
+    pipeline_ms: float | None = None
+
+
+class Reporter:
+    """Tells the sweep of one process's jobs, and by a lock that the process lives.
+
+    `folder`: the sweep's, the same for all of its processes.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._path = folder / f"{platform.node()}-{os.getpid()}.jsonl"
+        self._alive = _life_lock(self._path)
+        self._alive.acquire()
+
+    def started(self, number: int) -> None:
+        """Job `number` begins."""
+        self._append({"job": number, "state": "running"})
+
+    def ended(self, number: int, outcome: Outcome) -> None:
+        """Job `number` is over."""
+        self._append(
+            {
+                "job": number,
+                "state": outcome.state,
+                "reason": outcome.reason,
+                "folder": "" if outcome.folder is None else str(outcome.folder),
+                "seconds": outcome.seconds,
+                "pipeline_ms": outcome.pipeline_ms,
+            }
+        )
+
+    def _append(self, event: dict[str, Any]) -> None:
+        with open(self._path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(event) + "\n")
+
+
+def _life_lock(report: Path) -> FileLock:
+    return FileLock(report.with_suffix(".lock"))
+
+
+@dataclass
+class Sweep:
+    """The jobs of a sweep, by number.
+
+    `folder` is where they report; `labels` are the overrides that tell them apart; `study` is what the user sees.
+    `abandoned`: the launcher waited for a job whose process is gone, so this process's main thread was interrupted.
+    """
+
+    study: Path
+    folder: Path
+    labels: Sequence[str]
+    console: Console
+    jobs: list[JobStatus] = field(init=False)
+    abandoned: bool = field(init=False, default=False)
+
+    def __post_init__(self) -> None:
+        self.jobs = [JobStatus()] * len(self.labels)
+        self._read: dict[Path, int] = {}
+        self._reports: dict[int, Path] = {}
+        self._idle_polls = 0
+        self._begin = time.perf_counter()
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def start(self) -> None:
+        """Says what is about to run and begins the live display."""
+        self._print(f"study {self.study}: {len(self.labels)} jobs")
+        self._thread.start()
+
+    def finish(self) -> list[JobStatus]:
+        """Ends the display, waits for the jobs that other sweeps run, prints the table; returns the jobs."""
+        with suppress(KeyboardInterrupt):
+            # A launcher that gave up on one job may have left others running.
+            while any(job.state == "running" and self._is_alive(number) for number, job in enumerate(self.jobs)):
+                time.sleep(_POLL_SECONDS)
+        self._stopped.set()
+        self._thread.join()
+        with suppress(KeyboardInterrupt):
+            self._settle_elsewhere()
+        self.jobs = [
+            replace(job, state="failed", reason="the process that ran it ended") if job.state == "running" else job
+            for job in self.jobs
+        ]
+        self._print_tables()
+        return self.jobs
+
+    def _watch(self) -> None:
+        on_terminal = self.console.is_terminal
+        live = Live(console=self.console, auto_refresh=False, transient=True)
+        with live if on_terminal else nullcontext():
+            stopped = False
+            while not stopped:
+                stopped = self._stopped.wait(_POLL_SECONDS)
+                for number in self._poll():
+                    if not on_terminal:
+                        self._print_job(number)
+                if on_terminal:
+                    live.update(self._display(), refresh=True)
+                if not stopped:
+                    self._interrupt_if_abandoned()
+
+    def _poll(self) -> list[int]:
+        """Takes in what the jobs have reported since; the jobs that a run of theirs has ended."""
+        ended = []
+        for path in sorted(self.folder.glob("*.jsonl")):
+            with open(path, "rb") as file:
+                file.seek(self._read.get(path, 0))
+                # A line may be half there yet: it is left for the next time.
+                whole, _, _ = file.read().rpartition(b"\n")
+            if not whole:
+                continue
+            self._read[path] = self._read.get(path, 0) + len(whole) + 1
+            for line in whole.split(b"\n"):
+                event = json.loads(line)
+                number = event.pop("job")
+                self._reports[number] = path
+                self.jobs[number] = JobStatus(**event)
+                if event["state"] in ("complete", "failed", "interrupted"):
+                    ended.append(number)
+        return ended
+
+    def _is_alive(self, number: int) -> bool:
+        """Whether the process that runs a job lives."""
+        try:
+            with _life_lock(self._reports[number]).acquire(timeout=0):
+                return False
+        except Timeout:
+            return True
+
+    def _interrupt_if_abandoned(self) -> None:
+        """Slurm without accounting never tells that a job was killed, and its launcher then waits for ever."""
+        waiting = any(
+            job.state == "not run" or (job.state == "running" and self._is_alive(number))
+            for number, job in enumerate(self.jobs)
+        )
+        self._idle_polls = 0 if waiting else self._idle_polls + 1
+        if self._idle_polls * _POLL_SECONDS > _ABANDONED_SECONDS and not self.abandoned:
+            self.abandoned = True
+            _thread.interrupt_main()
+
+    def _settle_elsewhere(self) -> None:
+        """Jobs that another sweep was running when their turn came: what became of them."""
+        elsewhere = [number for number, job in enumerate(self.jobs) if job.state == "elsewhere"]
+        if elsewhere:
+            self._print(f"waiting for {len(elsewhere)} jobs that another sweep of this study runs")
+        for number in elsewhere:
+            job = self.jobs[number]
+            folder = Path(job.folder)
+            while self.jobs[number].state == "elsewhere":
+                with claim(folder) as free:
+                    if free:
+                        status, error = results.read_status(folder) or ("failed", "another sweep left it unfinished")
+                        self.jobs[number] = replace(
+                            job, state="skipped" if status == "complete" else "failed", reason=error
+                        )
+                if not free:
+                    time.sleep(_POLL_SECONDS)
+
+    def _display(self) -> Table:
+        count = Counter(job.state for job in self.jobs)
+        over = sum(count[state] for state in _FINAL)
+        ran = count["complete"] + count["failed"]
+        elapsed = time.perf_counter() - self._begin
+        parts = [f"{over}/{len(self.jobs)}", f"{count['complete']} done", f"{count['failed']} failed"]
+        parts += [f"{count['skipped']} skipped", f"{count['running']} running"]
+        if count["elsewhere"]:
+            parts.append(f"{count['elsewhere']} in another sweep")
+        # Jobs already complete take no time, so only those that ran tell how long the rest will take.
+        if ran and over < len(self.jobs):
+            parts.append(f"{_clock(elapsed / ran * (len(self.jobs) - over))} left")
+        line = Table.grid(padding=(0, 1))
+        line.add_row(ProgressBar(total=len(self.jobs), completed=over, width=20), ", ".join(parts))
+        return line
+
+    def _print(self, line: str) -> None:
+        # A full or closed stdout must not cost the sweep; rich ends the process when its reader is gone.
+        with suppress(OSError, SystemExit):
+            self.console.print(line, soft_wrap=True, markup=False)
+
+    def _print_job(self, number: int) -> None:
+        job = self.jobs[number]
+        over = sum(other.state in _FINAL for other in self.jobs)
+        reason = f": {_first_line(job.reason)}" if job.reason else ""
+        self._print(f"[{over}/{len(self.jobs)}] {job.state}  {self.labels[number]}  {job.seconds:.2f} s{reason}")
+
+    def _print_tables(self) -> None:
+        style = summary.table_style(self.console)
+        table = Table("job", Column("overrides", overflow="fold"), box=style, title="Jobs", title_justify="left")
+        table.add_column("state", no_wrap=True)
+        for heading in ("seconds", "pipeline ms"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        for number, (label, job) in enumerate(zip(self.labels, self.jobs, strict=True)):
+            figures = (f"{job.seconds:.2f}" if job.seconds else "-", _or_dash(job.pipeline_ms))
+            table.add_row(str(number), escape(label), job.state, *figures)
+        failed = Table("job", Column("reason", overflow="fold"), box=style, title="Failed", title_justify="left")
+        for number, job in enumerate(self.jobs):
+            if job.state in ("failed", "interrupted"):
+                failed.add_row(str(number), escape(_first_line(job.reason)))
+        count = Counter(job.state for job in self.jobs)
+        with suppress(OSError, SystemExit):
+            self.console.print(table)
+            if failed.row_count:
+                self.console.print(failed)
+        states = (f"{count[state]} {state}" for state in get_args(State) if count[state])
+        self._print(f"{len(self.jobs)} jobs: {', '.join(states)}; results in {self.study}")
+
+
+def _first_line(text: str) -> str:
+    return text.partition("\n")[0]
+
+
+def _or_dash(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

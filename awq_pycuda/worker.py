@@ -1,0 +1,145 @@
+"""The process that runs a sweep's jobs, one after the other: `python -m awq_pycuda.worker FD`, started by `isolation`.
+
+It alone touches the GPU. What it is asked and answers are pickled objects over one socket; it ends with its parent.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+
+from awq_pycuda import results
+from awq_pycuda.backends.base import Backend
+from awq_pycuda.config import Config
+from awq_pycuda.errors import InputError
+from awq_pycuda.execution import RunFailed, attempt, describe, store, validate
+from awq_pycuda.study import Job, Outcome, Started, State, claim, job_folder
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The answer to a `Job`. `usable`: whether this process can run another one."""
+
+    outcome: Outcome
+    usable: bool
+
+
+def run_job(job: Job, tell: Callable[[Started], None]) -> Finished:
+    """Runs a job, or says why not: it is complete, another sweep is at it, or it is refused."""
+    begin = time.perf_counter()
+    os.chdir(job.cwd)
+    try:
+        specs, backend, _ = validate(job.config)
+        folder = job_folder(job.cwd / job.study, job.config, backend)
+        with claim(folder) as ours:
+            if not ours:
+                return Finished(Outcome("elsewhere", folder=folder), usable=True)
+            if (results.read_status(folder) or ("", ""))[0] == "complete":
+                return Finished(Outcome("skipped", folder=folder), usable=True)
+            with backend:
+                origin = describe(job.config, backend, job.overrides, job.config_yaml)
+                tell(Started(folder, origin))
+                with _alone_on(backend), _Interruptible():
+                    record = attempt(job.config, specs, backend, origin)
+            store(folder, record)
+    except RunFailed as error:
+        state: State = "interrupted" if error.interrupted else "failed"
+        return Finished(Outcome(state, str(error), folder, time.perf_counter() - begin), _is_usable(backend))
+    except (InputError, OSError) as error:
+        return Finished(Outcome("failed", str(error)), usable=True)
+    median = float(np.median(record.timings.pipeline_ms))
+    return Finished(Outcome("complete", "", folder, time.perf_counter() - begin, median), usable=True)
+
+
+def refusals(configs: Sequence[Config]) -> list[str | None]:
+    """What `validate` says against each config, None where nothing."""
+
+    def refusal(config: Config) -> str | None:
+        try:
+            validate(config)
+        except InputError as error:
+            return str(error)
+        return None
+
+    return [refusal(config) for config in configs]
+
+
+def _alone_on(backend: Backend[Any]) -> AbstractContextManager[Any]:
+    """Holds the machine's lock of the GPU, so that the timings of two sweeps on it never overlap."""
+    gpu = backend.device().get("pci_bus_id")
+    return nullcontext() if gpu is None else FileLock(lock_folder() / f"{gpu}.lock")
+
+
+def lock_folder() -> Path:
+    """This user's folder on this machine for the locks of its GPUs."""
+    folder = Path(tempfile.gettempdir()) / f"awq_pycuda-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder
+
+
+def _is_usable(backend: Backend[Any]) -> bool:
+    """Whether the device still answers; a fault in a kernel spoils the context of its process for good."""
+    try:
+        with backend:
+            backend.synchronize()
+    except Exception:
+        return False
+    return True
+
+
+class _Interruptible:
+    """Within it an interrupt raises KeyboardInterrupt; outside, this process ignores it, also while it writes."""
+
+    def __enter__(self) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def __exit__(self, *exc: object) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _receive(connection: Connection, requests: SimpleQueue[Any], busy: threading.Event) -> None:
+    """Passes on what the parent sends; when the parent is gone, ends this process, whatever it is doing."""
+    while True:
+        try:
+            requests.put(connection.recv())
+        except (EOFError, OSError):
+            if busy.is_set():
+                os._exit(1)
+            requests.put(None)
+            return
+
+
+def main() -> None:
+    """Serves one request after the other until the parent closes the socket."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    faulthandler.enable()
+    connection = Connection(int(sys.argv[1]))
+    requests: SimpleQueue[Any] = SimpleQueue()
+    busy = threading.Event()
+    threading.Thread(target=_receive, args=(connection, requests, busy), daemon=True).start()
+    while (request := requests.get()) is not None:
+        busy.set()
+        connection.send(run_job(request, connection.send) if isinstance(request, Job) else refusals(request))
+        busy.clear()
+
+
+if __name__ == "__main__":
+    # Through the module's own name: what it sends is unpickled elsewhere.
+    from awq_pycuda.worker import main as serve
+
+    serve()

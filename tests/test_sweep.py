@@ -1,0 +1,298 @@
+"""Sweeps: jobs that fail alone, studies that go on, two sweeps at once, and the same results from every launcher."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from io import StringIO
+from pathlib import Path
+
+import h5py
+import hydra
+import numpy as np
+import psutil
+import pytest
+from conftest import files_under
+from rich.console import Console
+
+from awq_pycuda import composition, isolation, results
+from awq_pycuda.paths import resource_dir
+from awq_pycuda.study import Outcome
+from awq_pycuda.sweep import Reporter, Sweep
+
+SMALL = ("-m", "n=24", "layers=2", "timing=once", "backend=cpu")
+PLANT = Path(__file__).with_name("plant")
+
+
+@pytest.fixture
+def environment(tmp_path, monkeypatch):
+    """`environment(seed="raise", ...)`: plants trouble in the workers to come; returns who reads which jobs ran."""
+    runs = tmp_path / "runs"
+    runs.touch()
+    checkout = str(Path(__file__).parent.parent)
+
+    def plant(**trouble):
+        isolation.close_worker()
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(PLANT), checkout)))
+        monkeypatch.setenv("PLANT", json.dumps({seed.removeprefix("seed_"): what for seed, what in trouble.items()}))
+        monkeypatch.setenv("RUNS", str(runs))
+        return lambda: Counter(int(line) for line in runs.read_text().split())
+
+    yield plant
+    isolation.close_worker()
+
+
+def found(folder):
+    """Status and error of every result file below, by the seed of its run."""
+    by_seed = {}
+    for path in folder.rglob("results.h5"):
+        with h5py.File(path) as file:
+            seed = int(re.search(r"^seed: (\d+)$", file.attrs["config"], re.MULTILINE)[1])
+            by_seed[seed] = (file.attrs["status"], file.attrs.get("error", ""))
+    return by_seed
+
+
+def test_jobs_that_fail_or_die_leave_the_others_alone_and_are_run_again(cli, environment, tmp_path):
+    trouble = {"seed_7": "raise", "seed_20": "raise", "seed_33": "memory", "seed_41": "SIGKILL", "seed_59": "SIGSEGV"}
+    runs = environment(**trouble)
+    code, out, err = cli(*SMALL, "seed=range(0,60)", "study=sixty")
+    assert (code, err) == (1, "")
+    reasons = {
+        7: "RuntimeError: planted",
+        20: "RuntimeError: planted",
+        33: "MemoryError",
+        41: "the job's process ended by SIGKILL (the system sends it when memory runs out)",
+        59: "the job's process ended by SIGSEGV",
+    }
+    failed = out[out.index("\nFailed") :]
+    for seed, reason in reasons.items():
+        assert re.search(rf"^ {seed} +{re.escape(reason)}", failed, re.MULTILINE)
+    assert "60 jobs: 55 complete, 5 failed; results in outputs/sixty" in out
+    by_seed = found(tmp_path / "work" / "outputs" / "sixty")
+    assert sorted(by_seed) == list(range(60))
+    for seed, (status, error) in by_seed.items():
+        assert status == ("failed" if seed in reasons else "complete")
+        assert error.startswith(reasons.get(seed, ""))
+    assert "Fatal Python error: Segmentation fault" in by_seed[59][1]
+    assert set(runs().values()) == {1}
+
+    environment()
+    code, out, _ = cli(*SMALL, "seed=range(0,60)", "study=sixty")
+    assert code == 0
+    assert "60 jobs: 5 complete, 55 skipped" in out
+    assert runs() == {seed: 2 if seed in reasons else 1 for seed in range(60)}
+    assert {status for status, _ in found(tmp_path / "work").values()} == {"complete"}
+
+
+def start(folder, *arguments):
+    folder.mkdir(exist_ok=True)
+    command = [sys.executable, "-m", "awq_pycuda.run", *arguments]
+    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_killed_sweep_goes_on_where_it_was(environment, tmp_path):
+    runs = environment()
+    folder = tmp_path / "work"
+    sweep = (*SMALL, "seed=range(0,16)", "study=killed")
+    process = start(folder, *sweep)
+    wait_for(lambda: len(list(folder.rglob("results.h5"))) >= 5)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.communicate()
+    psutil.wait_procs(workers, timeout=10)
+    assert not any(worker.is_running() for worker in workers)
+
+    def files():
+        return {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in folder.rglob("results.h5")}
+
+    before = files()
+    assert 5 <= len(before) < 16
+    assert {status for status, _ in found(folder).values()} == {"complete"}
+    (folder / "outputs" / "killed").joinpath(*next(iter(before)).parts[-2:-1], ".results.h5.1.tmp").touch()
+
+    out, err = start(folder, *sweep).communicate()
+    assert err == ""
+    assert f"16 jobs: {16 - len(before)} complete, {len(before)} skipped" in out
+    assert before.items() <= files().items()
+    assert sorted(found(folder)) == list(range(16))
+    assert {status for status, _ in found(folder).values()} == {"complete"}
+    # Only the job that was cut off may have begun twice.
+    assert sum(runs().values()) <= 17
+
+
+def test_two_sweeps_of_a_study_share_its_jobs(environment, tmp_path):
+    runs = environment()
+    folder = tmp_path / "work"
+    sweeps = [start(folder, *SMALL, "seed=range(0,12)", "study=both") for _ in range(2)]
+    outputs = [sweep.communicate() for sweep in sweeps]
+    assert [err for _, err in outputs] == ["", ""]
+    assert [sweep.returncode for sweep in sweeps] == [0, 0]
+    assert runs() == dict.fromkeys(range(12), 1)
+    ran = [int(re.search(r"(\d+) complete", out)[1]) for out, _ in outputs if " complete," in out]
+    assert sum(ran) <= 12
+    assert {status for status, _ in found(folder).values()} == {"complete"}
+
+
+def test_ctrl_c_stops_the_job_and_the_sweep(environment, tmp_path):
+    runs = environment(seed_1="sleep")
+    folder = tmp_path / "work"
+    process = start(folder, *SMALL, "seed=range(0,4)", "study=stopped")
+    wait_for(lambda: 1 in runs())
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, "")
+    assert "4 jobs: 2 not run, 1 complete, 1 interrupted" in out
+    assert found(folder) == {0: ("complete", ""), 1: ("failed", "KeyboardInterrupt")}
+
+
+def content(path):
+    """Every dataset but the times, and every attribute but what differs from process to process."""
+    parts = {}
+
+    def visit(name, node):
+        if not name.startswith("timings"):
+            parts[name] = {key: str(value) for key, value in node.attrs.items() if "DIMENSION" not in key}
+            parts[name]["/data"] = node[()].tobytes() if isinstance(node, h5py.Dataset) else b""
+
+    with h5py.File(path) as file:
+        file.visititems(visit)
+        parts["/"] = {key: str(file.attrs[key]) for key in file.attrs if key not in ("created", "config", "overrides")}
+    return parts
+
+
+LAUNCHERS = {
+    "joblib": ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2"),
+    "ray": ("hydra/launcher=ray",),
+    "submitit_local": ("hydra/launcher=submitit_local", "hydra.launcher.timeout_min=5"),
+}
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_every_launcher_gives_the_same_results_and_survives_failing_jobs(cli, environment, tmp_path, launcher):
+    runs = environment(seed_2="raise", seed_4="SIGKILL")
+    # Large enough for the BLAS to split its products over threads.
+    sweep = ("-m", "n=200", "layers=2", "timing=once", "backend=cpu", "inputs=outliers", "seed=range(0,6)")
+    assert cli(*sweep, "study=basic")[0] == 1
+    process = start(tmp_path / "work", *sweep, f"study={launcher}", *LAUNCHERS[launcher])
+    out, err = process.communicate()
+    assert process.returncode == 1, err
+    assert "6 jobs: 4 complete, 2 failed" in out
+    assert runs() == dict.fromkeys(range(6), 2)
+    outputs = tmp_path / "work" / "outputs"
+    for path in (outputs / "basic").rglob("results.h5"):
+        assert content(path) == content(outputs / launcher / path.parent.name / path.name)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("-m", "seed=1,2", "study=../x"), "study=../x"),
+        (("-m", "study=a,b"), "study"),
+        (("study=x",), "with -m"),
+        (("-m", "seed=1,2", "hydra.sweep.subdir=x"), "hydra.sweep.subdir=x"),
+        (("-m", "seed=1,2", "hydra.sweep.dir=/proc/nowhere"), "hydra.sweep.dir=/proc/nowhere"),
+        (("-m", "seed=1,2", "hydra/launcher=nope"), "hydra/launcher=nope"),
+    ],
+)
+def test_bad_sweeps_are_refused_and_write_nothing(cli, tmp_path, arguments, named):
+    code, out, err = cli(*arguments, "n=8", "backend=cpu")
+    assert (code, out) == (2, "")
+    (line,) = err.splitlines()
+    assert named in line
+    assert "allowed" in line
+    assert files_under(tmp_path / "work") == []
+
+
+def test_a_launcher_that_is_not_installed_is_a_clear_error(cli, monkeypatch):
+    monkeypatch.setitem(composition.LAUNCHERS, "absent", {})
+    code, _, err = cli(*SMALL, "hydra/launcher=absent")
+    assert code == 2
+    assert err == (
+        "error: hydra/launcher=absent: not installed; allowed after pip install -r requirements-cluster.txt\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("tile=8,16", "gamma_grid=day58,awq20", "n=8,12", "tokens=5"),
+        ("inputs=outliers,synthetic", "inputs.weight_scale=he", "gammas=[0,1],[0.5]"),
+        ("timing=once", "timing.repeats=2,3", "seed=range(0,4)", "quant.group_size=null,4"),
+        ("matmul=glob(*)", "search.objective=diag,output"),
+    ],
+)
+def test_planned_jobs_are_what_hydra_composes(overrides):
+    composition.register_schemas()
+    with hydra.initialize_config_dir(str(resource_dir("conf")), version_base="1.3"):
+        master = hydra.compose("config", [], return_hydra_config=True)
+        master.hydra.overrides.task = list(overrides)
+        master.hydra.job.config_name = "config"
+        planned = composition.plan_jobs(master)
+        assert len(planned) >= 4
+        for job in planned:
+            fixed = [override for override in overrides if "," not in override and "(" not in override]
+            exact = composition.to_config(hydra.compose("config", [*fixed, *job.label.split()]))
+            exact.study = job.config.study
+            assert job.config == exact
+
+
+@pytest.mark.parametrize("path", sorted(resource_dir("experiments").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_study_composes(path):
+    composition.register_schemas()
+    with hydra.initialize_config_dir(str(resource_dir("conf")), version_base="1.3"):
+        master = hydra.compose("config", [f"experiment={path.stem}"], return_hydra_config=True)
+        master.hydra.overrides.task = [f"experiment={path.stem}"]
+        master.hydra.job.config_name = "config"
+        jobs = composition.plan_jobs(master)
+    assert {job.config.study for job in jobs} == {path.stem}
+    assert len({job.label for job in jobs}) == len(jobs) >= 4
+
+
+def test_the_display_counts_and_a_half_written_report_waits(tmp_path):
+    console = Console(file=StringIO(), force_terminal=True, width=100)
+    sweep = Sweep(tmp_path, tmp_path / "reports", [f"seed={seed}" for seed in range(5)], console)
+    reporter = Reporter(tmp_path / "reports")
+    for number, outcome in enumerate((Outcome("complete", seconds=1), Outcome("failed", "why"), Outcome("skipped"))):
+        reporter.started(number)
+        reporter.ended(number, outcome)
+    reporter.started(3)
+    with open(tmp_path / "reports" / "other.jsonl", "w") as other:
+        other.write('{"job": 4, "sta')
+        other.flush()
+        assert sweep._poll() == [0, 1]
+        with console.capture() as shown:
+            console.print(sweep._display())
+        assert re.search(r"3/5, 1 done, 1 failed, 1 skipped, 1 running, \d+:\d\d left", shown.get())
+        other.write('te": "running"}\n')
+    assert sweep._poll() == []
+    assert [job.state for job in sweep.jobs] == ["complete", "failed", "skipped", "running", "running"]
+
+
+def test_a_job_that_died_does_not_overwrite_another_sweep_s_result(tmp_path):
+    from awq_pycuda.study import claim, store_death
+
+    folder = tmp_path / "study" / "0123"
+    folder.mkdir(parents=True)
+    with claim(folder) as ours:
+        assert ours
+        store_death(folder, {}, "died")
+    assert results.read_status(folder) is None
+    store_death(folder, {"backend": "cpu"}, "died")
+    assert results.read_status(folder) == ("failed", "died")
+    with h5py.File(folder / "results.h5", "a") as file:
+        assert file["timings/host_ms"].shape == (0, 6, 0)
+        assert np.isnan(file["timings/cold_ms"][()])
+        file.attrs["status"] = "complete"
+    store_death(folder, {}, "died again")
+    assert results.read_status(folder)[0] == "complete"
