@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import h5py
 import hydra
 import numpy as np
 import pytest
 
-from awq_pycuda import composition, provenance, run
+from awq_pycuda import composition, isolation, provenance, run
 from awq_pycuda.backends.base import Backend
 from awq_pycuda.backends.cpu import CpuBackend
 from awq_pycuda.config import Config, MatmulKernel, StatsKernel
 from awq_pycuda.paths import resource_dir
 
+TINY_SWEEP = ("-m", "n=24", "layers=2", "timing=once", "backend=cpu")
+PLANT = Path(__file__).with_name("plant")
 BACKENDS = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 _worst: dict[str, float] = {}
@@ -118,3 +126,37 @@ def files_under(folder: Path) -> list[str]:
 def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
     """Whether two arrays hold the same bytes in the same shape and type."""
     return a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes()
+
+
+@pytest.fixture
+def environment(tmp_path, monkeypatch):
+    """`environment(seed="raise", ...)`: plants trouble in the workers to come; returns who reads which jobs ran."""
+    runs = tmp_path / "runs"
+    runs.touch()
+    checkout = str(Path(__file__).parent.parent)
+
+    def plant(**trouble):
+        isolation.close_worker()
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(PLANT), checkout)))
+        monkeypatch.setenv("PLANT", json.dumps({seed.removeprefix("seed_"): what for seed, what in trouble.items()}))
+        monkeypatch.setenv("RUNS", str(runs))
+        return lambda: Counter(int(line) for line in runs.read_text().split())
+
+    yield plant
+    isolation.close_worker()
+
+
+def found(folder):
+    """Status and error of every result file below, by the seed of its run."""
+    by_seed = {}
+    for path in folder.rglob("results.h5"):
+        with h5py.File(path) as file:
+            seed = int(re.search(r"^seed: (\d+)$", file.attrs["config"], re.MULTILINE)[1])
+            by_seed[seed] = (file.attrs["status"], file.attrs.get("error", ""))
+    return by_seed
+
+
+def start(folder, *arguments):
+    folder.mkdir(exist_ok=True)
+    command = [sys.executable, "-m", "awq_pycuda.run", *arguments]
+    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -1,65 +1,28 @@
 """Sweeps: jobs that fail alone, studies that go on, two sweeps at once, and the same results from every launcher."""
 
-import json
-import os
 import re
 import signal
-import subprocess
-import sys
 import time
-from collections import Counter
 from io import StringIO
-from pathlib import Path
 
 import h5py
 import hydra
 import numpy as np
 import psutil
 import pytest
-from conftest import files_under
+from conftest import TINY_SWEEP, files_under, found, start
 from rich.console import Console
 
-from awq_pycuda import composition, isolation, results
+from awq_pycuda import composition, results
 from awq_pycuda.paths import resource_dir
 from awq_pycuda.study import Outcome
 from awq_pycuda.sweep import Reporter, Sweep
-
-SMALL = ("-m", "n=24", "layers=2", "timing=once", "backend=cpu")
-PLANT = Path(__file__).with_name("plant")
-
-
-@pytest.fixture
-def environment(tmp_path, monkeypatch):
-    """`environment(seed="raise", ...)`: plants trouble in the workers to come; returns who reads which jobs ran."""
-    runs = tmp_path / "runs"
-    runs.touch()
-    checkout = str(Path(__file__).parent.parent)
-
-    def plant(**trouble):
-        isolation.close_worker()
-        monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(PLANT), checkout)))
-        monkeypatch.setenv("PLANT", json.dumps({seed.removeprefix("seed_"): what for seed, what in trouble.items()}))
-        monkeypatch.setenv("RUNS", str(runs))
-        return lambda: Counter(int(line) for line in runs.read_text().split())
-
-    yield plant
-    isolation.close_worker()
-
-
-def found(folder):
-    """Status and error of every result file below, by the seed of its run."""
-    by_seed = {}
-    for path in folder.rglob("results.h5"):
-        with h5py.File(path) as file:
-            seed = int(re.search(r"^seed: (\d+)$", file.attrs["config"], re.MULTILINE)[1])
-            by_seed[seed] = (file.attrs["status"], file.attrs.get("error", ""))
-    return by_seed
 
 
 def test_jobs_that_fail_or_die_leave_the_others_alone_and_are_run_again(cli, environment, tmp_path):
     trouble = {"seed_7": "raise", "seed_20": "raise", "seed_33": "memory", "seed_41": "SIGKILL", "seed_59": "SIGSEGV"}
     runs = environment(**trouble)
-    code, out, err = cli(*SMALL, "seed=range(0,60)", "study=sixty")
+    code, out, err = cli(*TINY_SWEEP, "seed=range(0,60)", "study=sixty")
     assert (code, err) == (1, "")
     reasons = {
         7: "RuntimeError: planted",
@@ -81,17 +44,11 @@ def test_jobs_that_fail_or_die_leave_the_others_alone_and_are_run_again(cli, env
     assert set(runs().values()) == {1}
 
     environment()
-    code, out, _ = cli(*SMALL, "seed=range(0,60)", "study=sixty")
+    code, out, _ = cli(*TINY_SWEEP, "seed=range(0,60)", "study=sixty")
     assert code == 0
     assert "60 jobs: 5 complete, 55 skipped" in out
     assert runs() == {seed: 2 if seed in reasons else 1 for seed in range(60)}
     assert {status for status, _ in found(tmp_path / "work").values()} == {"complete"}
-
-
-def start(folder, *arguments):
-    folder.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "awq_pycuda.run", *arguments]
-    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def wait_for(condition):
@@ -104,7 +61,7 @@ def wait_for(condition):
 def test_a_killed_sweep_goes_on_where_it_was(environment, tmp_path):
     runs = environment()
     folder = tmp_path / "work"
-    sweep = (*SMALL, "seed=range(0,16)", "study=killed")
+    sweep = (*TINY_SWEEP, "seed=range(0,16)", "study=killed")
     process = start(folder, *sweep)
     wait_for(lambda: len(list(folder.rglob("results.h5"))) >= 5)
     workers = psutil.Process(process.pid).children(recursive=True)
@@ -134,7 +91,7 @@ def test_a_killed_sweep_goes_on_where_it_was(environment, tmp_path):
 def test_two_sweeps_of_a_study_share_its_jobs(environment, tmp_path):
     runs = environment()
     folder = tmp_path / "work"
-    sweeps = [start(folder, *SMALL, "seed=range(0,12)", "study=both") for _ in range(2)]
+    sweeps = [start(folder, *TINY_SWEEP, "seed=range(0,12)", "study=both") for _ in range(2)]
     outputs = [sweep.communicate() for sweep in sweeps]
     assert [err for _, err in outputs] == ["", ""]
     assert [sweep.returncode for sweep in sweeps] == [0, 0]
@@ -147,7 +104,7 @@ def test_two_sweeps_of_a_study_share_its_jobs(environment, tmp_path):
 def test_ctrl_c_stops_the_job_and_the_sweep(environment, tmp_path):
     runs = environment(seed_1="sleep")
     folder = tmp_path / "work"
-    process = start(folder, *SMALL, "seed=range(0,4)", "study=stopped")
+    process = start(folder, *TINY_SWEEP, "seed=range(0,4)", "study=stopped")
     wait_for(lambda: 1 in runs())
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
@@ -216,7 +173,7 @@ def test_bad_sweeps_are_refused_and_write_nothing(cli, tmp_path, arguments, name
 
 def test_a_launcher_that_is_not_installed_is_a_clear_error(cli, monkeypatch):
     monkeypatch.setitem(composition.LAUNCHERS, "absent", {})
-    code, _, err = cli(*SMALL, "hydra/launcher=absent")
+    code, _, err = cli(*TINY_SWEEP, "hydra/launcher=absent")
     assert code == 2
     assert err == (
         "error: hydra/launcher=absent: not installed; allowed after pip install -r requirements-cluster.txt\n"
