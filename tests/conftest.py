@@ -134,10 +134,11 @@ def environment(tmp_path, monkeypatch):
     runs = tmp_path / "runs"
     runs.touch()
     checkout = str(Path(__file__).parent.parent)
+    given = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
 
     def plant(**trouble):
         isolation.close_worker()
-        monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(PLANT), checkout)))
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(PLANT), checkout, *given)))
         monkeypatch.setenv("PLANT", json.dumps({seed.removeprefix("seed_"): what for seed, what in trouble.items()}))
         monkeypatch.setenv("RUNS", str(runs))
         return lambda: Counter(int(line) for line in runs.read_text().split())
