@@ -1,0 +1,337 @@
+"""Result files to tables: what every figure, report, comparison and notebook starts from."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from awq_pycuda.analysis.reader import METRICS, LayerRecord, ResultFile, UnreadableError, read, read_channels
+from awq_pycuda.errors import InputError
+from awq_pycuda.results import FILE_NAME
+from awq_pycuda.search import with_rtn
+
+SUFFIXES = (".h5", ".hdf5")  # what is read of a folder
+SALIENT_SHARE = 0.01  # the share of salient channels in the AWQ paper's 1 % experiments (Lin et al., 2023, section 3.1)
+_LONG_LIST = 8
+
+_ONLY_IN_RUNS = ("device", "overrides", "versions", "git_commit", "git_dirty", "kernels_sha256")
+_RUN_COLUMNS = (
+    *("run", "path", "status", "error", "created", "backend", "device_name", "config_hash", "study"),
+    *("pipeline_ms", "cold_ms", "layers_finished", "clock", "gamma_grid_size", *_ONLY_IN_RUNS),
+)
+_OF_LAYER = (
+    *("name", "tokens", "in_features", "out_features"),
+    *("gamma_chosen", "error_chosen", "error_rtn", "objective"),
+)
+_LAYER_COLUMNS = ("run", "layer", *_OF_LAYER, *METRICS, "error_removed", "propagated_sqnr_db")
+_TAKEN = {*_RUN_COLUMNS, *_LAYER_COLUMNS}
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A file or folder that was not read, and why, in one line."""
+
+    path: Path
+    reason: str
+
+
+@dataclass(frozen=True)
+class Collection:
+    """Every readable result as tables; docs/analysis.md has their columns.
+
+    `runs` has a row per file, `layers` one per run and layer (with the columns of the run), `curves` one per run,
+    layer and gamma, `timings` one per run, layer, stage, repeat and clock, `passes` one per run and repeat. `swept`
+    are the columns of config keys whose value differs among the complete runs that have them, `seed` last.
+    """
+
+    runs: pd.DataFrame
+    layers: pd.DataFrame
+    curves: pd.DataFrame
+    timings: pd.DataFrame
+    passes: pd.DataFrame
+    left_out: list[LeftOut]
+    swept: list[str]
+
+
+def collect(paths: Sequence[Path]) -> Collection:
+    """Reads every result file among `paths` and below the folders among them.
+
+    Nothing that lies there stops it: what cannot be read is in `left_out`. A file reached twice counts once. In
+    folders only names that end in .h5 or .hdf5 and do not begin with a dot are looked at.
+    """
+    left_out: list[LeftOut] = []
+    results: list[ResultFile] = []
+    for path in find_files(paths, left_out):
+        try:
+            results.append(read(path))
+        except UnreadableError as error:
+            left_out.append(LeftOut(path, str(error)))
+    names = run_names([result.path for result in results])
+    runs = _frame([_run_row(name, result) for name, result in zip(names, results, strict=True)], _RUN_COLUMNS)
+    per_layer = [(name, result, layer) for name, result in zip(names, results, strict=True) for layer in result.layers]
+    layers = _frame([_layer_row(*item) for item in per_layer], _LAYER_COLUMNS)
+    layers = layers.merge(runs.drop(columns=list(_ONLY_IN_RUNS)), on="run", how="left", validate="many_to_one")
+    return Collection(
+        runs=runs,
+        layers=layers,
+        curves=_curves(per_layer),
+        timings=_timings(names, results),
+        passes=_passes(names, results),
+        left_out=left_out,
+        swept=_swept(results),
+    )
+
+
+def channels(path: Path, layer: int) -> pd.DataFrame:
+    """Statistics and scales of one layer by input channel, read from the file.
+
+    Returns:
+        channel, abs_mean, sq_mean, s, salient: whether the channel is of the top 1 % (at least one) by abs_mean.
+
+    Raises:
+        InputError: the file is no result, or has no such layer.
+    """
+    try:
+        vectors = read_channels(path, layer)
+    except UnreadableError as error:
+        raise InputError(f"{path}: {error}; allowed: a result file that has layer {layer}") from None
+    abs_mean = vectors["abs_mean"]
+    salient = np.zeros(abs_mean.size, bool)
+    salient[np.argsort(-abs_mean, kind="stable")[: max(1, round(SALIENT_SHARE * abs_mean.size))]] = True
+    return pd.DataFrame({"channel": np.arange(abs_mean.size), **vectors, "salient": salient})
+
+
+def find_files(paths: Sequence[Path], left_out: list[LeftOut]) -> list[Path]:
+    """Every file to read, each once, in natural order; what cannot be looked at is added to `left_out`."""
+    found: dict[str, Path] = {}
+    for given in paths:
+        if not given.is_dir():
+            found.setdefault(os.path.realpath(given), given)
+            continue
+        before = len(left_out)
+        below = list(_walk(given, left_out))
+        if not below and len(left_out) == before:
+            left_out.append(LeftOut(given, f"no file that ends in {' or '.join(SUFFIXES)} in this folder"))
+        for path in below:
+            found.setdefault(os.path.realpath(path), path)
+    return sorted(found.values(), key=_natural)
+
+
+def _walk(folder: Path, left_out: list[LeftOut]) -> Iterator[Path]:
+    """Files below a folder that may be results. Linked folders are followed, but none is entered twice."""
+    entered: set[str] = set()
+
+    def refused(error: OSError) -> None:
+        left_out.append(LeftOut(Path(error.filename), error.strerror or str(error)))
+
+    for here, folders, files in os.walk(folder, followlinks=True, onerror=refused):
+        real = os.path.realpath(here)
+        if real in entered:
+            folders.clear()
+            continue
+        entered.add(real)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in folders:
+            if name.endswith(SUFFIXES):
+                left_out.append(LeftOut(Path(here, name), "a folder, not a file"))
+        yield from (Path(here, name) for name in files if name.endswith(SUFFIXES) and not name.startswith("."))
+
+
+def _natural(path: Path) -> list[tuple[int, int, str]]:
+    """Sorts job 2 before job 10."""
+    parts = re.split(r"(\d+)", str(path))
+    return [(0, int(part), part) if part.isdecimal() else (1, 0, part) for part in parts]
+
+
+def run_names(paths: Sequence[Path]) -> list[str]:
+    """A short unique name for each file: the fewest last parts of its folder that no other has, hashes cut to 8 digits.
+
+    results.h5 itself is no part of it; any other file name is. The names depend on the set of files alone.
+    """
+    parts = []
+    for path in paths:
+        whole = Path(os.path.abspath(path))
+        named = whole.parent if whole.name == FILE_NAME else whole.with_suffix("")
+        parts.append([re.sub(r"^([0-9a-f]{8})[0-9a-f]{4,}$", r"\1", part) for part in named.parts[1:]])
+    suffixes = [["/".join(own[-count:]) for count in range(1, len(own) + 1)] for own in parts]
+    taken = Counter(suffix for own in suffixes for suffix in own)
+    return [
+        next((suffix for suffix in own if taken[suffix] == 1), str(path))
+        for own, path in zip(suffixes, paths, strict=True)
+    ]
+
+
+def column_of(key: str) -> str:
+    """The column of a config key: the key itself; with `config.` in front where another column has that name.
+
+    The key `backend`, what was asked for, is `backend_asked`: the column `backend` holds what ran.
+    """
+    if key == "backend":
+        return "backend_asked"
+    return f"config.{key}" if key in _TAKEN or key.startswith("ms.") else key
+
+
+def _run_row(run: str, result: ResultFile) -> dict[str, Any]:
+    root, config = result.root, result.config
+    gammas = config.get("gammas")
+    return {
+        "run": run,
+        "path": str(result.path),
+        "status": root["status"],
+        "error": root.get("error", ""),
+        **{name: root[name] for name in ("created", "backend")},
+        "device_name": str(result.device.get("name", "")),
+        "config_hash": root["config_hash"],
+        "study": str(config.get("study") or ""),
+        "pipeline_ms": float(np.median(result.pipeline_ms)) if result.pipeline_ms.size else math.nan,
+        "cold_ms": result.cold_ms,
+        "layers_finished": len(result.layers),
+        "clock": _clock(result),
+        "gamma_grid_size": len(with_rtn(gammas)) if gammas and _is_grid(gammas) else None,
+        **{name: root.get(name) for name in _ONLY_IN_RUNS},
+        **{column_of(key): _shown(value) for key, value in config.items() if key != "study"},
+    }
+
+
+def _clock(result: ResultFile) -> str:
+    if not result.pipeline_ms.size:
+        return ""
+    return "gpu" if np.isfinite(result.gpu_ms).any() else "host"
+
+
+def _is_grid(gammas: Any) -> bool:
+    return isinstance(gammas, list) and all(isinstance(gamma, int | float) for gamma in gammas)
+
+
+def _shown(value: Any) -> Any:
+    """A config value as a cell: a list as short text."""
+    if not isinstance(value, list):
+        return value
+    texts = [f"{item:g}" if isinstance(item, float) else str(item) for item in value]
+    return ",".join(texts if len(texts) <= _LONG_LIST else [*texts[:3], "…", texts[-1]])
+
+
+def _layer_row(run: str, result: ResultFile, layer: LayerRecord) -> dict[str, Any]:
+    figures = layer.metrics
+    row = {name: getattr(layer, name) for name in _OF_LAYER}
+    row |= {name if name in METRICS or name not in _TAKEN else f"metrics.{name}": v for name, v in figures.items()}
+    samples = result.gpu_ms if _clock(result) == "gpu" else result.host_ms
+    if layer.index in result.timed_layers and result.pipeline_ms.size:
+        medians = np.median(samples[result.timed_layers.index(layer.index)], axis=1)
+        row |= {f"ms.{stage}": value for stage, value in zip(result.stages, medians, strict=True)}
+    error_removed, propagated = _derived(figures)
+    return {"run": run, "layer": layer.index, **row, "error_removed": error_removed, "propagated_sqnr_db": propagated}
+
+
+def _derived(figures: Mapping[str, float]) -> tuple[float, float]:
+    """The share of RTN's output error that AWQ removed, and the SQNR against the unquantized chain in dB.
+
+    The signal's power is not stored: it is `output_mse · 10^(output_sqnr_db / 10)`, or the same of RTN where AWQ's
+    error is 0.
+    """
+    signal = math.nan
+    for kind in ("", "rtn_"):
+        noise, sqnr = figures.get(f"{kind}output_mse", math.nan), figures.get(f"{kind}output_sqnr_db", math.nan)
+        if noise > 0 and math.isnan(signal):
+            signal = noise * 10 ** (sqnr / 10)
+    rtn, awq = figures.get("rtn_output_mse", math.nan), figures.get("output_mse", math.nan)
+    propagated = figures.get("propagated_output_mse", math.nan)
+    removed = 1 - awq / rtn if rtn > 0 else math.nan
+    if propagated == 0:
+        return removed, math.inf
+    return removed, 10 * math.log10(signal / propagated) if signal > 0 and propagated > 0 else math.nan
+
+
+def _frame(rows: list[dict[str, Any]], columns: Sequence[str]) -> pd.DataFrame:
+    """Rows as a table whose columns have one type each; `columns` come first and are there even without rows."""
+    names = list(dict.fromkeys([*columns, *(name for row in rows for name in row)]))
+    return pd.DataFrame({name: _column([row.get(name) for row in rows]) for name in names})
+
+
+def _column(values: list[Any]) -> Any:
+    """One type for a column: whole numbers and truth values keep theirs beside missing values; a mixture is text."""
+    present = [value for value in values if value is not None]
+    kinds = {type(value) for value in present}
+    if not present:
+        return pd.array(values, dtype="string") if values else pd.array([], dtype="object")
+    if kinds <= {bool}:
+        return pd.array(values, dtype="boolean" if len(present) < len(values) else "bool")
+    if kinds <= {int} and all(-(2**63) <= value < 2**63 for value in present):
+        return pd.array(values, dtype="Int64" if len(present) < len(values) else "int64")
+    if kinds <= {int} and all(0 <= value < 2**64 for value in present):
+        return pd.array(values, dtype="UInt64" if len(present) < len(values) else "uint64")
+    if kinds <= {int, float, np.float64}:
+        return np.array([math.nan if value is None else float(value) for value in values])
+    return pd.array([None if value is None else str(value) for value in values], dtype="str")
+
+
+def _curves(per_layer: Sequence[tuple[str, ResultFile, LayerRecord]]) -> pd.DataFrame:
+    sizes = [layer.gamma.size for _, _, layer in per_layer]
+    gamma = _joined([layer.gamma for _, _, layer in per_layer])
+    error = _joined([layer.error for _, _, layer in per_layer])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        relative = error / np.repeat([layer.error_rtn for _, _, layer in per_layer], sizes)
+    return pd.DataFrame(
+        {
+            "run": _labels([run for run, _, _ in per_layer], sizes),
+            "layer": np.repeat(np.array([layer.index for _, _, layer in per_layer], np.int64), sizes),
+            "gamma": gamma,
+            "error": error,
+            "error_relative": relative,
+            "chosen": gamma == np.repeat([layer.gamma_chosen for _, _, layer in per_layer], sizes),
+        }
+    )
+
+
+def _timings(names: Sequence[str], results: Sequence[ResultFile]) -> pd.DataFrame:
+    """One row per sample of either clock; the rows of a stream without a GPU are all NaN and left out."""
+    columns: dict[str, list[Any]] = {name: [] for name in ("run", "layer", "stage", "repeat", "clock", "ms")}
+    for run, result in zip(names, results, strict=True):
+        for clock, samples in (("gpu", result.gpu_ms), ("host", result.host_ms)):
+            layer, stage, repeat = np.nonzero(np.isfinite(samples))
+            columns["run"].append(np.full(layer.size, run, object))
+            columns["layer"].append(np.asarray(result.timed_layers, np.int64)[layer])
+            columns["stage"].append(np.asarray(result.stages, object)[stage])
+            columns["repeat"].append(repeat)
+            columns["clock"].append(np.full(layer.size, clock, object))
+            columns["ms"].append(samples[layer, stage, repeat])
+    types = {"run": "str", "layer": "int64", "stage": "str", "repeat": "int64", "clock": "str", "ms": "float64"}
+    return pd.DataFrame({name: _joined(parts) for name, parts in columns.items()}).astype(types)
+
+
+def _passes(names: Sequence[str], results: Sequence[ResultFile]) -> pd.DataFrame:
+    sizes = [result.pipeline_ms.size for result in results]
+    return pd.DataFrame(
+        {
+            "run": _labels(names, sizes),
+            "repeat": _joined([np.arange(size) for size in sizes]).astype(np.int64),
+            "pipeline_ms": _joined([result.pipeline_ms for result in results]),
+        }
+    )
+
+
+def _joined(parts: Sequence[Any]) -> Any:
+    return np.concatenate(parts) if parts else np.empty(0)
+
+
+def _labels(names: Sequence[str], sizes: Sequence[int]) -> Any:
+    return pd.array(np.repeat(np.array(names, object), sizes), dtype="str")
+
+
+def _swept(results: Sequence[ResultFile]) -> list[str]:
+    values: dict[str, set[str]] = {}
+    for result in results:
+        if result.root["status"] == "complete":
+            for key, value in result.config.items():
+                values.setdefault(key, set()).add(repr(value))
+    keys = [key for key, seen in values.items() if len(seen) > 1 and key != "study"]
+    return [column_of(key) for key in sorted(keys, key=lambda key: key == "seed")]

@@ -1,0 +1,312 @@
+"""One result file as plain Python values, every one of them checked, so that a damaged file is told by its reason."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import h5py
+import numpy as np
+import yaml
+from h5py import h5a, h5d, h5f, h5g, h5o, h5p, h5s
+from numpy.typing import NDArray
+
+from awq_pycuda.results import SCHEMA, SCHEMA_VERSION
+
+METRICS = (
+    "output_mse",
+    "output_sqnr_db",
+    "rtn_output_mse",
+    "rtn_output_sqnr_db",
+    "weight_mse",
+    "saturated_fraction",
+    "propagated_output_mse",
+)
+_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+_MAX_BYTES = 1 << 30  # of one dataset: a damaged size must not take the machine's memory
+
+Array = NDArray[Any]
+Scalar = str | int | float | bool
+T = TypeVar("T")
+
+
+class UnreadableError(Exception):
+    """This file holds no result that can be analysed; the message is the reason, in one line."""
+
+
+@dataclass(frozen=True)
+class LayerRecord:
+    """One finished layer. `gamma` and `error` are (G,) float64; `metrics` is empty where a failed run has none."""
+
+    index: int
+    name: str
+    tokens: int
+    in_features: int
+    out_features: int
+    gamma: Array
+    error: Array
+    gamma_chosen: float
+    error_chosen: float
+    error_rtn: float
+    objective: str
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class ResultFile:
+    """One run.
+
+    `root` are the scalar attributes of the file, `config` the resolved config by dotted key. `gpu_ms` and `host_ms`
+    are (layers, stages, repeats) float64, `timed_layers` and `stages` name their first two axes, `pipeline_ms` is
+    (repeats,), `cold_ms` NaN where the cold pass did not finish.
+    """
+
+    path: Path
+    root: Mapping[str, Scalar]
+    config: Mapping[str, Any]
+    device: Mapping[str, Any]
+    layers: list[LayerRecord]
+    stages: list[str] = field(default_factory=list)
+    timed_layers: list[int] = field(default_factory=list)
+    gpu_ms: Array = field(default_factory=lambda: np.empty((0, 0, 0)))
+    host_ms: Array = field(default_factory=lambda: np.empty((0, 0, 0)))
+    pipeline_ms: Array = field(default_factory=lambda: np.empty(0))
+    cold_ms: float = float("nan")
+
+
+def read(path: Path) -> ResultFile:
+    """Reads one result file.
+
+    Raises:
+        UnreadableError: whatever is wrong with it, in one line.
+    """
+    return _guarded(path, _read_root)
+
+
+def read_channels(path: Path, layer: int) -> dict[str, Array]:
+    """`abs_mean`, `sq_mean` and `s` of one layer, (in_features,) each.
+
+    Raises:
+        UnreadableError: the file is no result, or has no such layer.
+    """
+
+    def read_layer(path: Path, file: Any) -> dict[str, Array]:
+        _check_schema(_attributes(file))
+        group = _group(_group(file, "layers", "/"), f"{layer:03d}", "/layers")
+        where = f"/layers/{layer:03d}"
+        return {
+            name: _numbers(_group(group, folder, where), name, f"{where}/{folder}", 1)
+            for folder, name in (("stats", "abs_mean"), ("stats", "sq_mean"), ("scales", "s"))
+        }
+
+    return _guarded(path, read_layer)
+
+
+def _guarded(path: Path, reading: Callable[[Path, Any], T]) -> T:
+    """Opens the file and turns every way in which reading it can fail into the reason."""
+    try:
+        if not path.is_file():
+            path.stat()
+            raise UnreadableError("a folder, not a file" if path.is_dir() else "no regular file")
+        with open(path, "rb") as start:
+            signature = start.read(len(_SIGNATURE))
+    except OSError as error:
+        raise UnreadableError(error.strerror or str(error)) from None
+    if not signature:
+        raise UnreadableError("empty file")
+    # HDF5 allows a user block before the signature; awq_pycuda writes none.
+    if signature != _SIGNATURE:
+        raise UnreadableError("not an HDF5 file")
+    try:
+        access = h5p.create(h5p.FILE_ACCESS)
+        # Result files are replaced, never written to, so a lock guards nothing; some network file systems have none.
+        access.set_file_locking(False, False)
+        access.set_fclose_degree(h5f.CLOSE_STRONG)
+        file = h5f.open(bytes(path), h5f.ACC_RDONLY, access)
+        try:
+            return reading(path, file)
+        finally:
+            file.close()
+    except UnreadableError:
+        raise
+    except Exception as error:  # HDF5 answers damage with whatever it runs into: OSError, KeyError, RuntimeError ...
+        first = " ".join(str(error).split()) or type(error).__name__
+        raise UnreadableError(f"damaged HDF5 file: {first}") from None
+
+
+def _check_schema(root: Mapping[str, Scalar]) -> None:
+    if root.get("schema") != SCHEMA:
+        raise UnreadableError(f"an HDF5 file, but no result of awq_pycuda (no attribute schema={SCHEMA})")
+    version = _attribute(root, "/", "schema_version", int)
+    if version > SCHEMA_VERSION:
+        raise UnreadableError(f"schema_version {version} is newer than {SCHEMA_VERSION}, which this version reads")
+    if version < 1:
+        raise UnreadableError(f"schema_version {version} is unknown")
+
+
+def _read_root(path: Path, file: Any) -> ResultFile:
+    root = _attributes(file)
+    _check_schema(root)
+    status = _attribute(root, "/", "status", str)
+    if status not in ("complete", "failed"):
+        raise UnreadableError(f"status is {status!r}, not complete or failed")
+    for name in ("created", "config_hash", "backend"):
+        _attribute(root, "/", name, str)
+    config = _parsed(root, "config", lambda text: yaml.load(text, Loader=yaml.CSafeLoader) or {})
+    device = _parsed(root, "device", json.loads)
+    layers = _read_layers(file, complete=status == "complete")
+    result = ResultFile(path, root, dict(_flat(config, "")), device, layers)
+    if status == "failed" and b"timings" not in file:
+        return result
+    timed = _read_timings(_group(file, "timings", "/"))
+    if status == "complete" and [layer.index for layer in layers] != timed["timed_layers"]:
+        raise UnreadableError(f"complete, but it holds {len(layers)} of {len(timed['timed_layers'])} layers")
+    return ResultFile(path, root, result.config, device, layers, **timed)
+
+
+def _parsed(root: Mapping[str, Scalar], name: str, parse: Any) -> dict[str, Any]:
+    text = _attribute(root, "/", name, str)
+    try:
+        value = parse(text)
+    except (ValueError, yaml.YAMLError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise UnreadableError(f"/: attribute {name} cannot be parsed")
+    return value
+
+
+def _flat(node: Mapping[Any, Any], prefix: str) -> Any:
+    """The config's scalars and lists by dotted key."""
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        elif isinstance(value, str | int | float | list | None):
+            yield f"{prefix}{key}", value
+        else:
+            yield f"{prefix}{key}", str(value)
+
+
+def _read_layers(file: Any, complete: bool) -> list[LayerRecord]:
+    if b"layers" not in file:
+        return []
+    group = _group(file, "layers", "/")
+    names = sorted(name for name in group if name.isdigit())
+    return [_read_layer(_group(group, name.decode(), "/layers"), name.decode(), complete) for name in names]
+
+
+def _read_layer(group: Any, number: str, complete: bool) -> LayerRecord:
+    where = f"/layers/{number}"
+    layer = _attributes(group)
+    search = _group(group, "search", where)
+    chosen = _attributes(search)
+    gamma, error = (_numbers(search, name, f"{where}/search", 1) for name in ("gamma", "error"))
+    if gamma.shape != error.shape:
+        raise UnreadableError(f"{where}/search: {gamma.size} gammas, but {error.size} errors")
+    metrics = {
+        name: float(value)
+        for name, value in _attributes(_group(group, "metrics", where)).items()
+        if isinstance(value, int | float)
+    }
+    if complete:
+        for name in METRICS:
+            _attribute(metrics, f"{where}/metrics", name, float)
+    return LayerRecord(
+        index=int(number),
+        name=_attribute(layer, where, "name", str),
+        **{name: _attribute(layer, where, name, int) for name in ("tokens", "in_features", "out_features")},
+        gamma=gamma,
+        error=error,
+        **{
+            name: _attribute(chosen, f"{where}/search", name, float)
+            for name in ("gamma_chosen", "error_chosen", "error_rtn")
+        },
+        objective=_attribute(chosen, f"{where}/search", "objective", str),
+        metrics=metrics,
+    )
+
+
+def _read_timings(group: Any) -> dict[str, Any]:
+    where = "/timings"
+    stages = [_text(name) for name in _values(group, "stage", where, 1)]
+    layers = [int(index) for index in _numbers(group, "layer", where, 1)]
+    gpu, host = (_numbers(group, name, where, 3) for name in ("gpu_ms", "host_ms"))
+    pipeline = _numbers(group, "pipeline_ms", where, 1)
+    shape = (len(layers), len(stages), pipeline.size)
+    for name, samples in (("gpu_ms", gpu), ("host_ms", host)):
+        if samples.shape != shape:
+            raise UnreadableError(f"{where}/{name} has shape {samples.shape}, not {shape}")
+    return {
+        "stages": stages,
+        "timed_layers": layers,
+        "gpu_ms": gpu,
+        "host_ms": host,
+        "pipeline_ms": pipeline,
+        "cold_ms": float(_numbers(group, "cold_ms", where, 0)),
+    }
+
+
+# h5py's low-level calls: its objects would take most of the time of reading hundreds of small files.
+
+
+def _group(parent: Any, name: str, where: str) -> Any:
+    inside = f"{where.rstrip('/')}/{name}"
+    if name.encode() not in parent:
+        raise UnreadableError(f"{inside} is missing")
+    child = h5o.open(parent, name.encode())
+    if not isinstance(child, h5g.GroupID):
+        raise UnreadableError(f"{inside} is no group")
+    return child
+
+
+def _values(group: Any, name: str, where: str, rank: int) -> Array:
+    if name.encode() not in group:
+        raise UnreadableError(f"{where}/{name} is missing")
+    dataset = h5o.open(group, name.encode())
+    if not isinstance(dataset, h5d.DatasetID) or len(dataset.shape) != rank:
+        raise UnreadableError(f"{where}/{name} is no dataset of {rank} dimensions")
+    dtype = dataset.dtype
+    if int(np.prod(dataset.shape, dtype=object)) * dtype.itemsize > _MAX_BYTES:
+        raise UnreadableError(f"{where}/{name} is damaged: it claims the shape {dataset.shape}")
+    values = np.empty(dataset.shape, dtype)
+    dataset.read(h5s.ALL, h5s.ALL, values)
+    return values
+
+
+def _numbers(group: Any, name: str, where: str, rank: int) -> Array:
+    values = _values(group, name, where, rank)
+    if values.dtype.kind not in "iuf":
+        raise UnreadableError(f"{where}/{name} holds no numbers")
+    return values.astype(np.float64)
+
+
+def _attributes(location: Any) -> dict[str, Scalar]:
+    """Every scalar attribute that is text, a number or a truth value; others are none of the schema's."""
+    found: dict[str, Scalar] = {}
+    for index in range(h5a.get_num_attrs(location)):
+        attribute = h5a.open(location, index=index)
+        if attribute.shape != ():
+            continue
+        if attribute.get_type().get_class() not in (h5py.h5t.STRING, h5py.h5t.INTEGER, h5py.h5t.FLOAT, h5py.h5t.ENUM):
+            continue
+        value = np.empty((), attribute.dtype)
+        attribute.read(value)
+        item = value.item()
+        found[_text(attribute.name)] = _text(item) if isinstance(item, bytes) else item
+    return found
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _attribute(attributes: Mapping[str, Scalar], where: str, name: str, kind: type) -> Any:
+    value = attributes.get(name)
+    if value is None:
+        raise UnreadableError(f"{where}: attribute {name} is missing")
+    if isinstance(value, bool) or not isinstance(value, int | float if kind is float else kind):
+        expected = {str: "text", int: "a whole number", float: "a number"}[kind]
+        raise UnreadableError(f"{where}: attribute {name} is {value!r:.40}, not {expected}")
+    return kind(value)

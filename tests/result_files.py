@@ -1,0 +1,58 @@
+"""Result files for the tests of the analysis: real ones of tiny runs, and variants of them by the hundred."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import h5py
+import hydra
+import yaml
+from omegaconf import OmegaConf
+
+from awq_pycuda import run
+from awq_pycuda.paths import resource_dir
+
+
+def make_run(folder: Path, *overrides: str) -> Path:
+    """Runs the real pipeline on the CPU with these overrides (small sizes by default); returns folder/results.h5."""
+    run.register_schemas()
+    given = ["n=16", "layers=3", "backend=cpu", "inputs=outliers", *overrides]
+    with hydra.initialize_config_dir(str(resource_dir("conf")), version_base="1.3"):
+        composed = hydra.compose("config", given)
+    return run.execute(run.to_config(composed), folder, given, OmegaConf.to_yaml(composed, resolve=True))
+
+
+def vary(path: Path, folder: Path, config: dict | None = None, slower: float = 1.0, **attributes) -> Path:
+    """A copy as folder/results.h5 with config keys (dotted) and attributes changed and all times multiplied."""
+    folder.mkdir(parents=True, exist_ok=True)
+    copy = folder / "results.h5"
+    shutil.copy(path, copy)
+    with h5py.File(copy, "r+") as file:
+        if config is not None:
+            tree = yaml.safe_load(file.attrs["config"])
+            for key, value in config.items():
+                *groups, last = key.split(".")
+                node = tree
+                for group in groups:
+                    node = node.setdefault(group, {})
+                node[last] = value
+            file.attrs["config"] = yaml.safe_dump(tree)
+            file.attrs["config_hash"] = hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+        for name, value in attributes.items():
+            file.attrs[name] = value
+        if slower != 1:
+            for name in ("gpu_ms", "host_ms", "pipeline_ms", "cold_ms"):
+                file["timings"][name][...] *= slower
+    return copy
+
+
+def make_many(folder: Path, count: int, *overrides: str) -> list[Path]:
+    """`count` results of a sweep over n, tile and seed: one real run, the others varied from it."""
+    first = make_run(folder / "first", *overrides)
+    paths = []
+    for index in range(count):
+        key = {"n": 16 * (1 + index % 5), "tile": (8, 16, 32)[index // 5 % 3], "seed": index // 15}
+        paths.append(vary(first, folder / "sweep" / f"{index:03d}", key, slower=1 + index % 7 / 10))
+    shutil.rmtree(folder / "first")
+    return paths
