@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 from awq_pycuda import provenance
 from awq_pycuda.pipeline import STAGES, LayerResult, Timings
 from awq_pycuda.verify import TOLERANCES
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 SCHEMA = "awq_pycuda"
 SCHEMA_VERSION = 1
@@ -85,6 +88,27 @@ def write(folder: Path, record: RunRecord) -> Path:
     finally:
         temporary.unlink(missing_ok=True)
     return final
+
+
+def load(paths: Path | str | Sequence[Path | str]) -> xr.DataTree | xr.Dataset:
+    """Results for a notebook, wholly in memory.
+
+    Args:
+        paths: a result file; or a folder, or several files and folders, as `python -m awq_pycuda.analyze` takes them.
+
+    Returns:
+        Of one file a DataTree, laid out as the file (docs/results.md). Of a folder or several paths a Dataset with
+        the dimension `run`: metrics (run, layer), `search_error` (run, layer, gamma), `gpu_ms` and `host_ms`
+        (run, layer, stage, repeat), `pipeline_ms` (run, repeat), with status, device and every config key as
+        coordinates of `run`. NaN where a run has no such layer, gamma or repeat. Both keep units and descriptions.
+
+    Raises:
+        InputError: the one file is no result, or there is no result among several. Others that cannot be read are
+            left out with a warning that names them.
+    """
+    from awq_pycuda.analysis.tree import load as load_tree  # runs do not import xarray
+
+    return load_tree(paths)
 
 
 def _write_root(file: h5py.File, root: Mapping[str, str | int | bool]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
@@ -23,7 +24,7 @@ SUFFIXES = (".h5", ".hdf5")  # what is read of a folder
 SALIENT_SHARE = 0.01  # the share of salient channels in the AWQ paper's 1 % experiments (Lin et al., 2023, section 3.1)
 _LONG_LIST = 8
 
-_ONLY_IN_RUNS = ("device", "overrides", "versions", "git_commit", "git_dirty", "kernels_sha256")
+_ONLY_IN_RUNS = ("config", "overrides", "device", "versions", "git_commit", "git_dirty", "kernels_sha256")
 _RUN_COLUMNS = (
     *("run", "path", "status", "error", "created", "backend", "device_name", "config_hash", "study"),
     *("pipeline_ms", "cold_ms", "layers_finished", "clock", "gamma_grid_size", *_ONLY_IN_RUNS),
@@ -72,7 +73,10 @@ def collect(paths: Sequence[Path]) -> Collection:
     results: list[ResultFile] = []
     for path in find_files(paths, left_out):
         try:
+            str(path).encode()
             results.append(read(path))
+        except UnicodeEncodeError:
+            left_out.append(LeftOut(path, "its path is not UTF-8, so that no table can name it"))
         except UnreadableError as error:
             left_out.append(LeftOut(path, str(error)))
     names = run_names([result.path for result in results])
@@ -114,7 +118,7 @@ def find_files(paths: Sequence[Path], left_out: list[LeftOut]) -> list[Path]:
     """Every file to read, each once, in natural order; what cannot be looked at is added to `left_out`."""
     found: dict[str, Path] = {}
     for given in paths:
-        if not given.is_dir():
+        if not os.path.isdir(given):
             found.setdefault(os.path.realpath(given), given)
             continue
         before = len(left_out)
@@ -197,7 +201,8 @@ def _run_row(run: str, result: ResultFile) -> dict[str, Any]:
         "layers_finished": len(result.layers),
         "clock": _clock(result),
         "gamma_grid_size": len(with_rtn(gammas)) if gammas and _is_grid(gammas) else None,
-        **{name: root.get(name) for name in _ONLY_IN_RUNS},
+        "config": json.dumps(config, sort_keys=True),
+        **{name: root.get(name) for name in _ONLY_IN_RUNS[1:]},
         **{column_of(key): _shown(value) for key, value in config.items() if key != "study"},
     }
 
@@ -242,7 +247,8 @@ def _derived(figures: Mapping[str, float]) -> tuple[float, float]:
     for kind in ("", "rtn_"):
         noise, sqnr = figures.get(f"{kind}output_mse", math.nan), figures.get(f"{kind}output_sqnr_db", math.nan)
         if noise > 0 and math.isnan(signal):
-            signal = noise * 10 ** (sqnr / 10)
+            with np.errstate(over="ignore"):
+                signal = noise * float(np.power(10.0, sqnr / 10))
     rtn, awq = figures.get("rtn_output_mse", math.nan), figures.get("output_mse", math.nan)
     propagated = figures.get("propagated_output_mse", math.nan)
     removed = 1 - awq / rtn if rtn > 0 else math.nan

@@ -1,0 +1,99 @@
+"""What the analysis prints: plain lines and small tables; the whole is in the files that it writes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from awq_pycuda.analysis.collect import Collection
+from awq_pycuda.analysis.compare import Comparison
+from awq_pycuda.analysis.intervals import CONFIDENCE
+
+_MOST_ROWS = 40  # of a table
+
+
+def printable(text: object) -> str:
+    """The text in one line, with escapes for what UTF-8 cannot hold: a file name may be any bytes."""
+    return " ".join(str(text).encode(errors="backslashreplace").decode().split())
+
+
+def print_line(console: Console, text: str) -> None:
+    """One line, not folded, whatever it looks like."""
+    console.print(printable(text), soft_wrap=True, markup=False)
+
+
+def print_runs(console: Console, collection: Collection) -> None:
+    """How many runs there are, why some failed, and which files are left out for what reason."""
+    failed = collection.runs[collection.runs["status"] == "failed"]
+    total, complete = len(collection.runs), len(collection.runs) - len(failed)
+    print_line(
+        console,
+        f"{total} run{'s' if total != 1 else ''}: {complete} complete, {len(failed)} failed; "
+        f"{len(collection.left_out)} left out",
+    )
+    for run, error in failed[["run", "error"]].itertuples(index=False):
+        print_line(console, f"failed {run}: {error}")
+    for left_out in collection.left_out:
+        print_line(console, f"left out {left_out.path}: {left_out.reason}")
+
+
+def print_set(console: Console, name: str, path: Path, collection: Collection) -> None:
+    """What one side of a comparison is: where it ran, and on which state of the code."""
+    runs = collection.runs[collection.runs["status"] == "complete"]
+    devices = (runs["backend"] + " on " + runs["device_name"]).unique()
+    commits = (
+        runs["git_commit"].fillna("").str[:7] + runs["git_dirty"].map(lambda dirty: "+" if dirty else "")
+    ).unique()
+    of_commit = f", commit {', '.join(commits)}" if any(commits) else ""
+    print_line(console, f"{name} {path}: {len(runs)} complete, {', '.join(devices)}{of_commit}")
+
+
+def print_comparison(console: Console, result: Comparison) -> None:
+    """The verdicts counted, the rows behind them, and every run and file that has no counterpart."""
+    times, metrics = result.times, result.metrics
+    title = "Times: median over the passes, stages summed over the layers"
+    rows = times if len(times) <= _MOST_ROWS else times[times["verdict"] != "same"]
+    table = _table(
+        console, title, ("config", "what"), ("A ms", "B ms", "B/A", f"{CONFIDENCE:.0%} interval", "passes", "")
+    )
+    for row in rows.head(_MOST_ROWS).itertuples():
+        interval = "-" if pd.isna(row.low) else f"{row.low:.3f} to {row.high:.3f}"
+        numbers = (f"{row.median_a_ms:.3f}", f"{row.median_b_ms:.3f}", f"{row.ratio:.3f}", interval)
+        table.add_row(escape(row.config), escape(row.what), *numbers, f"{row.samples_a}, {row.samples_b}", row.verdict)
+    console.print(table)
+    _count(console, "times", times, rows)
+    changed = metrics[metrics["verdict"] != "same"]
+    if len(changed):
+        table = _table(console, "Metrics that are not the same", ("config", "layer", "metric"), ("A", "B", "B - A", ""))
+        for row in changed.head(_MOST_ROWS).itertuples():
+            values = (f"{row.a:.6g}", f"{row.b:.6g}", f"{row.difference:+.3g}")
+            table.add_row(escape(row.config), escape(printable(row.name)), row.metric, *values, row.verdict)
+        console.print(table)
+    _count(console, "metrics", metrics, changed)
+    for side, run, reason in result.not_compared.itertuples(index=False):
+        print_line(console, f"not compared: {side} {run}: {reason}")
+    if result.apart:
+        keys = ",".join(result.apart)
+        print_line(console, f"The runs without a counterpart never agree in {keys}; ignore={keys} sets that aside.")
+
+
+def _table(console: Console, title: str, texts: tuple[str, ...], numbers: tuple[str, ...]) -> Table:
+    style = box.SIMPLE_HEAD if console.is_terminal else None
+    table = Table(box=style, title=title, title_justify="left")
+    for heading in texts:
+        table.add_column(heading, overflow="fold")
+    for heading in numbers:
+        table.add_column(heading, justify="right", no_wrap=True)
+    return table
+
+
+def _count(console: Console, what: str, table: pd.DataFrame, shown: pd.DataFrame) -> None:
+    counts = ", ".join(f"{count} {verdict}" for verdict, count in table["verdict"].value_counts().items())
+    hidden = len(shown) - _MOST_ROWS
+    more = f"; {hidden} more rows are not shown (out=FOLDER writes all)" if hidden > 0 else ""
+    print_line(console, f"{what}: {counts or 'none'}{more}")

@@ -1,0 +1,103 @@
+"""Result files for notebooks: one as the tree that it is, several as one dataset with a dimension `run`."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from numpy.typing import NDArray
+
+from awq_pycuda.analysis.collect import Collection, collect
+from awq_pycuda.analysis.reader import UnreadableError, read
+from awq_pycuda.errors import InputError
+
+_ALLOWED = "allowed: a result file of awq_pycuda, or a folder that holds some"
+# Units and meaning of what the files keep elsewhere, or not at all.
+_DESCRIBED = {
+    "pipeline_ms": ("ms", "one whole pass over all layers, by repeat"),
+    "cold_ms": ("ms", "host time of the first pass with all that precedes it"),
+    "gpu_ms": ("ms", "time on the stream between the events around the stage"),
+    "host_ms": ("ms", "time the host spent in the stage; launches return early"),
+    "search_error": ("1", "the objective at each gamma"),
+    "gamma_chosen": ("1", "exponent of the lowest error"),
+    "error_chosen": ("1", "the objective at the chosen gamma"),
+    "error_rtn": ("1", "the objective at gamma 0, plain round-to-nearest"),
+    "output_mse": ("1", "mean of (y - ŷ)²"),
+    "output_sqnr_db": ("dB", "10·log10(Σy² / Σ(y - ŷ)²)"),
+    "rtn_output_mse": ("1", "mean of (y - ŷ)² of round-to-nearest"),
+    "rtn_output_sqnr_db": ("dB", "SQNR of round-to-nearest"),
+    "weight_mse": ("1", "mean of (Wq·scale_b/s - W)²"),
+    "saturated_fraction": ("1", "share of codes at either end of the range"),
+    "propagated_output_mse": ("1", "ŷ against the chain that is unquantized from its first layer on"),
+    "propagated_sqnr_db": ("dB", "the signal's power over propagated_output_mse"),
+    "error_removed": ("1", "1 - output_mse / rtn_output_mse"),
+}
+
+
+def load(paths: Path | str | Sequence[Path | str]) -> xr.DataTree | xr.Dataset:
+    """See `awq_pycuda.results.load`, its public name."""
+    if isinstance(paths, str | os.PathLike) and not os.path.isdir(paths):
+        return _load_file(Path(paths))
+    several = [paths] if isinstance(paths, str | os.PathLike) else paths
+    collection = collect([Path(path) for path in several])
+    left_out = [f"{each.path}: {each.reason}" for each in collection.left_out]
+    if collection.runs.empty:
+        raise InputError(f"no result that can be read; left out: {'; '.join(left_out) or 'nothing given'}; {_ALLOWED}")
+    if left_out:
+        warnings.warn(f"left out: {'; '.join(left_out)}", stacklevel=3)
+    return _combine(collection)
+
+
+def _load_file(path: Path) -> xr.DataTree:
+    try:
+        read(path)
+        with xr.open_datatree(path, engine="h5netcdf") as tree:
+            return tree.load()
+    except UnreadableError as error:
+        raise InputError(f"{path}: {error}; {_ALLOWED}") from None
+    except Exception as error:  # damage in a part that the tables do not need; HDF5 may raise anything
+        raise InputError(f"{path}: damaged HDF5 file: {' '.join(str(error).split())}; {_ALLOWED}") from None
+
+
+def _combine(collection: Collection) -> xr.Dataset:
+    runs = collection.runs.set_index("run")
+    own = [name for name in collection.layers.columns if name not in runs.columns and not name.startswith("ms.")]
+    layers = collection.layers[own].set_index(["run", "layer"])
+    parts = {name: _array(layers[name]) for name in layers.columns}
+    parts["search_error"] = _array(_by(collection.curves, "run", "layer", "gamma")["error"])
+    parts["pipeline_ms"] = _array(_by(collection.passes, "run", "repeat")["pipeline_ms"])
+    for clock in ("gpu", "host"):
+        samples = collection.timings[collection.timings["clock"] == clock].drop(columns="clock")
+        parts[f"{clock}_ms"] = _array(_by(samples, "run", "layer", "stage", "repeat")["ms"])
+    dataset = xr.Dataset(parts)
+    names = runs.index.to_numpy(dtype=object)
+    dataset = dataset.reindex(run=names, stage=list(dict.fromkeys(collection.timings["stage"])))
+    dataset["cold_ms"] = ("run", runs["cold_ms"].to_numpy())
+    of_run = runs.drop(columns=["pipeline_ms", "cold_ms", "config"])
+    dataset = dataset.assign_coords({name: ("run", _plain(of_run[name])) for name in of_run.columns})
+    for name, (units, description) in _DESCRIBED.items():
+        dataset[name].attrs = {"units": units, "description": description}
+    return dataset
+
+
+def _by(table: pd.DataFrame, *dimensions: str) -> pd.DataFrame:
+    # A grid may hold the same gamma twice, with the same error both times.
+    return table.drop_duplicates(list(dimensions)).set_index(list(dimensions))
+
+
+def _array(column: pd.Series) -> xr.DataArray:
+    plain = pd.Series(_plain(column), index=column.index)
+    return xr.DataArray.from_series(plain)
+
+
+def _plain(column: pd.Series) -> NDArray[Any]:
+    """A column as NumPy knows it: numbers with NaN for what is missing, anything else as objects."""
+    if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
+        return np.asarray(column.to_numpy(dtype=np.float64, na_value=np.nan) if column.hasnans else column)
+    return np.asarray(column.to_numpy(dtype=object, na_value=None))
