@@ -24,7 +24,10 @@ def make_run(folder: Path, *overrides: str) -> Path:
 
 
 def vary(path: Path, folder: Path, config: dict | None = None, slower: float = 1.0, **attributes) -> Path:
-    """A copy as folder/results.h5 with config keys (dotted) and attributes changed and all times multiplied."""
+    """A copy as folder/results.h5 with config keys (dotted) and attributes changed and all times multiplied.
+
+    The value `...` takes a config key away.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     copy = folder / "results.h5"
     shutil.copy(path, copy)
@@ -36,8 +39,11 @@ def vary(path: Path, folder: Path, config: dict | None = None, slower: float = 1
                 node = tree
                 for group in groups:
                     node = node.setdefault(group, {})
-                node[last] = value
-            file.attrs["config"] = yaml.safe_dump(tree)
+                if value is ...:
+                    del node[last]
+                else:
+                    node[last] = value
+            file.attrs["config"] = yaml.safe_dump(tree, sort_keys=False)
             file.attrs["config_hash"] = hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
         for name, value in attributes.items():
             file.attrs[name] = value

@@ -116,18 +116,20 @@ def channels(path: Path, layer: int) -> pd.DataFrame:
 
 def find_files(paths: Sequence[Path], left_out: list[LeftOut]) -> list[Path]:
     """Every file to read, each once, in natural order; what cannot be looked at is added to `left_out`."""
-    found: dict[str, Path] = {}
+    candidates: list[Path] = []
     for given in paths:
         if not os.path.isdir(given):
-            found.setdefault(os.path.realpath(given), given)
+            candidates.append(given)
             continue
         before = len(left_out)
         below = list(_walk(given, left_out))
+        candidates += below
         if not below and len(left_out) == before:
             left_out.append(LeftOut(given, f"no file that ends in {' or '.join(SUFFIXES)} in this folder"))
-        for path in below:
-            found.setdefault(os.path.realpath(path), path)
-    return sorted(found.values(), key=_natural)
+    found: dict[str, Path] = {}
+    for path in sorted(candidates, key=_natural):
+        found.setdefault(os.path.realpath(path), path)
+    return list(found.values())
 
 
 def _walk(folder: Path, left_out: list[LeftOut]) -> Iterator[Path]:
@@ -232,7 +234,7 @@ def _layer_row(run: str, result: ResultFile, layer: LayerRecord) -> dict[str, An
     samples = result.gpu_ms if _clock(result) == "gpu" else result.host_ms
     if layer.index in result.timed_layers and result.pipeline_ms.size:
         medians = np.median(samples[result.timed_layers.index(layer.index)], axis=1)
-        row |= {f"ms.{stage}": value for stage, value in zip(result.stages, medians, strict=True)}
+        row |= {f"ms.{stage}": float(value) for stage, value in zip(result.stages, medians, strict=True)}
     error_removed, propagated = _derived(figures)
     return {"run": run, "layer": layer.index, **row, "error_removed": error_removed, "propagated_sqnr_db": propagated}
 
@@ -267,17 +269,18 @@ def _column(values: list[Any]) -> Any:
     """One type for a column: whole numbers and truth values keep theirs beside missing values; a mixture is text."""
     present = [value for value in values if value is not None]
     kinds = {type(value) for value in present}
-    if not present:
-        return pd.array(values, dtype="string") if values else pd.array([], dtype="object")
-    if kinds <= {bool}:
-        return pd.array(values, dtype="boolean" if len(present) < len(values) else "bool")
-    if kinds <= {int} and all(-(2**63) <= value < 2**63 for value in present):
-        return pd.array(values, dtype="Int64" if len(present) < len(values) else "int64")
-    if kinds <= {int} and all(0 <= value < 2**64 for value in present):
-        return pd.array(values, dtype="UInt64" if len(present) < len(values) else "uint64")
-    if kinds <= {int, float, np.float64}:
+    if kinds == {bool}:
+        dtype, plain = "boolean", "bool"
+    elif kinds == {int} and all(-(2**63) <= value < 2**63 for value in present):
+        dtype, plain = "Int64", "int64"
+    elif kinds == {int} and all(0 <= value < 2**64 for value in present):
+        dtype, plain = "UInt64", "uint64"
+    elif kinds in ({float}, {int, float}):
         return np.array([math.nan if value is None else float(value) for value in values])
-    return pd.array([None if value is None else str(value) for value in values], dtype="str")
+    else:
+        return pd.array([None if value is None else str(value) for value in values], dtype="str")
+    # By NumPy where nothing is missing: pandas.array turns numbers from 2^63 on into 0 when asked for uint64.
+    return pd.array(values, dtype=dtype) if len(present) < len(values) else np.array(values, plain)
 
 
 def _curves(per_layer: Sequence[tuple[str, ResultFile, LayerRecord]]) -> pd.DataFrame:

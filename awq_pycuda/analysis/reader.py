@@ -261,7 +261,7 @@ def _read_timings(group: Any) -> dict[str, Any]:
 def _opened(opening: Callable[[Any, bytes], T], parent: Any, name: str, inside: str) -> T:
     try:
         return opening(parent, name.encode())
-    except KeyError:
+    except (KeyError, ValueError):  # both are what h5py raises for a name that is not there
         if name.encode() in parent:
             raise
         raise UnreadableError(f"{inside} is missing") from None
@@ -276,7 +276,7 @@ def _dataset(group: Any, name: str, where: str, rank: int) -> tuple[Any, tuple[i
     shape = dataset.shape
     if len(shape) != rank:
         raise UnreadableError(f"{where}/{name} has {len(shape)} dimensions, not {rank}")
-    if math.prod(shape) * 8 > _MAX_BYTES:
+    if math.prod(shape) * max(8, dataset.get_type().get_size()) > _MAX_BYTES:
         raise UnreadableError(f"{where}/{name} claims the shape {shape}")
     return dataset, shape
 
