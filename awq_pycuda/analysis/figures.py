@@ -1,0 +1,54 @@
+"""Figures of a collection as files, PNG and SVG each."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from awq_pycuda.analysis import figure_style, figures_error, figures_search, figures_time
+from awq_pycuda.analysis.collect import Collection
+from awq_pycuda.analysis.selection import key_name
+
+
+def write_figures(collection: Collection, folder: Path) -> list[Path]:
+    """Writes every figure that the complete runs have data for.
+
+    They are error_curves, channel_scales, sqnr, propagation, stage_times, time_against_<key> for each swept key, and
+    roofline. Many runs are shown as medians and quartiles; each figure says in its second line what it shows.
+
+    Args:
+        collection: what to draw.
+        folder: where to; made if missing.
+
+    Returns:
+        The files, PNG and SVG in turn.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    with figure_style.style():
+        for stem, figure in _figures(collection):
+            paths += figure_style.save(figure, folder, stem)
+    return paths
+
+
+def _figures(collection: Collection) -> Iterator[tuple[str, Figure]]:
+    """The figures one by one, so that no more than one is in memory."""
+    for stem, draw in (
+        ("error_curves", figures_search.error_curves),
+        ("channel_scales", figures_search.channel_scales),
+        ("sqnr", figures_error.sqnr),
+        ("propagation", figures_error.propagation),
+        ("stage_times", figures_time.stage_times),
+        ("roofline", figures_time.roofline),
+    ):
+        figure = draw(collection)
+        if figure is not None:
+            yield stem, figure
+    for key, figure in figures_time.times_against(collection):
+        yield f"time_against_{re.sub(r'[^A-Za-z0-9]+', '_', key_name(key))}", figure

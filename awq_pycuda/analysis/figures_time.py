@@ -1,0 +1,297 @@
+"""Figures of time: stages stacked, time against each swept key, roofline."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from awq_pycuda.analysis import figure_style as look
+from awq_pycuda.analysis.collect import Collection
+from awq_pycuda.analysis.roofline import Ceilings, ceilings, device_of, points
+from awq_pycuda.analysis.selection import (
+    complete_layers,
+    complete_runs,
+    format_value,
+    in_order,
+    key_name,
+    layer_labels,
+    numeric,
+    plural,
+    run_labels,
+    shorten,
+    swept_keys,
+)
+
+_MOST_BARS = 40
+_MOST_RUNS_AS_BARS = 24
+_MOST_DEVICES = 4
+
+
+def stages_of(layers: pd.DataFrame) -> list[str]:
+    """The timed stages, in the order run."""
+    return [column.removeprefix("ms.") for column in layers.columns if column.startswith("ms.")]
+
+
+def _stage_style(stages: list[str]) -> dict[str, dict[str, Any]]:
+    """Colour and marker of each stage, the same in every figure."""
+    colours, markers = look.STAGE_COLOURS, look.MARKERS
+    return {
+        stage: {"color": colours[index % len(colours)], "marker": markers[index % len(markers)]}
+        for index, stage in enumerate(stages)
+    }
+
+
+def _clock(runs: pd.DataFrame) -> str:
+    clocks = set(runs["clock"])
+    if clocks == {"gpu"}:
+        return "on the GPU's stream"
+    return "by the host's clock" if "gpu" not in clocks else "on the stream for runs on a GPU, else by the host's clock"
+
+
+def run_stages(collection: Collection) -> pd.DataFrame:
+    """Time of each stage in ms, summed over the layers: a row per complete run, in the order of the table of runs."""
+    layers = complete_layers(collection)
+    columns = {f"ms.{stage}": stage for stage in stages_of(layers)}
+    sums = layers.groupby("run", sort=False)[list(columns)].sum(min_count=1).rename(columns=columns)
+    return sums.dropna(how="all").fillna(0.0)
+
+
+def stage_times(collection: Collection) -> Figure | None:
+    """Stage times stacked, and their shares: by layer for one run, by run for a few, by a swept key for many."""
+    sums = run_stages(collection)
+    if sums.empty:
+        return None
+    runs = complete_runs(collection).set_index("run").loc[sums.index]
+    clock = _clock(runs)
+    layers = complete_layers(collection)
+    if len(sums) == 1 and len(layers) > 1:
+        columns = {f"ms.{stage}": stage for stage in sums}
+        rows = layers.set_index("layer").rename(columns=columns)[list(sums)].fillna(0.0)
+        labels = list(layer_labels(layers).values())
+        note = f"Run {sums.index[0]}, by layer: medians over its passes, {clock}."
+    elif len(sums) <= _MOST_RUNS_AS_BARS:
+        rows, labels = sums, list(run_labels(collection, list(sums.index)).values())
+        note = f"By run: medians over its passes, summed over its layers, {clock}."
+    else:
+        rows, labels, by = _grouped(collection, sums, runs["pipeline_ms"])
+        note = f"Medians over {plural(len(sums), 'run')}{by}, summed over the layers, {clock}."
+    if len(rows) > _MOST_BARS:
+        height, thick = 9.0, 1.0
+    else:
+        height, thick = 0.24 * len(rows) + 1.5, 0.72
+    figure = look.new_figure(7.8, height, "Time of the stages", note)
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=[3, 2])
+    _stack(left, rows, thick)
+    _stack(right, rows.div(rows.sum(axis=1).replace(0, np.nan), axis=0).fillna(0.0), thick)
+    look.category_ticks(left, "y", [shorten(label, 44) for label in labels], _MOST_BARS)
+    left.set_ylim(len(rows) - 0.4, -0.6)
+    left.set_xlabel("time (ms)")
+    right.set_xlabel("share")
+    right.set_xlim(0, 1)
+    right.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    for panel in (left, right):
+        panel.grid(axis="y", visible=False)
+    look.legend_below(figure, left.get_legend_handles_labels()[0])
+    return figure
+
+
+def _stack(panel: Axes, rows: pd.DataFrame, thick: float) -> None:
+    places = np.arange(len(rows))
+    start = np.zeros(len(rows))
+    for stage, style in _stage_style(list(rows)).items():
+        width = rows[stage].to_numpy(dtype=float)
+        edge: dict[str, Any] = {"edgecolor": "white", "linewidth": 0.4}
+        panel.barh(places, width, thick, left=start, color=style["color"], label=stage, **edge)
+        start = start + width
+
+
+def _grouped(collection: Collection, sums: pd.DataFrame, pipeline: pd.Series) -> tuple[pd.DataFrame, list[str], str]:
+    """Medians by the swept key whose values set the times furthest apart, if one has few enough values."""
+    table = complete_runs(collection).set_index("run").loc[sums.index]
+    best, spread = None, 1.0
+    for key in swept_keys(collection):
+        medians = pipeline.groupby(table[key].map(format_value)).median()
+        if 1 < len(medians) <= _MOST_RUNS_AS_BARS and medians.max() > spread * medians.min():
+            best, spread = key, medians.max() / medians.min()
+    if best is None:
+        return sums.median().to_frame().T, ["all runs"], ""
+    name, order = key_name(best), in_order(table[best])
+    rows = sums.groupby(table[best].map(format_value)).median().loc[order]
+    return rows, [f"{name}={value}" for value in order], f" by {name}, the key that sets times furthest apart"
+
+
+def times_against(collection: Collection) -> Iterator[tuple[str, Figure]]:
+    """One figure per swept key (columns and figures): the time of a pass, and of each stage, against its values."""
+    runs = complete_runs(collection)
+    runs = runs[np.isfinite(runs["pipeline_ms"])]
+    if runs.empty:
+        return
+    for key, along in swept_keys(collection).items():
+        yield key, _time_against(collection, runs.set_index("run"), key, along)
+
+
+def _time_against(collection: Collection, runs: pd.DataFrame, key: str, along: list[str]) -> Figure:
+    others = [other for other in swept_keys(collection) if other not in (key, "seed")]
+    combos = runs[others].map(format_value).agg(", ".join, axis=1) if others else pd.Series("", runs.index)
+    to_scale = key != "seed" and numeric(runs[key])
+    order = in_order(runs[key])
+    x = runs[key].astype(float) if to_scale else runs[key].map(format_value).map({v: i for i, v in enumerate(order)})
+    few = combos.nunique() <= look.MOST_SERIES
+    note = "Left, a whole pass: " + (
+        "medians over the passes, bars between their quartiles"
+        if few
+        else "median and quartiles over all runs; a thin line joins runs that differ in this key alone"
+    )
+    note += f". Right, its stages: medians over {plural(len(runs), 'run')}. Times {_clock(runs)}."
+    if along:
+        note += f" Along with {key_name(key)} changes {', '.join(key_name(other) for other in along)}."
+    figure = look.new_figure(8.2, 4.4, f"Time against {key_name(key)}", note)
+    left, right = figure.subplots(1, 2)
+    if few:
+        passes = collection.passes[collection.passes["run"].isin(runs.index)].set_index("run")["pipeline_ms"]
+        names = _combo_names(runs, others, combos)
+        for series, (combo, label) in enumerate(names.items()):
+            mine = passes[passes.index.map(combos) == combo]
+            shift = 0.0 if to_scale else 0.6 * ((series + 0.5) / len(names) - 0.5)
+            _quartile_line(left, mine.groupby(mine.index.map(x)), series, label, to_scale, shift)
+        if len(names) > 1:
+            _legend_below(left, 2 if max(map(len, names.values())) < 26 else 1)
+    else:
+        _thin_lines(left, runs["pipeline_ms"], x, combos)
+        _quartile_line(left, runs["pipeline_ms"].groupby(x), 0, "", to_scale, 0.0)
+    _stage_lines(right, run_stages(collection), x, to_scale)
+    look.scale_to(left, "y", runs["pipeline_ms"])
+    for panel, name in ((left, "time of a pass (ms)"), (right, "time of a stage, all layers (ms)")):
+        panel.set_xlabel(key_name(key))
+        panel.set_ylabel(name)
+        if to_scale:
+            look.scale_to(panel, "x", x)
+            look.value_ticks(panel, sorted(set(x)))
+            panel.margins(x=0.08)
+        else:
+            look.category_ticks(panel, "x", [shorten(text, 28) for text in order], 12)
+            panel.set_xlim(-0.5, len(order) - 0.5)
+            if max(map(len, order)) * min(12, len(order)) > 44:
+                panel.tick_params(axis="x", rotation=30)
+                for text in panel.get_xticklabels():
+                    text.set_horizontalalignment("right")
+    return figure
+
+
+def _thin_lines(panel: Axes, pipeline: pd.Series, x: pd.Series, combos: pd.Series) -> None:
+    medians = pipeline.groupby([combos, x]).median()
+    lines = [np.column_stack([part.index.get_level_values(1), part]) for _, part in medians.groupby(level=0)]
+    panel.add_collection(
+        LineCollection(lines, colors=look.GREY, linewidths=0.7, alpha=min(0.6, 20 / len(lines) + 0.15))
+    )
+    lone = np.array([line[0] for line in lines if len(line) == 1])
+    if lone.size:
+        panel.plot(*lone.T, "o", markersize=2.5, markeredgewidth=0, color=look.GREY, alpha=0.5)
+
+
+def _combo_names(runs: pd.DataFrame, others: list[str], combos: pd.Series) -> dict[str, str]:
+    shown = [other for other in others if runs[other].map(format_value).nunique() > 1]
+    first = runs[~combos.duplicated()]
+    return {
+        combos[run]: ", ".join(
+            f"{key_name(other)}={shorten(format_value(first.loc[run, other]), 20)}" for other in shown
+        )
+        for run in first.index
+    }
+
+
+def _quartile_line(panel: Axes, groups: Any, series: int, label: str, joined: bool, shift: float) -> None:
+    spread = groups.quantile([0.25, 0.5, 0.75]).unstack()
+    panel.errorbar(
+        spread.index + shift,
+        spread[0.5],
+        [spread[0.5] - spread[0.25], spread[0.75] - spread[0.5]],
+        color=look.SERIES[series],
+        marker=look.MARKERS[series],
+        markersize=5,
+        linewidth=1.3,
+        capsize=2.5,
+        linestyle="-" if joined else "none",
+        label=label,
+    )
+
+
+def _stage_lines(panel: Axes, sums: pd.DataFrame, x: pd.Series, joined: bool) -> None:
+    medians = sums.groupby(x.reindex(sums.index)).median()
+    line = "-" if joined else "none"
+    for stage, style in _stage_style(list(sums)).items():
+        panel.plot(medians.index, medians[stage], markersize=4.5, linestyle=line, label=stage, **style)
+    look.scale_to(panel, "y", medians.to_numpy().ravel())
+    _legend_below(panel, 2)
+
+
+def _legend_below(panel: Axes, columns: int) -> None:
+    panel.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=columns)
+
+
+def roofline(collection: Collection) -> Figure | None:
+    """Each kernel's arithmetic rate over its intensity, under the ceilings of its GPU; None without GPU times."""
+    table = points(collection)
+    if table.empty:
+        return None
+    devices = table["device_name"].value_counts().index[:_MOST_DEVICES]
+    limits = {device: ceilings(device_of(collection, device)) for device in devices}
+    columns = 1 if len(devices) == 1 else 2
+    rows = -(-len(devices) // columns)
+    note = (
+        "A point per kernel, its variant and layer shape: medians over runs. Work from the shapes, each array moved "
+        "once. A stage's time on the stream includes launching. Layers that fit the L2 cache may lie above the memory "
+        "roof."
+    )
+    figure = look.new_figure(7.0 if columns == 1 else 10.0, 4.2 * rows, "Roofline of the kernels", note)
+    axes = figure.subplots(rows, columns, squeeze=False)
+    look.hide(axes.flat[len(devices) :])
+    styles = _stage_style(stages_of(complete_layers(collection)))
+    for panel, device in zip(axes.flat, devices, strict=False):
+        _roof(panel, table[table["device_name"] == device], limits[device], styles)
+        panel.set_title(device)
+    look.legend_below(figure, axes.flat[0].get_legend_handles_labels()[0])
+    return figure
+
+
+def _roof(panel: Axes, table: pd.DataFrame, limit: Ceilings, styles: dict[str, dict[str, Any]]) -> None:
+    dot: dict[str, Any] = {"linestyle": "none", "markersize": 6.5, "markeredgecolor": "white", "markeredgewidth": 0.5}
+    for stage, style in styles.items():
+        mine = table[table["stage"] == stage]
+        if len(mine):
+            panel.plot(mine["intensity"], mine["gflops"], label=stage, **style, **dot)
+    low, high = table["intensity"].min() / 2, table["intensity"].max() * 2
+    top = table["gflops"].max()
+    if limit.gflops and limit.gbytes:
+        high = max(high, 4 * limit.gflops / limit.gbytes)
+    small: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8, "color": "#444444"}
+    if limit.gbytes:
+        x = np.geomspace(low, high, 200)
+        roof = np.minimum(x * limit.gbytes, limit.gflops or np.inf)
+        panel.plot(x, roof, color=look.BLACK, linewidth=1.3)
+        panel.annotate(f"{limit.gbytes:,.0f} GB/s", (x[20], roof[20]), xytext=(8, -6), va="top", **small)
+        top = max(top, roof.max())
+    if limit.gflops:
+        if not limit.gbytes:
+            panel.axhline(limit.gflops, color=look.BLACK, linewidth=1.3)
+        speed = f"{limit.gflops / 1e3:,.1f} TFLOP/s fp32"
+        panel.annotate(speed, (high, limit.gflops), xytext=(0, 4), ha="right", **small)
+        top = max(top, limit.gflops)
+    missing = [name for name, value in (("arithmetic", limit.gflops), ("memory", limit.gbytes)) if value is None]
+    if missing:
+        text = f"no ceiling for {' and '.join(missing)}: not in the result files"
+        panel.annotate(text, (0, 1), xytext=(4, -4), xycoords="axes fraction", va="top", **small)
+    bottom = table["gflops"].min() / 3
+    look.log_axis(panel, "x", [low, high])
+    look.log_axis(panel, "y", [bottom, 4 * top])
+    panel.set_xlim(low, high)
+    panel.set_ylim(bottom, 4 * top)
+    panel.set_xlabel("arithmetic intensity (flop per byte)")
+    panel.set_ylabel("GFLOP/s")

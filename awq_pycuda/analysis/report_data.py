@@ -1,0 +1,173 @@
+"""What the report's interactive figures draw, as plain lists for JSON, kept small: numbers have few digits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from awq_pycuda.analysis import roofline
+from awq_pycuda.analysis.collect import SALIENT_SHARE, Collection, channels
+from awq_pycuda.analysis.figures_time import run_stages, stages_of
+from awq_pycuda.analysis.selection import (
+    complete_layers,
+    complete_runs,
+    format_value,
+    in_order,
+    key_name,
+    numeric,
+    run_labels,
+    significant,
+    starts_chain,
+    swept_keys,
+)
+
+MOST_CHANNEL_RUNS = 24
+MOST_CHANNELS = 150_000  # 3 numbers each: about 3 MB of the page
+_DIGITS = 5
+
+
+def page_data(collection: Collection) -> dict[str, Any]:
+    """Everything that the page's figures need; runs are referred to by their place in `runs`."""
+    runs = complete_runs(collection)
+    ids = list(runs["run"])
+    place = {run: index for index, run in enumerate(ids)}
+    layers = complete_layers(collection).reset_index(drop=True)
+    shown = _channel_runs(layers)
+    return {
+        "runs": ids,
+        "labels": list(run_labels(collection, ids).values()),
+        "keys": [_key(runs[key], key, also) for key, also in swept_keys(collection).items()],
+        "stages": stages_of(layers),
+        "clock": list(runs["clock"]),
+        "pipeline": _numbers(runs["pipeline_ms"]),
+        "sums": {stage: _numbers(column) for stage, column in run_stages(collection).reindex(ids).items()},
+        "layers": _layers(layers, place),
+        "curves": _curves(collection.curves, place),
+        "channels": _channels(runs, layers, shown, place),
+        "channelRuns": [place[run] for run in shown],
+        "salientShare": SALIENT_SHARE,
+        "roofs": _roofs(collection),
+    }
+
+
+def _numbers(values: Any, digits: int = _DIGITS) -> list[float | None]:
+    """Rounded to a few digits; what JSON has no number for is None."""
+    rounded = significant(np.asarray(values, dtype=float), digits)
+    return [value if np.isfinite(value) else None for value in rounded.tolist()]
+
+
+def _key(values: pd.Series, key: str, also: Sequence[str]) -> dict[str, Any]:
+    to_scale = key != "seed" and numeric(values)
+    return {
+        "name": key_name(key),
+        "also": [key_name(other) for other in also],
+        "values": [float(value) for value in values] if to_scale else [format_value(value) for value in values],
+        "order": None if to_scale else in_order(values),
+    }
+
+
+def _layers(layers: pd.DataFrame, place: dict[str, int]) -> dict[str, Any]:
+    codes, names = pd.factorize(layers["name"])
+    columns = {
+        "rtn": "rtn_output_sqnr_db",
+        "awq": "output_sqnr_db",
+        "propagated": "propagated_sqnr_db",
+        "removed": "error_removed",
+        "gamma": "gamma_chosen",
+    }
+    return {
+        "run": [place[run] for run in layers["run"]],
+        "layer": layers["layer"].tolist(),
+        "name": codes.tolist(),
+        "names": list(names),
+        "shape": [
+            f"{row.out_features} × {row.in_features}, {row.tokens} tokens"
+            for row in layers[["out_features", "in_features", "tokens"]].itertuples()
+        ],
+        "fresh": starts_chain(layers).tolist(),
+        **{name: _numbers(layers[column]) for name, column in columns.items()},
+        "ms": {stage: _numbers(layers[f"ms.{stage}"]) for stage in stages_of(layers)},
+    }
+
+
+def _curves(curves: pd.DataFrame, place: dict[str, int]) -> list[dict[str, Any]]:
+    """One entry per run and layer; `grid` is shared by reference within the JSON, as its place among the grids."""
+    found = []
+    mine = curves[curves["run"].isin(place)]
+    relative, gamma = mine["error_relative"].to_numpy(), mine["gamma"].to_numpy()
+    chosen = mine["chosen"].to_numpy()
+    for (run, layer), rows in mine.groupby(["run", "layer"], sort=False).indices.items():
+        order = rows[np.argsort(gamma[rows], kind="stable")]
+        found.append(
+            {
+                "run": place[run],
+                "layer": int(layer),
+                "gamma": gamma[order].tolist(),
+                "ratio": _numbers(relative[order], 4),
+                "chosen": int(np.argmax(chosen[order])),
+            }
+        )
+    return found
+
+
+def _channel_runs(layers: pd.DataFrame) -> list[str]:
+    """The runs whose channels go into the page: those with the most error removed, as many as its size allows."""
+    by_run = layers.groupby("run", sort=False)
+    order = by_run["error_removed"].mean().fillna(-np.inf).sort_values(ascending=False, kind="stable").index
+    sizes = by_run["in_features"].sum()[order].cumsum()
+    return [str(run) for run in order[:MOST_CHANNEL_RUNS] if sizes[run] <= MOST_CHANNELS or run == order[0]]
+
+
+def _channels(
+    runs: pd.DataFrame, layers: pd.DataFrame, shown: Sequence[str], place: dict[str, int]
+) -> list[dict[str, Any]]:
+    paths = runs.set_index("run")["path"]
+    found = []
+    for run in shown:
+        for layer in layers.loc[layers["run"] == run, "layer"]:
+            table = channels(Path(paths[run]), int(layer))
+            found.append(
+                {
+                    "run": place[run],
+                    "layer": int(layer),
+                    "absMean": _numbers(table["abs_mean"], 4),
+                    "rms": _numbers(np.sqrt(table["sq_mean"]), 4),
+                    "s": _numbers(table["s"], 4),
+                    "salient": np.flatnonzero(table["salient"]).tolist(),
+                }
+            )
+    return found
+
+
+def _roofs(collection: Collection) -> list[dict[str, Any]]:
+    table = roofline.points(collection)
+    found = []
+    for device, mine in table.groupby("device_name", sort=False):
+        limits = roofline.ceilings(roofline.device_of(collection, str(device)))
+        variant = mine.drop(
+            columns=["device_name", "stage", "tokens", "out_features", "in_features", "ms", "intensity", "gflops"]
+        )
+        found.append(
+            {
+                "device": device,
+                "gflops": limits.gflops,
+                "gbytes": limits.gbytes,
+                "stage": list(mine["stage"]),
+                "intensity": _numbers(mine["intensity"]),
+                "rate": _numbers(mine["gflops"]),
+                "text": [
+                    f"{row.out_features} × {row.in_features}, {row.tokens} tokens; {row.ms:.4g} ms; {settings}"
+                    for row, settings in zip(mine.itertuples(), _settings(variant), strict=True)
+                ],
+            }
+        )
+    return found
+
+
+def _settings(table: pd.DataFrame) -> list[str]:
+    rows = table.to_dict("records")
+    return [", ".join(f"{key_name(str(key))}={format_value(value)}" for key, value in row.items()) for row in rows]

@@ -1,0 +1,104 @@
+"""Work of each kernel from the shapes of its layer, and the ceilings of the device that ran it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from awq_pycuda.analysis.collect import Collection
+from awq_pycuda.analysis.selection import complete_layers, complete_runs
+
+KERNELS = ("accum_stats", "quantize_awq", "dequantizeTiled", "relu")  # the other stages run on the host
+_SHAPE = ["tokens", "out_features", "in_features"]
+_KERNEL_KEYS = ["tile", "matmul.kernel", "stats", "quant.group_size"]  # what selects another kernel, or its work
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """Limits of a device: fp32 arithmetic in GFLOP/s and memory in GB/s; None where the result file does not tell."""
+
+    gflops: float | None
+    gbytes: float | None
+
+
+def ceilings(device: str) -> Ceilings:
+    """The limits that follow from a result file's `device` attribute (JSON).
+
+    Arithmetic is multiprocessors · fp32 FMA lanes · 2 · clock; memory is clock · 2 (double data rate) · bus width.
+    Lanes per multiprocessor are those of the CUDA C++ Programming Guide's table of arithmetic throughput: 64 for the
+    capabilities 7.x and 8.0, 128 from 8.6 on.
+    """
+    limits = json.loads(device or "{}")
+
+    def positive(name: str) -> float | None:
+        value = limits.get(name)
+        return float(value) if isinstance(value, int | float) and value > 0 else None
+
+    multiprocessors, clock = positive("multiprocessors"), positive("clock_khz")
+    memory_clock, bits = positive("memory_clock_khz"), positive("memory_bus_bits")
+    try:
+        capability = tuple(int(part) for part in str(limits.get("capability", "")).split("."))
+    except ValueError:
+        capability = ()
+    lanes = None if capability < (7, 0) else 64 if capability <= (8, 0) else 128
+    return Ceilings(
+        2e-6 * multiprocessors * lanes * clock if multiprocessors and lanes and clock else None,
+        2e-6 * memory_clock * bits / 8 if memory_clock and bits else None,
+    )
+
+
+def points(collection: Collection) -> pd.DataFrame:
+    """One row per device, kernel and shape: medians over runs and layers of the complete runs with GPU times.
+
+    Returns:
+        device_name, stage, tokens, out_features, in_features, ms, intensity (flop per byte), gflops (GFLOP/s), and the
+        config keys that select a kernel. Bytes are the least that a kernel must move, each array once.
+    """
+    layers = complete_layers(collection)
+    layers = layers[layers["clock"] == "gpu"]
+    found = []
+    for stage in KERNELS:
+        column = f"ms.{stage}"
+        if column not in layers or layers.empty:
+            continue
+        keys = ["device_name", *_SHAPE, *(key for key in _KERNEL_KEYS if key in layers)]
+        medians = layers.groupby(keys, dropna=False, as_index=False)[column].median().rename(columns={column: "ms"})
+        medians = medians[medians["ms"] > 0]
+        flop, moved = work(stage, medians)
+        seconds = medians["ms"] / 1e3
+        found.append(medians.assign(stage=stage, intensity=flop / moved, gflops=flop / seconds / 1e9))
+    return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=["device_name"])
+
+
+def work(stage: str, shapes: pd.DataFrame) -> tuple[Any, Any]:
+    """Floating-point operations and least bytes of a kernel.
+
+    With M tokens, N out_features, K in_features and G groups of a row: `accum_stats` adds |x| and multiplies and adds
+    x² (3·M·K flop), `quantize_awq` multiplies by s and divides by scale_b (2·N·K), `dequantizeTiled` is the product
+    (2·M·N·K), `relu` compares (M·N; the bias, which only some layers have, is left out).
+
+    Args:
+        stage: one of `KERNELS`.
+        shapes: columns tokens, out_features, in_features, and quant.group_size where rows are quantized in groups.
+    """
+    m, n, k = (shapes[name].to_numpy(dtype=float) for name in _SHAPE)
+    size = (
+        pd.to_numeric(shapes["quant.group_size"]) if "quant.group_size" in shapes else pd.Series(np.nan, shapes.index)
+    )
+    groups = np.where(size.isna(), 1, k / size.astype("float64").fillna(1).to_numpy())
+    return {
+        "accum_stats": (3 * m * k, 4 * m * k + 8 * k),
+        "quantize_awq": (2 * n * k, 5 * n * k + 4 * k + 4 * n * groups),
+        "dequantizeTiled": (2 * m * n * k, 4 * m * k + n * k + 4 * k + 4 * n * groups + 4 * m * n),
+        "relu": (m * n, 8 * m * n),
+    }[stage]
+
+
+def device_of(collection: Collection, device_name: str) -> str:
+    """The `device` attribute of a complete run on this device, one that tells every ceiling where there is one."""
+    texts = complete_runs(collection).loc[lambda runs: runs["device_name"] == device_name, "device"].unique()
+    return str(max(texts, key=lambda text: "memory_bus_bits" in text))
