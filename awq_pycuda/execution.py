@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -115,8 +115,17 @@ def attempt(
     backend: Backend[Any],
     origin: dict[str, str | int | bool],
     on_progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+    interruptible: AbstractContextManager[None] = nullcontext(),  # noqa: B008  # a nullcontext has no state
 ) -> results.RunRecord:
     """Runs the pipeline on an entered backend; what it left, with a failure or Ctrl-C as the record's text.
+
+    Args:
+        config: checked, with the layers `specs` that it asks for.
+        specs: from `validate`, as is the backend.
+        backend: entered.
+        origin: from `describe`.
+        on_progress: see `Pipeline.run`.
+        interruptible: held while the pipeline runs.
 
     NumPy's BLAS gets as many threads as the other host stages: launchers of sweeps set its environment variables each
     in its own way, and the number of threads decides how a product's sums are split.
@@ -125,7 +134,7 @@ def attempt(
     interrupted = False
     pipeline = Pipeline(backend, specs, config)
     try:
-        with threadpool_limits(host_threads(config.threads), "blas"):
+        with interruptible, threadpool_limits(host_threads(config.threads), "blas"):
             pipeline.run(on_progress)
     except (Exception, KeyboardInterrupt) as error:
         failure = f"{type(error).__name__}: {error}".removesuffix(": ")

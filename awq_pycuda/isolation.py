@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ class Worker:
                 process_group=0,  # Ctrl-C reaches this process alone, which passes it on once
             )
         self._connection = Connection(ours.detach())
+        self.interrupted = False
 
     def is_alive(self) -> bool:
         """Whether the process runs."""
@@ -72,6 +74,7 @@ class Worker:
         try:
             return self._connection.recv()
         except KeyboardInterrupt:
+            self.interrupted = True
             self._process.send_signal(signal.SIGINT)
             if not self._connection.poll(_INTERRUPT_SECONDS):
                 self._process.kill()
@@ -140,7 +143,7 @@ atexit.register(_host.close)
 def visible_gpus() -> list[str]:
     """The GPUs that a worker could use, as CUDA_VISIBLE_DEVICES names them. Creates no context."""
     if (given := os.environ.get(_VISIBLE)) is not None:
-        return [gpu for gpu in given.split(",") if gpu]
+        return [gpu for gpu in given.split(",") if gpu and not gpu.startswith("-")]
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -169,14 +172,15 @@ def close_worker() -> None:
 def run_isolated(job: Job) -> Outcome:
     """Runs a job in the worker. Whatever happens there comes back as an outcome, and is in the job's result file."""
     started: list[Started] = []
+    worker = _host.worker(job.config)
     try:
-        finished: Finished = _host.worker(job.config).ask(job, started.append)
+        finished: Finished = worker.ask(job, started.append)
+        outcome, usable = finished.outcome, finished.usable and not worker.interrupted
     except WorkerDied as death:
+        outcome, usable = _outcome_of_death(str(death), started[0] if started else None), False
+    if not usable:
         _host.close()
-        return _outcome_of_death(str(death), started[0] if started else None)
-    if not finished.usable:
-        _host.close()
-    return finished.outcome
+    return replace(outcome, stop=worker.interrupted)
 
 
 def _outcome_of_death(reason: str, started: Started | None) -> Outcome:

@@ -158,7 +158,7 @@ def job(composed: DictConfig) -> None:
     outcome = isolation.run_isolated(Job(config, cwd, Path(settings.sweep.dir), overrides, config_yaml))
     reporter.ended(settings.job.num, outcome)
     # Only where the user is: in a launcher's process it would count as a crash.
-    if outcome.state == "interrupted" and Preflight.sweep is not None:
+    if outcome.stop and Preflight.sweep is not None:
         raise KeyboardInterrupt
 
 

@@ -47,13 +47,17 @@ class Started:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a job ended. `seconds`: its own work; `elsewhere`: another sweep is running it; `skipped`: it is complete."""
+    """How a job ended. `seconds`: its own work; `elsewhere`: another sweep is running it; `skipped`: it is complete.
+
+    `stop`: the user pressed Ctrl-C meanwhile, whether or not the job could still finish.
+    """
 
     state: State
     reason: str = ""
     folder: Path | None = None
     seconds: float = 0.0
     pipeline_ms: float | None = None
+    stop: bool = False
 
 
 def job_folder(study: Path, config: Config, backend: Backend[Any]) -> Path:

@@ -12,8 +12,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -54,8 +54,8 @@ def run_job(job: Job, tell: Callable[[Started], None]) -> Finished:
             with backend:
                 origin = describe(job.config, backend, job.overrides, job.config_yaml)
                 tell(Started(folder, origin))
-                with _alone_on(backend), _Interruptible():
-                    record = attempt(job.config, specs, backend, origin)
+                with _alone_on(backend):
+                    record = attempt(job.config, specs, backend, origin, interruptible=_unblocked_interrupts())
             store(folder, record)
     except RunFailed as error:
         state: State = "interrupted" if error.interrupted else "failed"
@@ -102,14 +102,14 @@ def _is_usable(backend: Backend[Any]) -> bool:
     return True
 
 
-class _Interruptible:
-    """Within it an interrupt raises KeyboardInterrupt; outside, this process ignores it, also while it writes."""
-
-    def __enter__(self) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    def __exit__(self, *exc: object) -> None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+@contextmanager
+def _unblocked_interrupts() -> Iterator[None]:
+    """Within it an interrupt raises KeyboardInterrupt, also one that came before; outside, files are being written."""
+    try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
 
 
 def _receive(connection: Connection, requests: SimpleQueue[Any], busy: threading.Event) -> None:
@@ -126,7 +126,9 @@ def _receive(connection: Connection, requests: SimpleQueue[Any], busy: threading
 
 def main() -> None:
     """Serves one request after the other until the parent closes the socket."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Before any thread is made: those inherit it, so that the main thread alone is ever interrupted.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     faulthandler.enable()
     connection = Connection(int(sys.argv[1]))
     requests: SimpleQueue[Any] = SimpleQueue()

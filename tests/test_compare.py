@@ -246,7 +246,7 @@ def test_a_run_that_fails_in_b_alone_is_broken(real, tmp_path):
 def test_sets_without_a_complete_run(real, tmp_path):
     vary(real, tmp_path / "a")
     vary(real, tmp_path / "b", status="failed", error="RuntimeError: no")
-    with pytest.raises(InputError, match="^B has no complete run"):
+    with pytest.raises(InputError, match=r"^B has no complete run"):
         compared(tmp_path / "a", tmp_path / "b")
 
 
