@@ -86,9 +86,11 @@ def _refuse_missing_and_added_keys(node: Any, prefix: str) -> None:
 
 @dataclass(frozen=True)
 class PlannedJob:
-    """A job of a sweep: its config, and the overrides that tell it from the others."""
+    """A job of a sweep: its config, also as resolved YAML; its overrides, and in `label` those that vary."""
 
     config: Config
+    config_yaml: str
+    overrides: list[str]
     label: str
 
 
@@ -120,8 +122,10 @@ def plan_jobs(composed: DictConfig) -> list[PlannedJob]:
         choices = tuple(str(override.input_line) for override in parsed if not is_plain(override))
         if choices not in bases:
             bases[choices] = hydra.compose(composed.hydra.job.config_name, list(choices))
+            bases[choices].study = composed.study  # one name for all, also where it holds the time of day
         config = copy.deepcopy(bases[choices])
         for override in filter(is_plain, parsed):
             OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
-        jobs.append(PlannedJob(to_config(config), " ".join(overrides[index] for index in varying)))
+        label = " ".join(overrides[index] for index in varying)
+        jobs.append(PlannedJob(to_config(config), OmegaConf.to_yaml(config, resolve=True), list(overrides), label))
     return jobs

@@ -31,10 +31,18 @@ from awq_pycuda.execution import RunFailed, execute, validate
 from awq_pycuda.hydra_errors import explain
 from awq_pycuda.inputs import plan_layers
 from awq_pycuda.paths import resource_dir
-from awq_pycuda.study import Job
+from awq_pycuda.study import Job, Outcome
 from awq_pycuda.sweep import Reporter, Sweep
 
 INTERRUPTED = 130  # the exit code that shells give a command stopped by Ctrl-C
+
+
+class _RunHere(BaseException):
+    """Leaves Hydra when every job is planned: its own launcher would compose each of them again, at 0.1 s a job."""
+
+    def __init__(self, jobs: list[PlannedJob]) -> None:
+        super().__init__()
+        self.jobs = jobs
 
 
 class Preflight(Callback):
@@ -58,12 +66,14 @@ class Preflight(Callback):
             _check_sweep(config, jobs)
             folder = Path(config.hydra.sweep.dir)
             _check_writable("hydra.sweep.dir", folder)
-            # Every job is checked: the sweeper would compose each of them again for that, at 0.05 s a job.
-            # Hydra's plugin scan has made the class anew since the module was first imported.
-            setattr(basic_sweeper.BasicSweeper, "validate_batch_is_legal", lambda self, batch: None)  # noqa: B010
             labels = [job.label for job in jobs]
             Preflight.sweep = Sweep(folder, folder / config.hydra.sweep.subdir, labels, summary.make_console())
             Preflight.sweep.start()
+            # Every job is checked: the sweeper would compose each of them again for that, at 0.1 s a job.
+            # Hydra's plugin scan has made the class anew since the module was first imported.
+            setattr(basic_sweeper.BasicSweeper, "validate_batch_is_legal", lambda self, batch: None)  # noqa: B010
+        if str(config.hydra.launcher._target_).endswith(".BasicLauncher"):
+            raise _RunHere(jobs)
 
 
 def _check_sweep(config: DictConfig, jobs: list[PlannedJob]) -> None:
@@ -152,14 +162,27 @@ def job(composed: DictConfig) -> None:
             print(f"failed: {error}", file=sys.stderr)
             raise SystemExit(INTERRUPTED if error.interrupted else 1) from None
         return
-    cwd = Path(settings.runtime.cwd)
-    reporter = _reporter(cwd / settings.sweep.dir / settings.sweep.subdir)
-    reporter.started(settings.job.num)
-    outcome = isolation.run_isolated(Job(config, cwd, Path(settings.sweep.dir), overrides, config_yaml))
-    reporter.ended(settings.job.num, outcome)
-    # Only where the user is: in a launcher's process it would count as a crash.
-    if outcome.stop and Preflight.sweep is not None:
-        raise KeyboardInterrupt
+    cwd, folder = Path(settings.runtime.cwd), Path(settings.sweep.dir)
+    reporter = _reporter(cwd / folder / settings.sweep.subdir)
+    # Ctrl-C is not raised on: in a launcher's process it would count as a crash.
+    _run_in_sweep(settings.job.num, Job(config, cwd, folder, overrides, config_yaml), reporter)
+
+
+def _run_in_sweep(number: int, its_job: Job, reporter: Reporter) -> Outcome:
+    reporter.started(number)
+    outcome = isolation.run_isolated(its_job)
+    reporter.ended(number, outcome)
+    return outcome
+
+
+def _run_here(jobs: list[PlannedJob], sweep: Sweep) -> int:
+    """Runs a sweep's jobs one after the other; the exit code."""
+    reporter = Reporter(sweep.folder)
+    for number, planned in enumerate(jobs):
+        its_job = Job(planned.config, Path.cwd(), sweep.study, planned.overrides, planned.config_yaml)
+        if _run_in_sweep(number, its_job, reporter).stop:
+            return INTERRUPTED
+    return 0
 
 
 @lru_cache(maxsize=1)
@@ -173,7 +196,11 @@ _hydra_main = hydra.main(version_base="1.3", config_path=str(resource_dir("conf"
 def _run_hydra() -> int:
     """The exit code of all that Hydra runs."""
     try:
-        _hydra_main()
+        try:
+            _hydra_main()
+        except _RunHere as planned:
+            assert Preflight.sweep is not None
+            return _run_here(planned.jobs, Preflight.sweep)
     except KeyboardInterrupt:
         if Preflight.sweep is None:
             print("interrupted before any work", file=sys.stderr)

@@ -1,5 +1,6 @@
 """Sweeps: jobs that fail alone, studies that go on, two sweeps at once, and the same results from every launcher."""
 
+import json
 import re
 import signal
 import time
@@ -124,7 +125,9 @@ def content(path):
 
     with h5py.File(path) as file:
         file.visititems(visit)
-        parts["/"] = {key: str(file.attrs[key]) for key in file.attrs if key not in ("created", "config", "overrides")}
+        parts["/"] = {key: str(file.attrs[key]) for key in file.attrs if key != "created"}
+        parts["/"]["config"] = re.sub("study: .*", "", parts["/"]["config"])
+        parts["/"]["overrides"] = [part for part in json.loads(parts["/"]["overrides"]) if "study" not in part]
     return parts
 
 
