@@ -130,10 +130,16 @@ class _Host:
         return visible[os.getpid() % len(visible)]
 
     def close(self) -> None:
-        """Ends the worker; the next one chooses the same GPU."""
+        """Ends the worker; the next one gets the same GPU."""
         if self._worker is not None:
             self._worker.close()
             self._worker = None
+
+    def release_gpu(self) -> None:
+        """Lets another process choose this one's GPU."""
+        if self._gpu_lock is not None:
+            self._gpu_lock.release()
+            self._gpu_lock = None
 
 
 _host = _Host()
@@ -165,8 +171,9 @@ def refusals(configs: Sequence[Config]) -> list[str | None]:
 
 
 def close_worker() -> None:
-    """Ends this process's worker, and with it the hold on its GPU."""
+    """Ends this process's worker and leaves its GPU to others: this process will run no jobs."""
     _host.close()
+    _host.release_gpu()
 
 
 def run_isolated(job: Job) -> Outcome:

@@ -1,0 +1,58 @@
+"""Which process gets which GPU; no GPU is needed to choose one."""
+
+import subprocess
+import sys
+
+import pytest
+
+from awq_pycuda import isolation
+
+CHOOSE = """
+import sys
+from awq_pycuda import isolation
+print(isolation._host._choose_gpu(), flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def choose(tmp_path, monkeypatch):
+    """`choose()`: another process's choice among two GPUs, which it keeps until the test ends."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,GPU-1")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    processes = []
+
+    def run():
+        process = subprocess.Popen(
+            [sys.executable, "-c", CHOOSE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        processes.append(process)
+        return process.stdout.readline().strip()
+
+    yield run
+    for process in processes:
+        process.communicate()
+
+
+def test_every_process_gets_a_gpu_of_its_own(choose):
+    host = isolation._Host()
+    assert host._choose_gpu() == "0"
+    host.close()
+    assert host._choose_gpu() == "0"
+    assert choose() == "GPU-1"
+    assert choose() in ("0", "GPU-1")
+
+
+def test_a_process_that_runs_no_jobs_leaves_its_gpu_to_others(choose, monkeypatch):
+    host = isolation._Host()
+    monkeypatch.setattr(isolation, "_host", host)
+    assert host._choose_gpu() == "0"
+    isolation.close_worker()
+    assert {choose(), choose()} == {"0", "GPU-1"}
+
+
+@pytest.mark.parametrize(("given", "seen"), [("", []), ("-1", []), ("2", ["2"]), ("1,0", ["1", "0"])])
+def test_the_environment_says_which_gpus_are_seen(monkeypatch, given, seen):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+    assert isolation.visible_gpus() == seen
