@@ -23,6 +23,8 @@ from awq_pycuda.errors import InputError
 from awq_pycuda.isolation import visible_gpus
 from awq_pycuda.paths import resource_dir
 
+_SUBMITIT = "${hydra.sweep.dir}/.sweep/submitit/%j"  # scripts, logs and pickles of each job
+
 # What sweeps need of the launchers that Hydra's plugins bring (requirements-cluster.txt). A job that dies is told as
 # failed by the process that waits for it, so launchers need not try again.
 LAUNCHERS: dict[str, dict[str, Any]] = {
@@ -31,16 +33,26 @@ LAUNCHERS: dict[str, dict[str, Any]] = {
     "ray": {
         "ray": {
             "init": {"include_dashboard": False, "log_to_driver": False, "configure_logging": False},
-            "remote": {"num_cpus": 1, "num_gpus": "${gpus_per_job:${backend}}", "max_retries": 0},
+            # Ray's own count; backend=auto takes the GPU that it is given.
+            "remote": {"num_cpus": 1, "num_gpus": "${gpus_unless_cpu:${backend}}", "max_retries": 0},
         }
     },
+    # Slurm refuses jobs that ask for what no node has, so only backend=cuda asks for a GPU.
+    "submitit_slurm": {
+        "gpus_per_node": "${gpus_if_cuda:${backend}}",
+        "submitit_folder": _SUBMITIT,
+        "max_num_timeout": 0,
+    },
+    "submitit_local": {"submitit_folder": _SUBMITIT},
 }
 
 
 def register_schemas() -> None:
     """Makes schemas, launcher settings and the studies of experiments/ known to Hydra's composition."""
     OmegaConf.register_new_resolver("gpu_processes", lambda: max(1, len(visible_gpus())), replace=True)
-    OmegaConf.register_new_resolver("gpus_per_job", lambda backend: int(backend is not BackendChoice.cpu), replace=True)
+    cpu, cuda = BackendChoice.cpu, BackendChoice.cuda
+    OmegaConf.register_new_resolver("gpus_unless_cpu", lambda backend: int(backend is not cpu), replace=True)
+    OmegaConf.register_new_resolver("gpus_if_cuda", lambda backend: 1 if backend is cuda else None, replace=True)
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
     for name, schema in (("synthetic", SyntheticInputs), ("outliers", OutlierInputs), ("file", FileInputs)):

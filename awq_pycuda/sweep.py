@@ -6,10 +6,10 @@ system; the process that started the sweep reads them.
 
 from __future__ import annotations
 
-import _thread
 import json
 import os
 import platform
+import signal
 import threading
 import time
 from collections import Counter
@@ -102,8 +102,7 @@ class Sweep:
         self.jobs = [JobStatus()] * len(self.labels)
         self._read: dict[Path, int] = {}
         self._reports: dict[int, Path] = {}
-        self._idle_polls = 0
-        self._begin = time.perf_counter()
+        self._begin = self._last_wait = time.perf_counter()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -134,8 +133,11 @@ class Sweep:
         live = Live(console=self.console, auto_refresh=False, transient=True)
         with live if on_terminal else nullcontext():
             stopped = False
+            took = 0.0
             while not stopped:
-                stopped = self._stopped.wait(_POLL_SECONDS)
+                # A cluster's jobs have a file each: thousands of them are looked at less often.
+                stopped = self._stopped.wait(max(_POLL_SECONDS, 10 * took))
+                begin = time.perf_counter()
                 for number in self._poll():
                     if not on_terminal:
                         self._print_job(number)
@@ -143,11 +145,17 @@ class Sweep:
                     live.update(self._display(), refresh=True)
                 if not stopped:
                     self._interrupt_if_abandoned()
+                took = time.perf_counter() - begin
 
     def _poll(self) -> list[int]:
         """Takes in what the jobs have reported since; the jobs that a run of theirs has ended."""
-        ended = []
-        for path in sorted(self.folder.glob("*.jsonl")):
+        ended: list[int] = []
+        if not self.folder.is_dir():
+            return ended
+        for entry in os.scandir(self.folder):
+            path = Path(entry.path)
+            if path.suffix != ".jsonl" or entry.stat().st_size == self._read.get(path, 0):
+                continue
             with open(path, "rb") as file:
                 file.seek(self._read.get(path, 0))
                 # A line may be half there yet: it is left for the next time.
@@ -178,10 +186,13 @@ class Sweep:
             job.state == "not run" or (job.state == "running" and self._is_alive(number))
             for number, job in enumerate(self.jobs)
         )
-        self._idle_polls = 0 if waiting else self._idle_polls + 1
-        if self._idle_polls * _POLL_SECONDS > _ABANDONED_SECONDS and not self.abandoned:
+        now = time.perf_counter()
+        if waiting:
+            self._last_wait = now
+        if now - self._last_wait > _ABANDONED_SECONDS and not self.abandoned:
             self.abandoned = True
-            _thread.interrupt_main()
+            # Unlike _thread.interrupt_main, a signal also ends the sleep that the launcher may be in.
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
     def _settle_elsewhere(self) -> None:
         """Jobs that another sweep was running when their turn came: what became of them."""

@@ -3,6 +3,8 @@
 import json
 import re
 import signal
+import subprocess
+import sys
 import time
 from io import StringIO
 
@@ -237,6 +239,27 @@ def test_the_display_counts_and_a_half_written_report_waits(tmp_path):
         other.write('te": "running"}\n')
     assert sweep._poll() == []
     assert [job.state for job in sweep.jobs] == ["complete", "failed", "skipped", "running", "running"]
+
+
+def test_a_launcher_that_waits_for_dead_processes_is_interrupted(tmp_path, monkeypatch):
+    """As Slurm's does without accounting: the process that ran the job is gone, and nobody says so."""
+    monkeypatch.setattr("awq_pycuda.sweep._ABANDONED_SECONDS", 0.5)
+    reports = tmp_path / "reports"
+    report = "from pathlib import Path; from awq_pycuda.sweep import Reporter; import sys, time\n"
+    report += "reporter = Reporter(Path(sys.argv[1])); reporter.started(0); print(flush=True); time.sleep(600)"
+    process = subprocess.Popen([sys.executable, "-c", report, str(reports)], stdout=subprocess.PIPE)
+    process.stdout.readline()
+    sweep = Sweep(tmp_path, reports, ["seed=0"], Console(file=StringIO()))
+    sweep.start()
+    time.sleep(1)
+    assert not sweep.abandoned
+    process.kill()
+    process.communicate()
+    with pytest.raises(KeyboardInterrupt):
+        time.sleep(60)
+    assert sweep.abandoned
+    (job,) = sweep.finish()
+    assert (job.state, job.reason) == ("failed", "the process that ran it ended")
 
 
 def test_a_job_that_died_does_not_overwrite_another_sweep_s_result(tmp_path):
