@@ -21,30 +21,8 @@ from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from awq_pycuda.config import BackendChoice, Config, FileInputs, OutlierInputs, SyntheticInputs, check, refuse
 from awq_pycuda.errors import InputError
 from awq_pycuda.isolation import visible_gpus
+from awq_pycuda.launchers import LAUNCHERS
 from awq_pycuda.paths import resource_dir
-
-_SUBMITIT = "${hydra.sweep.dir}/.sweep/submitit/%j"  # scripts, logs and pickles of each job
-
-# What sweeps need of the launchers that Hydra's plugins bring (requirements-cluster.txt). A job that dies is told as
-# failed by the process that waits for it, so launchers need not try again.
-LAUNCHERS: dict[str, dict[str, Any]] = {
-    # One process per GPU, each keeping a GPU of its own; without a GPU one.
-    "joblib": {"n_jobs": "${gpu_processes:}", "batch_size": 1},
-    "ray": {
-        "ray": {
-            "init": {"include_dashboard": False, "log_to_driver": False, "configure_logging": False},
-            # Ray's own count; backend=auto takes the GPU that it is given.
-            "remote": {"num_cpus": 1, "num_gpus": "${gpus_unless_cpu:${backend}}", "max_retries": 0},
-        }
-    },
-    # Slurm refuses jobs that ask for what no node has, so only backend=cuda asks for a GPU.
-    "submitit_slurm": {
-        "gpus_per_node": "${gpus_if_cuda:${backend}}",
-        "submitit_folder": _SUBMITIT,
-        "max_num_timeout": 0,
-    },
-    "submitit_local": {"submitit_folder": _SUBMITIT},
-}
 
 
 def register_schemas() -> None:

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from hydra.errors import MissingConfigException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from awq_pycuda.composition import LAUNCHERS
 from awq_pycuda.config import ALLOWED
 from awq_pycuda.errors import InputError
+from awq_pycuda.launchers import LAUNCHERS
 from awq_pycuda.paths import resource_dir
 
 

@@ -184,18 +184,23 @@ def run_isolated(job: Job) -> Outcome:
         finished: Finished = worker.ask(job, started.append)
         outcome, usable = finished.outcome, finished.usable and not worker.interrupted
     except WorkerDied as death:
-        outcome, usable = _outcome_of_death(str(death), started[0] if started else None), False
+        outcome, usable = _outcome_of_death(str(death), started), False
+    except Exception as error:
+        # Raised in the middle by a signal handler of a launcher's, such as submitit's when Slurm's time is up.
+        _host.close()
+        outcome, usable = _outcome_of_death(f"{type(error).__name__}: {error}", started), False
     if not usable:
         _host.close()
     return replace(outcome, stop=worker.interrupted)
 
 
-def _outcome_of_death(reason: str, started: Started | None) -> Outcome:
-    if started is None:
+def _outcome_of_death(reason: str, started: Sequence[Started]) -> Outcome:
+    if not started:
         return Outcome("failed", reason)
+    folder, origin = started[0].folder, started[0].origin
     try:
-        store_death(started.folder, started.origin, reason)
+        store_death(folder, origin, reason)
     except OSError as error:
-        return Outcome("failed", f"{reason}\n{error}", started.folder)
-    status, _ = results.read_status(started.folder) or ("failed", "")
-    return Outcome("complete" if status == "complete" else "failed", reason, started.folder)
+        return Outcome("failed", f"{reason}\n{error}", folder)
+    status, _ = results.read_status(folder) or ("failed", "")
+    return Outcome("complete" if status == "complete" else "failed", reason, folder)

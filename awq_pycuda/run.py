@@ -30,6 +30,7 @@ from awq_pycuda.errors import InputError
 from awq_pycuda.execution import RunFailed, execute, validate
 from awq_pycuda.hydra_errors import explain
 from awq_pycuda.inputs import plan_layers
+from awq_pycuda.launchers import prepare_launcher
 from awq_pycuda.paths import resource_dir
 from awq_pycuda.study import Job, Outcome
 from awq_pycuda.sweep import Reporter, Sweep
@@ -91,27 +92,9 @@ def _check_sweep(config: DictConfig, jobs: list[PlannedJob]) -> None:
     else:
         for job_config in configs:
             plan_layers(job_config)
-    if launcher.endswith(".RayLauncher"):
-        _check_ray(config)
+    prepare_launcher(config)
     if not launcher.endswith(".BasicLauncher"):
         isolation.close_worker()
-
-
-def _check_ray(config: DictConfig) -> None:
-    """Ray waits for ever for a GPU that its cluster lacks. Connects as the launcher would, which then does not."""
-    gpus = config.hydra.launcher.ray.remote.get("num_gpus") or 0
-    settings: Any = OmegaConf.to_container(config.hydra.launcher.ray.init, resolve=True)
-    if settings.get("address", os.environ.get("RAY_ADDRESS")) is None:
-        # A local cluster of its own: it would warn of the token that it has just made itself.
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    import ray
-
-    ray.init(**settings)
-    if gpus and ray.cluster_resources().get("GPU", 0) < gpus:
-        raise InputError(
-            f"backend={config.backend.name}: the Ray cluster has no GPU, and jobs ask for {gpus} each; "
-            "allowed: backend=cpu, or hydra.launcher.ray.remote.num_gpus=0"
-        )
 
 
 @contextmanager

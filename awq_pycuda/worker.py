@@ -129,6 +129,7 @@ def main() -> None:
     # Before any thread is made: those inherit it, so that the main thread alone is ever interrupted.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # Slurm's word that time is nearly up; the parent minds it
     faulthandler.enable()
     connection = Connection(int(sys.argv[1]))
     requests: SimpleQueue[Any] = SimpleQueue()

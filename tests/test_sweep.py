@@ -17,6 +17,7 @@ from conftest import TINY_SWEEP, files_under, found, start
 from rich.console import Console
 
 from awq_pycuda import composition, results
+from awq_pycuda.launchers import LAUNCHERS
 from awq_pycuda.paths import resource_dir
 from awq_pycuda.study import Outcome
 from awq_pycuda.sweep import Reporter, Sweep
@@ -133,20 +134,20 @@ def content(path):
     return parts
 
 
-LAUNCHERS = {
+VARIANTS = {
     "joblib": ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2"),
     "ray": ("hydra/launcher=ray",),
     "submitit_local": ("hydra/launcher=submitit_local", "hydra.launcher.timeout_min=5"),
 }
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize("launcher", VARIANTS)
 def test_every_launcher_gives_the_same_results_and_survives_failing_jobs(cli, environment, tmp_path, launcher):
     runs = environment(seed_2="raise", seed_4="SIGKILL")
     # Large enough for the BLAS to split its products over threads.
     sweep = ("-m", "n=200", "layers=2", "timing=once", "backend=cpu", "inputs=outliers", "seed=range(0,6)")
     assert cli(*sweep, "study=basic")[0] == 1
-    process = start(tmp_path / "work", *sweep, f"study={launcher}", *LAUNCHERS[launcher])
+    process = start(tmp_path / "work", *sweep, f"study={launcher}", *VARIANTS[launcher])
     out, err = process.communicate()
     assert process.returncode == 1, err
     assert "6 jobs: 4 complete, 2 failed" in out
@@ -177,7 +178,7 @@ def test_bad_sweeps_are_refused_and_write_nothing(cli, tmp_path, arguments, name
 
 
 def test_a_launcher_that_is_not_installed_is_a_clear_error(cli, monkeypatch):
-    monkeypatch.setitem(composition.LAUNCHERS, "absent", {})
+    monkeypatch.setitem(LAUNCHERS, "absent", {})
     code, _, err = cli(*TINY_SWEEP, "hydra/launcher=absent")
     assert code == 2
     assert err == (

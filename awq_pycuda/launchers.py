@@ -1,0 +1,87 @@
+"""What sweeps need of the launchers that Hydra's plugins bring: joblib, Ray, Slurm."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from hydra.core.utils import JobReturn, JobStatus
+from omegaconf import DictConfig, OmegaConf
+
+from awq_pycuda.errors import InputError
+
+_SUBMITIT = "${hydra.sweep.dir}/.sweep/submitit/%j"  # scripts, logs and pickles of each job
+
+# What sweeps need of the launchers that Hydra's plugins bring (requirements-cluster.txt). A job that dies is told as
+# failed by the process that waits for it, so launchers need not try again.
+LAUNCHERS: dict[str, dict[str, Any]] = {
+    # One process per GPU, each keeping a GPU of its own; without a GPU one.
+    "joblib": {"n_jobs": "${gpu_processes:}", "batch_size": 1},
+    "ray": {
+        "ray": {
+            "init": {"include_dashboard": False, "log_to_driver": False, "configure_logging": False},
+            # Ray's own count; backend=auto takes the GPU that it is given.
+            "remote": {"num_cpus": 1, "num_gpus": "${gpus_unless_cpu:${backend}}", "max_retries": 0},
+        }
+    },
+    # Slurm refuses jobs that ask for what no node has, so only backend=cuda asks for a GPU.
+    "submitit_slurm": {
+        "gpus_per_node": "${gpus_if_cuda:${backend}}",
+        "submitit_folder": _SUBMITIT,
+        "max_num_timeout": 0,
+        "signal_delay_s": 60,
+        # Since Slurm 22.05 srun gives a job one core of those that it was granted.
+        "setup": ['[ -z "$SLURM_CPUS_PER_TASK" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK'],
+    },
+    "submitit_local": {"submitit_folder": _SUBMITIT},
+}
+
+
+def prepare_launcher(config: DictConfig) -> None:
+    """Checks and prepares the launcher that a sweep's composed config names, in the process that starts the sweep.
+
+    Raises:
+        InputError: its cluster can never run the jobs.
+    """
+    launcher = str(config.hydra.launcher._target_).rpartition(".")[2]
+    if launcher == "RayLauncher":
+        _connect_to_ray(config)
+    elif launcher in ("SlurmLauncher", "LocalLauncher"):
+        os.environ.setdefault("SUBMITIT_LOG_LEVEL", "CRITICAL")  # it logs every submission, twice
+        _await_every_submitit_job()
+
+
+def _connect_to_ray(config: DictConfig) -> None:
+    """Ray waits for ever for a GPU that its cluster lacks. Connects as the launcher would, which then does not."""
+    gpus = config.hydra.launcher.ray.remote.get("num_gpus") or 0
+    settings: Any = OmegaConf.to_container(config.hydra.launcher.ray.init, resolve=True)
+    if settings.get("address", os.environ.get("RAY_ADDRESS")) is None:
+        # A local cluster of its own: it would warn of the token that it has just made itself.
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    import ray
+
+    ray.init(**settings)
+    if gpus and ray.cluster_resources().get("GPU", 0) < gpus:
+        raise InputError(
+            f"backend={config.backend.name}: the Ray cluster has no GPU, and jobs ask for {gpus} each; "
+            "allowed: backend=cpu, or hydra.launcher.ray.remote.num_gpus=0"
+        )
+
+
+def _await_every_submitit_job() -> None:
+    """When a job was killed, submitit gives up on all that come after it, which run on unseen.
+
+    What became of each job is known from its reports.
+    """
+    from submitit.core.core import Job
+    from submitit.core.utils import UncompletedJobError
+
+    results = Job.results
+
+    def results_or_nothing(job: Any) -> Any:
+        try:
+            return results(job)
+        except UncompletedJobError:
+            return [JobReturn(status=JobStatus.COMPLETED)]
+
+    Job.results = results_or_nothing
