@@ -45,6 +45,7 @@ _STYLE: dict[Any, Any] = {
     "axes.linewidth": 0.8,
     "axes.grid": True,
     "axes.axisbelow": True,
+    "axes.formatter.useoffset": False,
     "grid.color": "#E4E4E4",
     "grid.linewidth": 0.6,
     "xtick.color": "#444444",

@@ -12,9 +12,19 @@ from awq_pycuda.analysis import figure_style, figures_error, figures_search, fig
 from awq_pycuda.analysis.collect import Collection
 from awq_pycuda.analysis.selection import key_name
 
+_STEMS = {
+    "error_curves": figures_search.error_curves,
+    "channel_scales": figures_search.channel_scales,
+    "sqnr": figures_error.sqnr,
+    "propagation": figures_error.propagation,
+    "stage_times": figures_time.stage_times,
+    "roofline": figures_time.roofline,
+}
+_AGAINST = "time_against_"
+
 
 def write_figures(collection: Collection, folder: Path) -> list[Path]:
-    """Writes every figure that the complete runs have data for.
+    """Writes every figure that the complete runs have data for, and removes those of an earlier call that they have not.
 
     They are error_curves, channel_scales, sqnr, propagation, stage_times, time_against_<key> for each swept key, and
     roofline. Many runs are shown as medians and quartiles; each figure says in its second line what it shows.
@@ -34,21 +44,18 @@ def write_figures(collection: Collection, folder: Path) -> list[Path]:
     with figure_style.style():
         for stem, figure in _figures(collection):
             paths += figure_style.save(figure, folder, stem)
+    for suffix in ("png", "svg"):
+        for path in folder.glob(f"*.{suffix}"):
+            if path not in paths and (path.stem in _STEMS or path.stem.startswith(_AGAINST)):
+                path.unlink()
     return paths
 
 
 def _figures(collection: Collection) -> Iterator[tuple[str, Figure]]:
     """The figures one by one, so that no more than one is in memory."""
-    for stem, draw in (
-        ("error_curves", figures_search.error_curves),
-        ("channel_scales", figures_search.channel_scales),
-        ("sqnr", figures_error.sqnr),
-        ("propagation", figures_error.propagation),
-        ("stage_times", figures_time.stage_times),
-        ("roofline", figures_time.roofline),
-    ):
+    for stem, draw in _STEMS.items():
         figure = draw(collection)
         if figure is not None:
             yield stem, figure
     for key, figure in figures_time.times_against(collection):
-        yield f"time_against_{re.sub(r'[^A-Za-z0-9]+', '_', key_name(key))}", figure
+        yield f"{_AGAINST}{re.sub(r'[^A-Za-z0-9]+', '_', key_name(key))}", figure

@@ -20,7 +20,7 @@ _QUARTILES = [0.25, 0.5, 0.75]
 def _finite_layers(collection: Collection, columns: list[str]) -> pd.DataFrame:
     """The layers whose every one of these is a number: a layer without any error has an infinite SQNR."""
     layers = complete_layers(collection)
-    return layers[np.isfinite(layers[columns].astype(float)).all(axis=1)]
+    return layers[np.isfinite(layers[columns]).all(axis=1)]
 
 
 def sqnr(collection: Collection) -> Figure | None:
@@ -95,14 +95,15 @@ def propagation(collection: Collection) -> Figure | None:
     fresh = starts_chain(layers)
     if fresh.all():
         note += " Every layer is the first or has activations of its own: no error is carried over."
-    elif fresh[layers["layer"] > 0].any():
+    elif groups and fresh[layers["layer"] > 0].any():
         note += " A line ends where a layer has activations of its own."
     figure = look.new_figure(6.8, 3.7, "Error propagation by depth (AWQ)", note)
     axes = figure.subplots()
     styles: list[dict[str, Any]] = [{"linestyle": "--", "markerfacecolor": "white"}, {}]
     handles = []
     for series, group in enumerate(groups):
-        mine = _with_breaks(layers[layers["run"] == group.runs[0]].sort_values("layer"))
+        mine = layers[layers["run"] == group.runs[0]].sort_values("layer")
+        mine = _with_breaks(mine[["layer", *kinds]], starts_chain(mine))
         for column, options in zip(kinds, styles, strict=True):
             look.marked_line(axes, mine["layer"], mine[column], series, **options)
     if groups:
@@ -112,7 +113,8 @@ def propagation(collection: Collection) -> Figure | None:
         for series, (column, name), options in zip((1, 0), kinds.items(), styles, strict=True):
             band = layers.groupby("layer")[column].quantile(_QUARTILES).unstack()
             axes.fill_between(band.index, band[0.25], band[0.75], color=look.SERIES[series], alpha=0.15, linewidth=0)
-            look.marked_line(axes, band.index, band[0.5], series, **options)
+            middle = _with_breaks(band.reset_index(), pd.Series(fresh).groupby(layers["layer"].to_numpy()).all())
+            look.marked_line(axes, middle["layer"], middle[0.5], series, **options)
             handles.append(look.handle(series, name, **options))
     axes.set_xlabel("layer")
     axes.set_ylabel("SQNR of the output (dB)")
@@ -121,8 +123,8 @@ def propagation(collection: Collection) -> Figure | None:
     return figure
 
 
-def _with_breaks(layers: pd.DataFrame) -> pd.DataFrame:
-    """One run's layers with an empty row before each that starts a chain, where a line must end."""
-    shown = layers[["layer", "output_sqnr_db", "propagated_sqnr_db"]].astype(float).reset_index(drop=True)
-    gaps = pd.DataFrame(np.nan, index=shown.index[starts_chain(layers)] - 0.5, columns=shown.columns)
-    return pd.concat([shown, gaps]).sort_index()
+def _with_breaks(rows: pd.DataFrame, fresh: Any) -> pd.DataFrame:
+    """The rows with an empty one before each that starts a chain (`fresh`), where a line must end."""
+    rows = rows.astype(float).reset_index(drop=True)
+    gaps = pd.DataFrame(np.nan, index=rows.index[np.asarray(fresh)] - 0.5, columns=rows.columns)
+    return pd.concat([rows, gaps]).sort_index()

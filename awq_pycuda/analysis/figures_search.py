@@ -47,7 +47,7 @@ def error_curves(collection: Collection) -> Figure | None:
     if curves.empty:
         return None
     curves = curves[np.isfinite(curves["error_relative"]) & (curves["error_relative"] > 0)].sort_values("gamma")
-    if curves.empty:
+    if curves["gamma"].nunique() < 2:
         return None
     labels = layer_labels(complete_layers(collection))
     groups = variants(collection, look.MOST_SERIES)
@@ -203,14 +203,14 @@ def channel_scales(collection: Collection) -> Figure | None:
         note += f" The {len(shown)} of its {len(mine)} layers with the most error removed."
     note += f" Salient: the top {SALIENT_SHARE * 100:g} % of the input channels by mean |x|, at least one."
     title = "Activation statistics and AWQ scales by input channel"
-    figure = look.new_figure(max(6.8, 2.7 * len(shown) + 0.6), 4.6, title, note)
-    axes = figure.subplots(2, len(shown), sharex="col", sharey="row", squeeze=False)
     labels = layer_labels(mine)
     path = Path(runs.set_index("run").loc[run, "path"])
     tables = [channels(path, int(layer)) for layer in shown["layer"]]
+    note += _lift_zeros(tables)
+    figure = look.new_figure(max(6.8, 2.7 * len(shown) + 0.6), 4.6, title, note)
+    axes = figure.subplots(2, len(shown), sharex="col", sharey="row", squeeze=False)
     for (upper, lower), table, layer in zip(axes.T, tables, shown.itertuples(), strict=True):
-        rms = np.sqrt(table["sq_mean"])
-        ends = np.stack([np.column_stack([table["channel"], end]) for end in (table["abs_mean"], rms)], axis=1)
+        ends = np.stack([np.column_stack([table["channel"], table[end]]) for end in ("abs_mean", "rms")], axis=1)
         image = len(table) > look.MOST_POINTS_AS_PATHS
         upper.add_collection(LineCollection(list(ends), colors="#BBBBBB", linewidths=0.7, rasterized=image))
         _channel_cloud(upper, table, table["abs_mean"])
@@ -220,11 +220,12 @@ def channel_scales(collection: Collection) -> Figure | None:
         upper.set_title(f"{shorten(labels[int(layer.layer)], 30)}\n{salient}")
         lower.set_xlabel("input channel")
         lower.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        lower.set_xlim(-0.5 - 0.02 * len(table), len(table) - 0.5 + 0.02 * len(table))
     every = pd.concat(tables)
     axes[0, 0].set_ylabel("activation (its own unit)")
     axes[1, 0].set_ylabel("AWQ scale s")
     for upper, lower in axes.T:
-        look.scale_to(upper, "y", np.concatenate([every["abs_mean"], np.sqrt(every["sq_mean"])]))
+        look.scale_to(upper, "y", np.concatenate([every["abs_mean"], every["rms"]]))
         look.scale_to(lower, "y", every["s"])
     dot: dict[str, Any] = {"linestyle": "none", "marker": "o", "markersize": 3}
     handles = [
@@ -235,6 +236,22 @@ def channel_scales(collection: Collection) -> Figure | None:
     ]
     look.legend_below(figure, handles)
     return figure
+
+
+def _lift_zeros(tables: list[pd.DataFrame]) -> str:
+    """Adds the column rms, √(mean x²), and moves channels of zeros to where a logarithmic axis can show them.
+
+    Returns:
+        The sentence that says so, if there are any.
+    """
+    positive = np.concatenate([table["abs_mean"] for table in tables])
+    lowest = positive[positive > 0].min(initial=np.inf)
+    for table in tables:
+        table["rms"] = np.sqrt(table["sq_mean"])
+        if np.isfinite(lowest):
+            table[["abs_mean", "rms"]] = table[["abs_mean", "rms"]].replace(0, lowest / 2)
+    zeros = positive.size - np.count_nonzero(positive)
+    return f" Channels that are always 0 ({zeros}) lie at the lower edge." if zeros and np.isfinite(lowest) else ""
 
 
 def _channel_cloud(panel: Axes, table: pd.DataFrame, values: pd.Series) -> None:

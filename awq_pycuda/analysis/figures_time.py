@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -27,6 +27,7 @@ from awq_pycuda.analysis.selection import (
     run_labels,
     shorten,
     swept_keys,
+    without_folders,
 )
 
 _MOST_BARS = 40
@@ -90,7 +91,10 @@ def stage_times(collection: Collection) -> Figure | None:
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=[3, 2])
     _stack(left, rows, thick)
     _stack(right, rows.div(rows.sum(axis=1).replace(0, np.nan), axis=0).fillna(0.0), thick)
-    look.category_ticks(left, "y", [shorten(label, 44) for label in labels], _MOST_BARS)
+    shown = [shorten(label, 44) for label in labels]
+    if len(set(shown)) < len(shown):  # what tells the runs apart fell to the shortening
+        shown = [shorten(str(run), 44) for run in rows.index]
+    look.category_ticks(left, "y", shown, _MOST_BARS)
     left.set_ylim(len(rows) - 0.4, -0.6)
     left.set_xlabel("time (ms)")
     right.set_xlabel("share")
@@ -130,7 +134,7 @@ def _grouped(collection: Collection, sums: pd.DataFrame, pipeline: pd.Series) ->
 def times_against(collection: Collection) -> Iterator[tuple[str, Figure]]:
     """One figure per swept key (columns and figures): the time of a pass, and of each stage, against its values."""
     runs = complete_runs(collection)
-    runs = runs[np.isfinite(runs["pipeline_ms"])]
+    runs = runs[runs["pipeline_ms"].notna()]
     if runs.empty:
         return
     for key, along in swept_keys(collection).items():
@@ -151,18 +155,20 @@ def _time_against(collection: Collection, runs: pd.DataFrame, key: str, along: l
     )
     note += f". Right, its stages: medians over {plural(len(runs), 'run')}. Times {_clock(runs)}."
     if along:
-        note += f" Along with {key_name(key)} changes {', '.join(key_name(other) for other in along)}."
-    figure = look.new_figure(8.2, 4.4, f"Time against {key_name(key)}", note)
+        note += f" Swept along with {key_name(key)}: {', '.join(key_name(other) for other in along)}."
+    names = _combo_names(runs, others, combos) if few else {}
+    legend_columns = 2 if max(map(len, names.values()), default=0) < 26 else 1
+    height = 4.4 + 0.17 * max(0, len(names) / legend_columns - 3)  # the panels keep their size above a long legend
+    figure = look.new_figure(8.2, height, f"Time against {key_name(key)}", note)
     left, right = figure.subplots(1, 2)
     if few:
         passes = collection.passes[collection.passes["run"].isin(runs.index)].set_index("run")["pipeline_ms"]
-        names = _combo_names(runs, others, combos)
         for series, (combo, label) in enumerate(names.items()):
             mine = passes[passes.index.map(combos) == combo]
             shift = 0.0 if to_scale else 0.6 * ((series + 0.5) / len(names) - 0.5)
             _quartile_line(left, mine.groupby(mine.index.map(x)), series, label, to_scale, shift)
         if len(names) > 1:
-            _legend_below(left, 2 if max(map(len, names.values())) < 26 else 1)
+            _legend(left, "outside lower left", legend_columns)
     else:
         _thin_lines(left, runs["pipeline_ms"], x, combos)
         _quartile_line(left, runs["pipeline_ms"].groupby(x), 0, "", to_scale, 0.0)
@@ -176,9 +182,9 @@ def _time_against(collection: Collection, runs: pd.DataFrame, key: str, along: l
             look.value_ticks(panel, sorted(set(x)))
             panel.margins(x=0.08)
         else:
-            look.category_ticks(panel, "x", [shorten(text, 28) for text in order], 12)
+            look.category_ticks(panel, "x", [shorten(text, 24) for text in without_folders(order)], 12)
             panel.set_xlim(-0.5, len(order) - 0.5)
-            if max(map(len, order)) * min(12, len(order)) > 44:
+            if min(24, max(map(len, order))) * min(12, len(order)) > 44:
                 panel.tick_params(axis="x", rotation=30)
                 for text in panel.get_xticklabels():
                     text.set_horizontalalignment("right")
@@ -200,8 +206,8 @@ def _combo_names(runs: pd.DataFrame, others: list[str], combos: pd.Series) -> di
     shown = [other for other in others if runs[other].map(format_value).nunique() > 1]
     first = runs[~combos.duplicated()]
     return {
-        combos[run]: ", ".join(
-            f"{key_name(other)}={shorten(format_value(first.loc[run, other]), 20)}" for other in shown
+        combos[run]: shorten(
+            ", ".join(f"{key_name(other)}={shorten(format_value(first.loc[run, other]), 20)}" for other in shown), 60
         )
         for run in first.index
     }
@@ -229,11 +235,11 @@ def _stage_lines(panel: Axes, sums: pd.DataFrame, x: pd.Series, joined: bool) ->
     for stage, style in _stage_style(list(sums)).items():
         panel.plot(medians.index, medians[stage], markersize=4.5, linestyle=line, label=stage, **style)
     look.scale_to(panel, "y", medians.to_numpy().ravel())
-    _legend_below(panel, 2)
+    _legend(panel, "outside lower right", 2)
 
 
-def _legend_below(panel: Axes, columns: int) -> None:
-    panel.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=columns)
+def _legend(panel: Axes, loc: Literal["outside lower left", "outside lower right"], columns: int) -> None:
+    panel.figure.legend(handles=panel.get_legend_handles_labels()[0], loc=loc, ncols=columns)
 
 
 def roofline(collection: Collection) -> Figure | None:

@@ -125,9 +125,9 @@ def _columns(collection: Collection) -> list[Column]:
     ]
     found = [_config_column(runs[column]) for column in without_copies(runs, differing)]
     layers = complete_layers(collection)
-    gain = (layers["output_sqnr_db"] - layers["rtn_output_sqnr_db"]).astype(float)
+    gain = layers["output_sqnr_db"] - layers["rtn_output_sqnr_db"]
     # A layer without any error has an infinite SQNR, which no mean can hold.
-    finite = layers.assign(gain=gain.where(np.isfinite(gain)), error_removed=layers["error_removed"].astype(float))
+    finite = layers.assign(gain=gain.where(np.isfinite(gain)))
     means = finite.groupby("run")[["gain", "error_removed"]].mean().reindex(runs["run"])
     if runs["layers_finished"].nunique() > 1:
         found.append(

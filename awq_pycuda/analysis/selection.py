@@ -13,9 +13,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from awq_pycuda.analysis.collect import Collection
+from awq_pycuda.analysis.reader import METRICS
 
 # What a run measures of a layer's quality; times are left out, because no two runs share them.
 _QUALITY = ("gamma_chosen", "output_mse", "rtn_output_mse", "output_sqnr_db", "propagated_output_mse")
+_DERIVED = ("gamma_chosen", "error_removed", "propagated_sqnr_db")
 _MOST_LABEL = 40
 
 
@@ -51,6 +53,15 @@ def shorten(text: str, most: int = _MOST_LABEL) -> str:
     return f"{text[:head]}…{text[len(text) - (most - 1 - head) :]}"
 
 
+def without_folders(labels: Sequence[str]) -> list[str]:
+    """Paths without the folders that all of them share."""
+    folders = [label.split("/")[:-1] for label in labels]
+    shared = 0
+    while len({tuple(own[: shared + 1]) for own in folders}) == 1 and len(labels) > 1 and len(folders[0]) > shared:
+        shared += 1
+    return ["/".join(label.split("/")[shared:]) for label in labels]
+
+
 def plural(count: int, noun: str) -> str:
     """`1 run`, `2 runs`."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
@@ -63,7 +74,8 @@ def complete_runs(collection: Collection) -> pd.DataFrame:
 
 def complete_layers(collection: Collection) -> pd.DataFrame:
     """The layers of the runs that finished."""
-    return collection.layers[collection.layers["run"].isin(complete_runs(collection)["run"])]
+    layers = collection.layers[collection.layers["run"].isin(complete_runs(collection)["run"])]
+    return layers.astype(dict.fromkeys(METRICS + _DERIVED, "float64"))  # without any run the columns have no type
 
 
 def layer_labels(layers: pd.DataFrame) -> dict[int, str]:
@@ -201,8 +213,13 @@ def in_order(values: pd.Series) -> list[str]:
     unique = {format_value(value): value for value in values}
     present = {text: value for text, value in unique.items() if text != "null"}
     by_size = numeric(pd.Series(list(present.values()), dtype=object))
-    order = sorted(present, key=lambda text: present[text]) if by_size else sorted(present)
+    order = sorted(present, key=(lambda text: present[text]) if by_size else _natural)
     return (["null"] if "null" in unique else []) + order
+
+
+def _natural(text: str) -> list[tuple[int, str]]:
+    """Sorts 2.h5 before 10.h5."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", text)]
 
 
 def spans_decades(values: Sequence[float] | NDArray[Any], factor: float = 8.0) -> bool:
