@@ -8,14 +8,15 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from awq_pycuda.analysis.reader import METRICS, LayerRecord, ResultFile, UnreadableError, read, read_channels
+from awq_pycuda.analysis.reader import METRICS, LayerRecord, ResultFile, UnreadableError, read_channels
+from awq_pycuda.analysis.worker import read_files
 from awq_pycuda.errors import InputError
 from awq_pycuda.results import FILE_NAME
 from awq_pycuda.search import with_rtn
@@ -71,14 +72,12 @@ def collect(paths: Sequence[Path]) -> Collection:
     """
     left_out: list[LeftOut] = []
     results: list[ResultFile] = []
-    for path in find_files(paths, left_out):
-        try:
-            str(path).encode()
-            results.append(read(path))
-        except UnicodeEncodeError:
-            left_out.append(LeftOut(path, "its path is not UTF-8, so that no table can name it"))
-        except UnreadableError as error:
-            left_out.append(LeftOut(path, str(error)))
+    files = find_files(paths, left_out)
+    for path, outcome in zip(files, read_files(files), strict=True):
+        if isinstance(outcome, str):
+            left_out.append(LeftOut(path, outcome))
+        else:
+            results.append(replace(outcome, path=path))
     names = run_names([result.path for result in results])
     runs = _frame([_run_row(name, result) for name, result in zip(names, results, strict=True)], _RUN_COLUMNS)
     per_layer = [(name, result, layer) for name, result in zip(names, results, strict=True) for layer in result.layers]
@@ -128,7 +127,12 @@ def find_files(paths: Sequence[Path], left_out: list[LeftOut]) -> list[Path]:
             left_out.append(LeftOut(given, f"no file that ends in {' or '.join(SUFFIXES)} in this folder"))
     found: dict[str, Path] = {}
     for path in sorted(candidates, key=_natural):
-        found.setdefault(os.path.realpath(path), path)
+        try:
+            str(path).encode()
+        except UnicodeEncodeError:
+            left_out.append(LeftOut(path, "its path is not UTF-8, so that no table can name it"))
+        else:
+            found.setdefault(os.path.realpath(path), path)
     return list(found.values())
 
 

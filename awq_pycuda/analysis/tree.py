@@ -14,7 +14,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from awq_pycuda.analysis.collect import Collection, collect
-from awq_pycuda.analysis.reader import UnreadableError, read
+from awq_pycuda.analysis.worker import read_files
 from awq_pycuda.errors import InputError
 
 _ALLOWED = "allowed: a result file of awq_pycuda, or a folder that holds some"
@@ -55,12 +55,12 @@ def load(paths: Path | str | Sequence[Path | str]) -> xr.DataTree | xr.Dataset:
 
 
 def _load_file(path: Path) -> xr.DataTree:
+    (outcome,) = read_files([path])
+    if isinstance(outcome, str):
+        raise InputError(f"{path}: {outcome}; {_ALLOWED}")
     try:
-        read(path)
         with xr.open_datatree(path, engine="h5netcdf") as tree:
             return tree.load()
-    except UnreadableError as error:
-        raise InputError(f"{path}: {error}; {_ALLOWED}") from None
     except Exception as error:  # damage in a part that the tables do not need; HDF5 may raise anything
         raise InputError(f"{path}: damaged HDF5 file: {' '.join(str(error).split())}; {_ALLOWED}") from None
 

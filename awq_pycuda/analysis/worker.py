@@ -1,0 +1,149 @@
+"""Reads result files in processes of their own, because damage can make the HDF5 library loop for ever.
+
+A file whose strings were overwritten with zeros, as after a power cut, is enough. Each worker limits its own computing
+time per file and its memory; one that ends is replaced, and the file that it was reading is the culprit. Reading in
+parallel comes with it. Workers stay for the next call and end with the process that started them.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Sequence
+from multiprocessing.connection import Connection, Pipe, wait
+from pathlib import Path
+
+import psutil
+
+from awq_pycuda.analysis.reader import ResultFile, UnreadableError, read
+
+CPU_SECONDS = 5  # computing time for one file; a usual one takes 0.005
+_MEMORY = 2 << 30  # bytes beyond what the process has when it starts
+_FILES_PER_WORKER = 100  # starting a worker takes as long as reading about so many
+_BATCH = 20  # files that a worker is sent at once, so that it never waits for the next
+_PACKAGE_PARENT = str(Path(__file__).resolve().parents[2])
+_READY = "ready"
+
+
+class _Worker:
+    """A process that answers each path with what is read of it, or with the reason why nothing is."""
+
+    def __init__(self) -> None:
+        self.ready = False
+        self.batch: deque[int] = deque()
+        self.connection, theirs = Pipe()
+        code = f"from awq_pycuda.analysis.worker import serve; serve({theirs.fileno()}, {CPU_SECONDS})"
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", "-c", code],
+            pass_fds=[theirs.fileno()],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join([_PACKAGE_PARENT, os.environ.get("PYTHONPATH", "")])},
+            start_new_session=True,  # Ctrl-C is for the process that started this one
+        )
+        theirs.close()
+
+    def end(self) -> int:
+        """Waits for the process, which ends when its pipe does; its exit code, negative for a signal."""
+        self.connection.close()
+        return self.process.wait()
+
+
+_idle: list[_Worker] = []
+
+
+@atexit.register
+def _end_idle() -> None:
+    while _idle:
+        _idle.pop().end()
+
+
+def read_files(paths: Sequence[Path]) -> list[ResultFile | str]:
+    """What `read` makes of each file, or the reason why it cannot be read.
+
+    Raises:
+        RuntimeError: no worker can be started.
+    """
+    outcomes: list[ResultFile | str] = [""] * len(paths)
+    left = deque(range(len(paths)))
+    busy: list[_Worker] = []
+    try:
+        while left or busy:
+            while left and len(busy) < min(os.cpu_count() or 1, -(-len(paths) // _FILES_PER_WORKER)):
+                busy.append(_take_worker())
+                _send_batch(busy[-1], paths, left)
+            answered = wait([worker.connection for worker in busy])
+            for worker in [worker for worker in busy if worker.connection in answered]:
+                try:
+                    answer = worker.connection.recv()
+                except (EOFError, OSError):
+                    busy.remove(worker)
+                    outcomes[worker.batch.popleft()] = _why_it_ended(worker)
+                    left.extendleft(reversed(worker.batch))
+                    continue
+                if answer == _READY:
+                    worker.ready = True
+                    continue
+                outcomes[worker.batch.popleft()] = answer
+                if not worker.batch and left:
+                    _send_batch(worker, paths, left)
+                elif not worker.batch:
+                    busy.remove(worker)
+                    _idle.append(worker)
+    finally:
+        for worker in busy:  # only where something interrupted this
+            worker.process.kill()
+            worker.end()
+    return outcomes
+
+
+def _take_worker() -> _Worker:
+    while _idle:
+        worker = _idle.pop()
+        if worker.process.poll() is None:
+            return worker
+        worker.end()
+    return _Worker()
+
+
+def _send_batch(worker: _Worker, paths: Sequence[Path], left: deque[int]) -> None:
+    worker.batch = deque(left.popleft() for _ in range(min(_BATCH, len(left))))
+    worker.connection.send([os.path.abspath(paths[index]) for index in worker.batch])
+
+
+def _why_it_ended(worker: _Worker) -> str:
+    code = worker.end()
+    if not worker.ready:
+        raise RuntimeError(f"the process that reads result files ended at its start with exit code {code}")
+    if code == -signal.SIGXCPU:
+        return f"damaged HDF5 file: the HDF5 library was still reading it after {CPU_SECONDS} s of computing"
+    died = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+    return f"damaged HDF5 file: the HDF5 library crashed on it ({died})"
+
+
+def serve(descriptor: int, cpu_seconds: int) -> None:
+    """The worker: reads lists of paths from the pipe until it is closed, and answers each path in turn."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _limit(resource.RLIMIT_AS, psutil.Process().memory_info().vms + _MEMORY)
+    with Connection(descriptor) as connection:
+        connection.send(_READY)
+        while True:
+            try:
+                batch = connection.recv()
+            except EOFError:
+                return
+            for path in batch:
+                usage = resource.getrusage(resource.RUSAGE_SELF)
+                _limit(resource.RLIMIT_CPU, int(usage.ru_utime + usage.ru_stime) + 1 + cpu_seconds)
+                try:
+                    connection.send(read(Path(path)))
+                except UnreadableError as error:
+                    connection.send(str(error))
+
+
+def _limit(which: int, soft: int) -> None:
+    hard = resource.getrlimit(which)[1]
+    resource.setrlimit(which, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))

@@ -1,0 +1,131 @@
+"""Reading in processes of their own: a library that loops, crashes or eats memory costs one file, not the analysis."""
+
+import os
+import resource
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from result_files import make_run
+
+from awq_pycuda.analysis import worker
+from awq_pycuda.analysis.reader import ResultFile
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("real"))
+
+
+@pytest.fixture
+def fresh(monkeypatch):
+    """Workers of the test's own, ended with it."""
+    monkeypatch.setattr(worker, "_idle", [])
+    yield
+    worker._end_idle()
+
+
+def test_outcomes_come_in_the_order_of_the_files(real, tmp_path):
+    paths = []
+    for index in range(250):
+        paths.append(tmp_path / f"{index}.h5")
+        paths[-1].write_bytes(b"text" if index % 3 == 0 else real.read_bytes())
+    outcomes = worker.read_files(paths)
+    for index, (path, outcome) in enumerate(zip(paths, outcomes, strict=True)):
+        assert outcome == "not an HDF5 file" if index % 3 == 0 else outcome.path == path
+    assert worker.read_files([]) == []
+
+
+def test_relative_paths_are_those_of_this_process(real, monkeypatch):
+    worker.read_files([real])  # a worker is there, with the working folder of before
+    monkeypatch.chdir(real.parent)
+    assert isinstance(worker.read_files([Path(real.name)])[0], ResultFile)
+
+
+def test_zeros_in_the_strings_do_not_hang_it(real, tmp_path, monkeypatch, fresh):
+    """What a power cut leaves: the first page alone. HDF5 2.0 loops for ever on it."""
+    monkeypatch.setattr(worker, "CPU_SECONDS", 1)
+    whole = real.read_bytes()
+    torn = tmp_path / "torn.h5"
+    torn.write_bytes(whole[:4096] + bytes(len(whole) - 4096))
+    before, outcome, after = worker.read_files([real, torn, real])
+    assert isinstance(before, ResultFile)
+    assert isinstance(after, ResultFile)
+    assert outcome.startswith("damaged HDF5 file: ")
+
+
+def test_strings_that_claim_gigabytes_do_not_take_them(real, tmp_path, monkeypatch, fresh):
+    """A string is stored as its length and the address of its heap; HDF5 allocates the length before it looks there."""
+    monkeypatch.setattr(worker, "CPU_SECONDS", 60)  # filling 4 GiB takes seconds, and shall not be what ends it
+    damaged = bytearray(real.read_bytes())
+    heap = damaged.find(b"GCOL")
+    reference = damaged.find(heap.to_bytes(8, "little"))
+    damaged[reference - 4 : reference] = b"\xff" * 4
+    path = tmp_path / "claims.h5"
+    path.write_bytes(damaged)
+    (outcome,) = worker.read_files([path])
+    worker._end_idle()
+    assert outcome.startswith("damaged HDF5 file: ")
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 3 * 2**20  # in KiB
+
+
+def test_a_worker_that_dies_is_replaced_and_its_file_named(real, fresh):
+    worker.read_files([real])
+    (victim,) = worker._idle
+    os.kill(victim.process.pid, signal.SIGSTOP)
+
+    def kill():
+        time.sleep(0.2)
+        os.kill(victim.process.pid, signal.SIGKILL)
+
+    threading.Thread(target=kill).start()
+    outcomes = worker.read_files([real] * 30)
+    assert outcomes[0] == "damaged HDF5 file: the HDF5 library crashed on it (SIGKILL)"
+    assert all(isinstance(outcome, ResultFile) for outcome in outcomes[1:])
+
+
+def test_an_idle_worker_that_died_costs_no_file(real, fresh):
+    worker.read_files([real])
+    worker._idle[0].process.kill()
+    worker._idle[0].process.wait()
+    assert isinstance(worker.read_files([real])[0], ResultFile)
+
+
+@pytest.mark.parametrize(
+    ("code", "why"),
+    [
+        (-signal.SIGXCPU, "the HDF5 library was still reading it after 5 s of computing"),
+        (-signal.SIGSEGV, "the HDF5 library crashed on it (SIGSEGV)"),
+        (3, "the HDF5 library crashed on it (exit code 3)"),
+    ],
+)
+def test_reasons(code, why):
+    assert worker._why_it_ended(SimpleNamespace(end=lambda: code, ready=True)) == f"damaged HDF5 file: {why}"
+
+
+def test_a_worker_that_cannot_start_is_no_fault_of_the_files(real, monkeypatch, fresh):
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(RuntimeError, match="ended at its start with exit code 1"):
+        worker.read_files([real])
+
+
+def test_an_interrupt_ends_the_workers(real, monkeypatch, fresh):
+    started = []
+    init = worker._Worker.__init__
+
+    def remember(self):
+        init(self)
+        started.append(self)
+
+    def interrupt(connections):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(worker._Worker, "__init__", remember)
+    monkeypatch.setattr(worker, "wait", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        worker.read_files([real])
+    assert [each.process.returncode for each in started] == [-signal.SIGKILL]
