@@ -27,7 +27,7 @@ from awq_pycuda.analysis.selection import Variant, format_value, spans_decades
 # Design", 2008), without the yellow, which vanishes on white. Every series differs by its marker as well.
 BLUE, VERMILLION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 ORANGE, SKY, BLACK, GREY = "#E69F00", "#56B4E9", "#222222", "#8C8C8C"
-SERIES = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK, GREY)
+SERIES = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK, "#B3B3B3")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 STAGE_COLOURS = (SKY, ORANGE, PURPLE, GREEN, BLUE, VERMILLION)  # in the order of the stages; markers likewise
 MOST_SERIES = len(SERIES)

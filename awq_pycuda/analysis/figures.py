@@ -24,7 +24,7 @@ _AGAINST = "time_against_"
 
 
 def write_figures(collection: Collection, folder: Path) -> list[Path]:
-    """Writes every figure that the complete runs have data for, and removes those of an earlier call that they have not.
+    """Writes every figure that the complete runs have data for; removes an earlier call's that they have none for.
 
     They are error_curves, channel_scales, sqnr, propagation, stage_times, time_against_<key> for each swept key, and
     roofline. Many runs are shown as medians and quartiles; each figure says in its second line what it shows.
