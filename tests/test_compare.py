@@ -183,6 +183,7 @@ def test_times_that_are_not_above_zero_have_no_ratio(samples):
         ("propagated_sqnr_db", [math.nan], [math.nan], 0, "same"),
         ("propagated_sqnr_db", [math.nan], [1.0], 0, "unclear"),
         ("gamma_chosen", [0.5], [0.25], 0, "differs"),
+        ("weight_mse", [0.5], [0.25], 0, "differs"),
         ("output_mse", [1.0, 2.0], [2.0, 1.0], 0, "same"),
         ("output_mse", [1.0, 2.0], [1.5, 2.5], 0, "unclear"),
         ("output_mse", [1.0, 2.0], [2.5, 3.5], 0, "worse"),
@@ -196,9 +197,9 @@ def test_metrics_are_compared_by_layer(real, tmp_path):
     vary(real, tmp_path / "a")
     path = vary(real, tmp_path / "b")
     with h5py.File(path, "r+") as file:
-        file["layers/001/metrics"].attrs["weight_mse"] *= 2
+        file["layers/001/metrics"].attrs["rtn_output_mse"] *= 2
     changed = compared(tmp_path / "a", tmp_path / "b").metrics.query("verdict != 'same'")
-    assert changed[["layer", "metric", "verdict"]].values.tolist() == [[1, "weight_mse", "worse"]]
+    assert changed[["layer", "metric", "verdict"]].values.tolist() == [[1, "rtn_output_mse", "worse"]]
     assert changed["difference"].iloc[0] == changed["a"].iloc[0]
 
 
@@ -232,6 +233,13 @@ def test_ignored_keys_may_differ(real, tmp_path):
     assert set(result.times["verdict"]) == {"faster"}
     with pytest.raises(InputError, match=r"ignore=kernel: no such config key; allowed: .*matmul\.kernel"):
         compared(tmp_path / "a", tmp_path / "b", ignore=["kernel"])
+
+
+def test_configs_are_labelled_by_what_tells_them_apart(real, tmp_path):
+    for index, values in enumerate(({"n": 8, "tokens": 8}, {"n": 16, "tokens": 16, "inputs.kind": "[b]"})):
+        vary(real, tmp_path / str(index), values)
+    labels = compared(tmp_path, tmp_path).times["config"].unique().tolist()
+    assert labels == ['inputs.kind="outliers" n=8', 'inputs.kind="[b]" n=16']
 
 
 def test_a_run_that_fails_in_b_alone_is_broken(real, tmp_path):

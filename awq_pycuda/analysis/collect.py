@@ -64,6 +64,7 @@ class Collection:
     swept: list[str]
 
 
+@np.errstate(all="ignore")  # RTN may have no error to divide by, and damage can leave any number
 def collect(paths: Sequence[Path]) -> Collection:
     """Reads every result file among `paths` and below the folders among them.
 
@@ -249,18 +250,14 @@ def _derived(figures: Mapping[str, float]) -> tuple[float, float]:
     The signal's power is not stored: it is `output_mse · 10^(output_sqnr_db / 10)`, or the same of RTN where AWQ's
     error is 0.
     """
-    signal = math.nan
-    for kind in ("", "rtn_"):
-        noise, sqnr = figures.get(f"{kind}output_mse", math.nan), figures.get(f"{kind}output_sqnr_db", math.nan)
-        if noise > 0 and math.isnan(signal):
-            with np.errstate(over="ignore"):
-                signal = noise * float(np.power(10.0, sqnr / 10))
-    rtn, awq = figures.get("rtn_output_mse", math.nan), figures.get("output_mse", math.nan)
-    propagated = figures.get("propagated_output_mse", math.nan)
+
+    def figure(name: str) -> np.float64:
+        return np.float64(figures.get(name, math.nan))
+
+    awq, rtn, propagated = (figure(f"{kind}output_mse") for kind in ("", "rtn_", "propagated_"))
+    signal = awq * 10 ** (figure("output_sqnr_db") / 10) if awq > 0 else rtn * 10 ** (figure("rtn_output_sqnr_db") / 10)
     removed = 1 - awq / rtn if rtn > 0 else math.nan
-    if propagated == 0:
-        return removed, math.inf
-    return removed, 10 * math.log10(signal / propagated) if signal > 0 and propagated > 0 else math.nan
+    return float(removed), math.inf if propagated == 0 else float(10 * np.log10(signal / propagated))
 
 
 def _frame(rows: list[dict[str, Any]], columns: Sequence[str]) -> pd.DataFrame:
@@ -291,8 +288,7 @@ def _curves(per_layer: Sequence[tuple[str, ResultFile, LayerRecord]]) -> pd.Data
     sizes = [layer.gamma.size for _, _, layer in per_layer]
     gamma = _joined([layer.gamma for _, _, layer in per_layer])
     error = _joined([layer.error for _, _, layer in per_layer])
-    with np.errstate(divide="ignore", invalid="ignore"):
-        relative = error / np.repeat([layer.error_rtn for _, _, layer in per_layer], sizes)
+    relative = error / np.repeat([layer.error_rtn for _, _, layer in per_layer], sizes)
     return pd.DataFrame(
         {
             "run": _labels([run for run, _, _ in per_layer], sizes),

@@ -17,7 +17,7 @@ from awq_pycuda.analysis.intervals import Ratio, ratio_of_medians
 from awq_pycuda.errors import InputError
 
 PIPELINE = "pipeline"
-# Whether a higher value is the better one (1), or a lower one (-1); 0: it only tells why others differ.
+# Whether a higher value is the better one (1), or a lower one (-1). 0: neither; AWQ trades weight_mse for output_mse.
 METRIC_SIGNS = {
     "output_sqnr_db": 1,
     "rtn_output_sqnr_db": 1,
@@ -25,7 +25,7 @@ METRIC_SIGNS = {
     "output_mse": -1,
     "rtn_output_mse": -1,
     "propagated_output_mse": -1,
-    "weight_mse": -1,
+    "weight_mse": 0,
     "saturated_fraction": 0,
     "gamma_chosen": 0,
 }
@@ -158,13 +158,13 @@ def _labels(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """Each config by the values that tell it from the others; a single one is `all`."""
     if len(configs) == 1:
         return dict.fromkeys(configs, "all")
-    names = sorted({name for config in configs.values() for name in config})
-    telling = [name for name in names if len({json.dumps(config.get(name)) for config in configs.values()}) > 1]
-    labels = {}
-    for key, config in configs.items():
-        values = [f"{name}={json.dumps(config[name]).strip(chr(34))}" for name in telling if name in config]
-        labels[key] = " ".join(values) or key[:8]
-    return labels
+    columns: dict[tuple[str, ...], str] = {}
+    for name in sorted({name for config in configs.values() for name in config}):
+        values = tuple(json.dumps(config.get(name)) for config in configs.values())
+        if len(set(values)) > 1:
+            columns.setdefault(values, name)  # a key that repeats another's values tells nothing: tokens with n
+    shown = [[f"{name}={value}" for value in values] for values, name in columns.items()]
+    return {key: " ".join(parts[index] for parts in shown) or key[:8] for index, key in enumerate(configs)}
 
 
 def _samples(collection: Collection) -> dict[str, Samples]:
@@ -221,7 +221,7 @@ def _metric_rows(a: Samples, b: Samples, tolerance: float) -> Iterator[tuple[Any
     for key in dict.fromkeys((*a, *b)):
         layer, name, metric = key
         own, other = a.get(key, missing), b.get(key, missing)
-        with np.errstate(invalid="ignore"):  # an SQNR may be infinite, and inf - inf is no number
+        with np.errstate(all="ignore"):  # an SQNR may be infinite, and inf - inf is no number
             medians = float(np.median(own)), float(np.median(other))
             difference = medians[1] - medians[0]
         yield (layer, name, metric, *medians, difference, metric_verdict(metric, own, other, tolerance))

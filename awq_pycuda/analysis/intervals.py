@@ -43,7 +43,8 @@ def ratio_of_medians(a: Samples, b: Samples) -> Ratio:
     if min(a.size, b.size) < MIN_SAMPLES:
         return Ratio(ratio, float("nan"), float("nan"))
     rank = _critical_rank(*sorted((a.size, b.size)))
-    ratios = np.sort(np.divide.outer(b, a), axis=None)
+    with np.errstate(over="ignore"):
+        ratios = np.sort(np.divide.outer(b, a), axis=None)
     return Ratio(ratio, min(ratio, float(ratios[rank - 1])), max(ratio, float(ratios[-rank])))
 
 

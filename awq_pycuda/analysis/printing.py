@@ -46,10 +46,9 @@ def print_set(console: Console, name: str, path: Path, collection: Collection) -
     """What one side of a comparison is: where it ran, and on which state of the code."""
     runs = collection.runs[collection.runs["status"] == "complete"]
     devices = (runs["backend"] + " on " + runs["device_name"]).unique()
-    commits = (
-        runs["git_commit"].fillna("").str[:7] + runs["git_dirty"].map(lambda dirty: "+" if dirty else "")
-    ).unique()
-    of_commit = f", commit {', '.join(commits)}" if any(commits) else ""
+    commits = runs["git_commit"].str[:7] + runs["git_dirty"].map({True: " (changed)", False: ""})
+    known = [commit for commit in commits.dropna().unique() if commit]
+    of_commit = f", commit {', '.join(known)}" if known else ""
     print_line(console, f"{name} {path}: {len(runs)} complete, {', '.join(devices)}{of_commit}")
 
 
@@ -57,10 +56,9 @@ def print_comparison(console: Console, result: Comparison) -> None:
     """The verdicts counted, the rows behind them, and every run and file that has no counterpart."""
     times, metrics = result.times, result.metrics
     title = "Times: median over the passes, stages summed over the layers"
+    headings = ("A ms", "B ms", "B/A", f"{100 * CONFIDENCE:.0f} % interval", "passes", "")
     rows = times if len(times) <= _MOST_ROWS else times[times["verdict"] != "same"]
-    table = _table(
-        console, title, ("config", "what"), ("A ms", "B ms", "B/A", f"{CONFIDENCE:.0%} interval", "passes", "")
-    )
+    table = _table(console, title, ("config", "what"), headings)
     for row in rows.head(_MOST_ROWS).itertuples():
         interval = "-" if pd.isna(row.low) else f"{row.low:.3f} to {row.high:.3f}"
         numbers = (f"{row.median_a_ms:.3f}", f"{row.median_b_ms:.3f}", f"{row.ratio:.3f}", interval)
