@@ -1,6 +1,8 @@
 """The command: what it writes and prints, how it refuses, and the comparison that guards a CI."""
 
+import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +16,7 @@ from result_files import make_many, make_run, vary
 
 from awq_pycuda import analyze
 from awq_pycuda.analysis import figures, report
-from awq_pycuda.analysis.collect import collect
+from awq_pycuda.analysis.collect import collect, column_of
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLES = ("runs", "layers", "curves", "timings", "passes")
@@ -286,3 +288,26 @@ def test_as_a_command(real, tmp_path):
         done = subprocess.run(arguments, stdout=full, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment)
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1, done.stderr
+
+
+DOCS = (ROOT / "docs" / "analysis.md").read_text(encoding="utf-8")
+
+
+def test_the_documentation_names_every_column(real, command):
+    found = collect([real])
+    known = set(re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", DOCS, flags=re.DOTALL)))
+    config = {column_of(key) for key in json.loads(found.runs["config"][0])}
+    for name in TABLES:
+        assert set(getattr(found, name).columns) - config - known == set(), name
+    command("compare", real, real, "out=made")
+    for path in Path("made").glob("*.csv"):
+        assert {path.stem, *pd.read_csv(path).columns} - known == set()
+
+
+def test_the_documentation_s_python_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    make_run(Path("outputs/5"))
+    make_run(Path("outputs/20"), "gamma_grid=awq20")
+    (code,) = re.findall(r"```python\n(.*?)```", DOCS, re.DOTALL)
+    exec(code, {})
+    assert "gamma_grid_size" in capsys.readouterr().out
