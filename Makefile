@@ -25,7 +25,7 @@ KERNELS := $(wildcard cuda/*.cu cuda/*.cuh)
 COMPUTE_SANITIZER := compute-sanitizer
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-cuda toolchain run test test-gpu sanitize kernels lint format clean
+.PHONY: help setup setup-cuda toolchain browser run test test-gpu sanitize kernels lint format clean
 .NOTPARALLEL:  # two pips at work in one environment would break it
 
 help:
@@ -38,6 +38,7 @@ help:
 	@echo 'make format                        mend what ruff and clang-format can mend'
 	@echo 'make setup                         .venv with what a run needs; with PyCUDA where there is a GPU'
 	@echo 'make setup-cuda                    build PyCUDA into .venv, with nvcc from PyPI if the machine lacks it'
+	@echo 'make browser                       install Chromium for the tests of the report (Debian; root or sudo)'
 	@echo 'make clean                         remove caches and builds (neither .venv nor outputs/)'
 	@echo 'PYTHON=python3 after any of these: use that interpreter as it is, install nothing'
 
@@ -90,9 +91,19 @@ toolchain: $(VENV_READY)
 	@$(PYTHON) -c 'from awq_pycuda.gpu.toolchain import find_toolchain; find_toolchain()' 2>/dev/null \
 	    || $(PIP_INSTALL) -r requirements-cuda-toolkit.txt
 
+# The tests of the report open it in a browser; without one they fail.
+browser:
+	@for name in chromium chromium-browser google-chrome google-chrome-stable; do \
+	    if command -v $$name >/dev/null; then exit 0; fi; \
+	done; \
+	install='apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -yq --no-install-recommends chromium'; \
+	if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then sh -c "$$install" >/dev/null; \
+	elif command -v apt-get >/dev/null && command -v sudo >/dev/null; then sudo sh -c "$$install" >/dev/null; \
+	else echo 'the tests of the report need Chromium or Chrome on PATH (Debian: apt-get install chromium)' >&2; exit 2; fi
+
 else
 
-setup setup-cuda:
+setup setup-cuda browser:
 	@echo '$(PYTHON) is used as it is: nothing to set up'
 
 endif
@@ -100,7 +111,7 @@ endif
 run: $(SETUP)
 	@$(PYTHON) -m awq_pycuda.run $(ARGS)
 
-test: $(SETUP) $(DEV_READY) $(CAPTURE_READY) $(CLUSTER_READY)
+test: $(SETUP) $(DEV_READY) $(CAPTURE_READY) $(CLUSTER_READY) browser
 	$(PYTHON) -m pytest $(ARGS)
 
 test-gpu: $(CUDA_READY) $(DEV_READY)
