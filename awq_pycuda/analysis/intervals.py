@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 CONFIDENCE = 0.90  # two-sided: 5 % at either end
-MIN_SAMPLES = 3  # 3 against 3 is the least that reaches that confidence
+MIN_SAMPLES = 3  # a side; 3 against 3 just reach that confidence
 _EXACT_UP_TO = 1000  # pairs; beyond it the normal approximation of the same ranks is as good
 _NORMAL_95 = 1.6448536269514722  # the 95 % point of the standard normal distribution
 

@@ -308,8 +308,8 @@ def _attributes(location: Any) -> dict[str, Scalar]:
         attribute = h5a.open(location, name)
         stored = attribute.get_type()
         kind = stored.get_class()
-        shape = attribute.shape
-        if shape != () or kind not in (h5t.FLOAT, h5t.INTEGER, h5t.STRING, h5t.ENUM):
+        # read() writes all the values that there are, so an array must never come to it.
+        if attribute.shape != () or kind not in (h5t.FLOAT, h5t.INTEGER, h5t.STRING, h5t.ENUM):
             continue
         memory = {h5t.FLOAT: h5t.NATIVE_DOUBLE, h5t.INTEGER: h5t.NATIVE_INT64}.get(kind)
         value = np.zeros((), stored.dtype if memory is None else memory.dtype)

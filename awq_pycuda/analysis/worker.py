@@ -8,11 +8,14 @@ parallel comes with it. Workers stay for the next call and end with the process 
 from __future__ import annotations
 
 import atexit
+import contextlib
+import math
 import os
 import resource
 import signal
 import subprocess
 import sys
+import time
 from collections import deque
 from collections.abc import Sequence
 from multiprocessing.connection import Connection, Pipe, wait
@@ -22,7 +25,8 @@ import psutil
 
 from awq_pycuda.analysis.reader import ResultFile, UnreadableError, read
 
-CPU_SECONDS = 5  # computing time for one file; a usual one takes 0.005
+CPU_SECONDS = 2  # computing time for one file; a usual one takes 0.005
+_BYTES_PER_SECOND = 4 << 20  # one second more for so much of a file: a thousand layers take 1 s and 20 MB
 _MEMORY = 2 << 30  # bytes beyond what the process has when it starts
 _FILES_PER_WORKER = 100  # starting a worker takes as long as reading about so many
 _BATCH = 20  # files that a worker is sent at once, so that it never waits for the next
@@ -119,7 +123,7 @@ def _why_it_ended(worker: _Worker) -> str:
     if not worker.ready:
         raise RuntimeError(f"the process that reads result files ended at its start with exit code {code}")
     if code == -signal.SIGXCPU:
-        return f"damaged HDF5 file: the HDF5 library was still reading it after {CPU_SECONDS} s of computing"
+        return "damaged HDF5 file: the HDF5 library found no end of it"
     died = signal.Signals(-code).name if code < 0 else f"exit code {code}"
     return f"damaged HDF5 file: the HDF5 library crashed on it ({died})"
 
@@ -136,12 +140,17 @@ def serve(descriptor: int, cpu_seconds: int) -> None:
             except EOFError:
                 return
             for path in batch:
-                usage = resource.getrusage(resource.RUSAGE_SELF)
-                _limit(resource.RLIMIT_CPU, int(usage.ru_utime + usage.ru_stime) + 1 + cpu_seconds)
+                _limit(resource.RLIMIT_CPU, math.ceil(time.process_time() + _allowed(path, cpu_seconds)))
                 try:
                     connection.send(read(Path(path)))
                 except UnreadableError as error:
                     connection.send(str(error))
+
+
+def _allowed(path: str, cpu_seconds: int) -> float:
+    with contextlib.suppress(OSError):
+        return cpu_seconds + os.path.getsize(path) / _BYTES_PER_SECOND
+    return cpu_seconds
 
 
 def _limit(which: int, soft: int) -> None:
