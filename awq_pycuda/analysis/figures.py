@@ -8,7 +8,14 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from awq_pycuda.analysis import figure_style, figures_error, figures_search, figures_time
+from awq_pycuda.analysis import (
+    figure_style,
+    figures_error,
+    figures_product,
+    figures_quality,
+    figures_search,
+    figures_time,
+)
 from awq_pycuda.analysis.collect import Collection
 from awq_pycuda.analysis.selection import key_name
 
@@ -19,15 +26,18 @@ _STEMS = {
     "propagation": figures_error.propagation,
     "stage_times": figures_time.stage_times,
     "roofline": figures_time.roofline,
+    "product_rate": figures_product.product_rate,
+    "curves_by_grid": figures_quality.curves_by_grid,
+    "propagation_by_sweep": figures_quality.propagation_by_sweep,
 }
-_AGAINST = "time_against_"
+_AGAINST = ("time_against_", "error_removed_against_")  # and the swept key
 
 
 def write_figures(collection: Collection, folder: Path) -> list[Path]:
     """Writes every figure that the complete runs have data for; removes an earlier call's that they have none for.
 
-    They are error_curves, channel_scales, sqnr, propagation, stage_times, time_against_<key> for each swept key, and
-    roofline. Many runs are shown as medians and quartiles; each figure says in its second line what it shows.
+    They are error_curves, channel_scales, sqnr, propagation, stage_times, roofline, product_rate, curves_by_grid,
+    propagation_by_sweep, and for each swept key time_against_<key> and error_removed_against_<key>. Many runs are shown as medians and quartiles; each figure says in its second line what it shows.
 
     Args:
         collection: what to draw.
@@ -58,4 +68,10 @@ def _figures(collection: Collection) -> Iterator[tuple[str, Figure]]:
         if figure is not None:
             yield stem, figure
     for key, figure in figures_time.times_against(collection):
-        yield f"{_AGAINST}{re.sub(r'[^A-Za-z0-9]+', '_', key_name(key))}", figure
+        yield f"{_AGAINST[0]}{_file_part(key)}", figure
+    for key, figure in figures_quality.error_removed_against(collection):
+        yield f"{_AGAINST[1]}{_file_part(key)}", figure
+
+
+def _file_part(key: str) -> str:
+    return re.sub(r"[^A-Za-z0-9]+", "_", key_name(key))
