@@ -49,7 +49,7 @@ def product_rate(collection: Collection) -> Figure | None:
     if limit:
         panel.axhline(limit / 1e3, color=look.BLACK, linewidth=1.3)
         text = f"ceiling {limit / 1e3:,.1f} TFLOP/s fp32"
-        at: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "xytext": (0, 4)}
+        at: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "xytext": (6, 4)}
         panel.annotate(text, (0, limit / 1e3), fontsize=8, color="#444444", **at)
     sides = sorted(set(table["side"]))
     look.scale_to(panel, "x", sides)
