@@ -9,7 +9,7 @@ from awq_pycuda.analysis import figure_style
 from awq_pycuda.analysis.collect import collect
 from awq_pycuda.analysis.figures import write_figures
 from awq_pycuda.analysis.figures_product import product_rate
-from awq_pycuda.analysis.figures_quality import error_removed_against, figures
+from awq_pycuda.analysis.figures_quality import curves_by_grid, error_removed_against, propagation_by_sweep
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,9 @@ def test_a_key_that_changes_nothing_has_no_figure(sweep, tmp_path):
         vary(first, tmp_path / str(tile), {"tile": tile})
     found = collect([tmp_path])
     assert found.swept == ["tile"]
-    assert list(figures(found)) == []
+    assert list(error_removed_against(found)) == []
+    assert curves_by_grid(found) is None
+    assert propagation_by_sweep(found) is None
 
 
 def test_without_seeds_the_layers_spread(tmp_path):
@@ -98,7 +100,7 @@ def test_many_combinations_give_one_line_of_quartiles(sweep, tmp_path):
 
 
 def test_grids_are_marked_where_they_chose_on_the_finest_curve(sweep):
-    figure = dict(figures(sweep))["curves_by_grid"]
+    figure = curves_by_grid(sweep)
     assert [panel.get_title() for panel in figure.axes] == ["inputs.kind=outliers", "inputs.kind=synthetic"]
     grey, *others = [line for line in figure.axes[0].lines if line.get_color() == figure_style.GREY]
     assert len(others) == 2  # a line per layer of seed 0
@@ -110,7 +112,7 @@ def test_grids_are_marked_where_they_chose_on_the_finest_curve(sweep):
 
 
 def test_propagation_has_a_line_per_combination_over_its_seeds(sweep):
-    (panel,) = dict(figures(sweep))["propagation_by_sweep"].axes
+    (panel,) = propagation_by_sweep(sweep).axes
     layers = sweep.layers
     mine = layers[(layers["gamma_grid_size"] == 5) & (layers["inputs.kind"] == "outliers")]
     assert points(panel, 0)[1] == pytest.approx(mine.groupby("layer")["propagated_sqnr_db"].median())

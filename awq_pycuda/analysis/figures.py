@@ -37,7 +37,8 @@ def write_figures(collection: Collection, folder: Path) -> list[Path]:
     """Writes every figure that the complete runs have data for; removes an earlier call's that they have none for.
 
     They are error_curves, channel_scales, sqnr, propagation, stage_times, roofline, product_rate, curves_by_grid,
-    propagation_by_sweep, and for each swept key time_against_<key> and error_removed_against_<key>. Many runs are shown as medians and quartiles; each figure says in its second line what it shows.
+    propagation_by_sweep, and for each swept key time_against_<key> and error_removed_against_<key>. Many runs are shown
+    as medians and quartiles; each figure says in its second line what it shows.
 
     Args:
         collection: what to draw.
