@@ -23,6 +23,8 @@ PIP_INSTALL := $(PYTHON) -m pip install -q --disable-pip-version-check
 SUPPORTED := (3, 11) <= sys.version_info < (3, 14)
 KERNELS := $(wildcard cuda/*.cu cuda/*.cuh)
 COMPUTE_SANITIZER := compute-sanitizer
+# These need PyTorch and no GPU.
+NO_TORCH := --ignore tests/test_capture.py
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-cuda toolchain browser run test test-gpu sanitize kernels lint format clean
@@ -115,14 +117,14 @@ test: $(SETUP) $(DEV_READY) $(CAPTURE_READY) $(CLUSTER_READY) browser
 	$(PYTHON) -m pytest $(ARGS)
 
 test-gpu: $(CUDA_READY) $(DEV_READY)
-	$(PYTHON) -m pytest -q -m gpu --receipt tests/gpu_receipt.json $(ARGS)
+	$(PYTHON) -m pytest -q -m gpu $(NO_TORCH) --receipt tests/gpu_receipt.json $(ARGS)
 
 # A failed CUDA call is an exception already. Memcheck's own report of such calls is off, because cuda-bindings asks the
 # driver for functions that it may lack, and each miss would count as an error.
 sanitize: $(CUDA_READY) $(DEV_READY)
 	for tool in 'memcheck --report-api-errors no' racecheck initcheck synccheck; do \
 	    $(COMPUTE_SANITIZER) --tool $$tool --error-exitcode 1 --target-processes all \
-	        $(PYTHON) -m pytest -q -m gpu -k sanitize || exit 1; \
+	        $(PYTHON) -m pytest -q -m gpu $(NO_TORCH) -k sanitize || exit 1; \
 	done
 
 kernels: $(TOOLCHAIN_READY)

@@ -110,11 +110,11 @@ def folders(tmp_path_factory):
 CASES = ("one", "three", "sweep", "many", "deep", "named", "named_many", "gpu", "odd")
 QUALITY = ["error_curves", "channel_scales", "sqnr", "propagation"]
 DRAWN = {
-    "sweep": [*QUALITY, "stage_times", "time_against_n", "time_against_tile"],
+    "sweep": [*QUALITY, "stage_times", "time_against_n", "time_against_tile", "error_removed_against_n"],
     "many": [*QUALITY, "stage_times", "time_against_n", "time_against_inputs_path", "time_against_seed"],
-    "named_many": [*QUALITY, "stage_times", "time_against_n"],
+    "named_many": [*QUALITY, "stage_times", "time_against_n", "error_removed_against_n"],
     "gpu": [*QUALITY, "stage_times", "roofline"],
-    "odd": [*QUALITY, "stage_times", "time_against_inputs_path"],
+    "odd": [*QUALITY, "stage_times", "time_against_inputs_path", "error_removed_against_inputs_path"],
     "failed": [],
 }
 
