@@ -27,13 +27,14 @@ COMPUTE_SANITIZER := compute-sanitizer
 NO_TORCH := --ignore tests/test_capture.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-cuda toolchain browser run test test-gpu sanitize kernels lint format clean
+.PHONY: help setup setup-cuda toolchain browser run test test-gpu test-slurm sanitize kernels lint format clean
 .NOTPARALLEL:  # two pips at work in one environment would break it
 
 help:
 	@echo 'make run ARGS="tile=32 layers=6"   set up, then one run (ARGS: any config overrides)'
 	@echo 'make test                          set up, then the tests that need no GPU'
 	@echo 'make test-gpu                      the tests marked gpu; writes tests/gpu_receipt.json'
+	@echo 'make test-slurm                    the tests marked slurm, on a Slurm started for them (Debian; root or sudo)'
 	@echo 'make sanitize                      the tests named *sanitize* under compute-sanitizer (needs a GPU)'
 	@echo 'make kernels                       compile cuda/*.cu for every supported GPU, warnings as errors'
 	@echo 'make lint                          ruff, mypy, clang-format'
@@ -118,6 +119,10 @@ test: $(SETUP) $(DEV_READY) $(CAPTURE_READY) $(CLUSTER_READY) browser
 
 test-gpu: $(CUDA_READY) $(DEV_READY)
 	$(PYTHON) -m pytest -q -m gpu $(NO_TORCH) --receipt tests/gpu_receipt.json $(ARGS)
+
+test-slurm: $(SETUP) $(DEV_READY) $(CLUSTER_READY)
+	trap 'tools/slurm_node.sh stop' EXIT; trap 'exit 130' INT TERM; \
+	    tools/slurm_node.sh start && $(PYTHON) -m pytest -q -m slurm tests/test_slurm.py $(ARGS)
 
 # A failed CUDA call is an exception already. Memcheck's own report of such calls is off, because cuda-bindings asks the
 # driver for functions that it may lack, and each miss would count as an error.
