@@ -30,7 +30,6 @@ _BYTES_PER_SECOND = 4 << 20  # one second more for so much of a file: a thousand
 _MEMORY = 2 << 30  # bytes beyond what the process has when it starts
 _FILES_PER_WORKER = 100  # starting a worker takes as long as reading about so many
 _BATCH = 20  # files that a worker is sent at once, so that it never waits for the next
-_PACKAGE_PARENT = str(Path(__file__).resolve().parents[2])
 _READY = "ready"
 
 
@@ -41,11 +40,10 @@ class _Worker:
         self.ready = False
         self.batch: deque[int] = deque()
         self.connection, theirs = Pipe()
-        code = f"from awq_pycuda.analysis.worker import serve; serve({theirs.fileno()}, {CPU_SECONDS})"
+        code = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import serve; "
         self.process = subprocess.Popen(
-            [sys.executable, "-P", "-c", code],
+            [sys.executable, "-c", f"{code} serve({theirs.fileno()}, {CPU_SECONDS})"],
             pass_fds=[theirs.fileno()],
-            env=os.environ | {"PYTHONPATH": os.pathsep.join([_PACKAGE_PARENT, os.environ.get("PYTHONPATH", "")])},
             start_new_session=True,  # Ctrl-C is for the process that started this one
         )
         theirs.close()
