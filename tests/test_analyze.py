@@ -247,12 +247,14 @@ def test_a_run_that_fails_in_b_alone_fails_the_guard(real, command, tmp_path):
 def test_compare_writes_all_where_it_prints_a_part(real, command, tmp_path):
     for seed in range(8):
         slowed(real, tmp_path / f"a/{seed}", 1, {"seed": seed})
-        slowed(real, tmp_path / f"b/{seed}", 2 if seed < 7 else 1, {"seed": seed})
+        slowed(real, tmp_path / f"b/{seed}", 2 + seed if seed < 7 else 1, {"seed": seed})
     vary(real, tmp_path / "b/tile", {"tile": 8})
     code, out, _ = command("compare", tmp_path / "a", tmp_path / "b", "out=made")
     assert code == 0
     assert "times: 49 slower, 7 same; 9 more rows are not shown (out=FOLDER writes all)" in out.splitlines()
     assert "not compared: B tile: no complete run of A has its config" in out.splitlines()
+    printed = [line.split()[0] for line in out.splitlines() if line.startswith(" seed=")]
+    assert printed == [f"seed={seed}" for seed in (6, 5, 4, 3, 2) for _ in range(7)] + ["seed=1"] * 5
     times = pd.read_parquet("made/compare_times.parquet")
     assert times["verdict"].value_counts().to_dict() == {"slower": 49, "same": 7}
     assert len(pd.read_csv("made/compare_metrics.csv")) == 8 * 3 * 9

@@ -239,7 +239,7 @@ def test_configs_are_labelled_by_what_tells_them_apart(real, tmp_path):
     for index, values in enumerate(({"n": 8, "tokens": 8}, {"n": 16, "tokens": 16, "inputs.kind": "[b]"})):
         vary(real, tmp_path / str(index), values)
     labels = compared(tmp_path, tmp_path).times["config"].unique().tolist()
-    assert labels == ['inputs.kind="outliers" n=8', 'inputs.kind="[b]" n=16']
+    assert labels == ["inputs.kind=outliers n=8", "inputs.kind=[b] n=16"]
 
 
 def test_a_run_that_fails_in_b_alone_is_broken(real, tmp_path):

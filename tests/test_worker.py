@@ -110,7 +110,7 @@ def test_reasons(code, why):
 
 def test_a_worker_that_cannot_start_is_no_fault_of_the_files(real, monkeypatch, fresh):
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    with pytest.raises(RuntimeError, match="ended at its start with exit code 1"):
+    with pytest.raises(OSError, match="ended at its start with exit code 1"):
         worker.read_files([real])
 
 

@@ -7,7 +7,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,8 @@ _OF_LAYER = (
     *("gamma_chosen", "error_chosen", "error_rtn", "objective"),
 )
 _LAYER_COLUMNS = ("run", "layer", *_OF_LAYER, *METRICS, "error_removed", "propagated_sqnr_db")
-_TAKEN = {*_RUN_COLUMNS, *_LAYER_COLUMNS}
+_SAMPLE_COLUMNS = ("gamma", "error_relative", "chosen", "stage", "repeat", "ms")
+_TAKEN = {*_RUN_COLUMNS, *_LAYER_COLUMNS, *_SAMPLE_COLUMNS}
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,9 @@ def collect(paths: Sequence[Path]) -> Collection:
 
     Nothing that lies there stops it: what cannot be read is in `left_out`. A file reached twice counts once. In
     folders only names that end in .h5 or .hdf5 and do not begin with a dot are looked at.
+
+    Raises:
+        OSError: the process that reads the files cannot be started.
     """
     left_out: list[LeftOut] = []
     results: list[ResultFile] = []
@@ -82,7 +86,8 @@ def collect(paths: Sequence[Path]) -> Collection:
     names = run_names([result.path for result in results])
     runs = _frame([_run_row(name, result) for name, result in zip(names, results, strict=True)], _RUN_COLUMNS)
     per_layer = [(name, result, layer) for name, result in zip(names, results, strict=True) for layer in result.layers]
-    layers = _frame([_layer_row(*item) for item in per_layer], _LAYER_COLUMNS)
+    taken = {*_TAKEN, *runs.columns}
+    layers = _frame([_layer_row(*item, taken) for item in per_layer], _LAYER_COLUMNS)
     layers = layers.merge(runs.drop(columns=list(_ONLY_IN_RUNS)), on="run", how="left", validate="many_to_one")
     return Collection(
         runs=runs,
@@ -171,7 +176,8 @@ def run_names(paths: Sequence[Path]) -> list[str]:
     parts = []
     for path in paths:
         whole = Path(os.path.abspath(path))
-        named = whole.parent if whole.name == FILE_NAME else whole.with_suffix("")
+        stem = whole.with_suffix("") if whole.suffix in SUFFIXES else whole
+        named = whole.parent if whole.name == FILE_NAME else stem
         parts.append([re.sub(r"^([0-9a-f]{8})[0-9a-f]{4,}$", r"\1", part) for part in named.parts[1:]])
     suffixes = [["/".join(own[-count:]) for count in range(1, len(own) + 1)] for own in parts]
     taken = Counter(suffix for own in suffixes for suffix in own)
@@ -232,10 +238,10 @@ def _shown(value: Any) -> Any:
     return ",".join(texts if len(texts) <= _LONG_LIST else [*texts[:3], "…", texts[-1]])
 
 
-def _layer_row(run: str, result: ResultFile, layer: LayerRecord) -> dict[str, Any]:
+def _layer_row(run: str, result: ResultFile, layer: LayerRecord, taken: Set[str]) -> dict[str, Any]:
     figures = layer.metrics
     row = {name: getattr(layer, name) for name in _OF_LAYER}
-    row |= {name if name in METRICS or name not in _TAKEN else f"metrics.{name}": v for name, v in figures.items()}
+    row |= {name if name in METRICS or name not in taken else f"metrics.{name}": v for name, v in figures.items()}
     samples = result.gpu_ms if _clock(result) == "gpu" else result.host_ms
     if layer.index in result.timed_layers and result.pipeline_ms.size:
         medians = np.median(samples[result.timed_layers.index(layer.index)], axis=1)

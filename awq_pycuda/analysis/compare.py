@@ -163,7 +163,7 @@ def _labels(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
         values = tuple(json.dumps(config.get(name)) for config in configs.values())
         if len(set(values)) > 1:
             columns.setdefault(values, name)  # a key that repeats another's values tells nothing: tokens with n
-    shown = [[f"{name}={value}" for value in values] for values, name in columns.items()]
+    shown = [[f"{name}={value.strip(chr(34))}" for value in values] for values, name in columns.items()]
     return {key: " ".join(parts[index] for parts in shown) or key[:8] for index, key in enumerate(configs)}
 
 

@@ -53,17 +53,24 @@ def print_set(console: Console, name: str, path: Path, collection: Collection) -
 
 
 def print_comparison(console: Console, result: Comparison) -> None:
-    """The verdicts counted, the rows behind them, and every run and file that has no counterpart."""
+    """The verdicts counted, the rows behind them, and every run and file that has no counterpart.
+
+    Of many rows those that are not the same are shown, the slowest first.
+    """
     times, metrics = result.times, result.metrics
-    title = "Times: median over the passes, stages summed over the layers"
-    headings = ("A ms", "B ms", "B/A", f"{100 * CONFIDENCE:.0f} % interval", "passes", "")
-    rows = times if len(times) <= _MOST_ROWS else times[times["verdict"] != "same"]
-    table = _table(console, title, ("config", "what"), headings)
-    for row in rows.head(_MOST_ROWS).itertuples():
-        interval = "-" if pd.isna(row.low) else f"{row.low:.3f} to {row.high:.3f}"
-        numbers = (f"{row.median_a_ms:.3f}", f"{row.median_b_ms:.3f}", f"{row.ratio:.3f}", interval)
-        table.add_row(escape(row.config), escape(row.what), *numbers, f"{row.samples_a}, {row.samples_b}", row.verdict)
-    console.print(table)
+    rows = times
+    if len(rows) > _MOST_ROWS:
+        rows = times[times["verdict"] != "same"].sort_values("ratio", ascending=False, kind="stable")
+    if len(rows):
+        title = "Times: median over the passes, stages summed over the layers"
+        headings = ("A ms", "B ms", "B/A", f"{100 * CONFIDENCE:.0f} % interval", "passes", "")
+        table = _table(console, title, ("config", "what"), headings)
+        for row in rows.head(_MOST_ROWS).itertuples():
+            interval = "-" if pd.isna(row.low) else f"{row.low:.3f} to {row.high:.3f}"
+            numbers = (f"{row.median_a_ms:.3f}", f"{row.median_b_ms:.3f}", f"{row.ratio:.3f}", interval)
+            passes = f"{row.samples_a}, {row.samples_b}"
+            table.add_row(escape(row.config), escape(row.what), *numbers, passes, row.verdict)
+        console.print(table)
     _count(console, "times", times, rows)
     changed = metrics[metrics["verdict"] != "same"]
     if len(changed):

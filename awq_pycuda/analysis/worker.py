@@ -26,7 +26,8 @@ import psutil
 from awq_pycuda.analysis.reader import ResultFile, UnreadableError, read
 
 CPU_SECONDS = 2  # computing time for one file; a usual one takes 0.005
-_BYTES_PER_SECOND = 4 << 20  # one second more for so much of a file: a thousand layers take 1 s and 20 MB
+_BYTES_PER_SECOND = 4 << 20  # one second more for so much of a file: its layers may be many
+_MOST_SECONDS = 30
 _MEMORY = 2 << 30  # bytes beyond what the process has when it starts
 _FILES_PER_WORKER = 100  # starting a worker takes as long as reading about so many
 _BATCH = 20  # files that a worker is sent at once, so that it never waits for the next
@@ -67,7 +68,7 @@ def read_files(paths: Sequence[Path]) -> list[ResultFile | str]:
     """What `read` makes of each file, or the reason why it cannot be read.
 
     Raises:
-        RuntimeError: no worker can be started.
+        OSError: no worker can be started.
     """
     outcomes: list[ResultFile | str] = [""] * len(paths)
     left = deque(range(len(paths)))
@@ -119,7 +120,7 @@ def _send_batch(worker: _Worker, paths: Sequence[Path], left: deque[int]) -> Non
 def _why_it_ended(worker: _Worker) -> str:
     code = worker.end()
     if not worker.ready:
-        raise RuntimeError(f"the process that reads result files ended at its start with exit code {code}")
+        raise OSError(f"the process that reads result files ended at its start with exit code {code}")
     if code == -signal.SIGXCPU:
         return "damaged HDF5 file: the HDF5 library found no end of it"
     died = signal.Signals(-code).name if code < 0 else f"exit code {code}"
@@ -147,7 +148,7 @@ def serve(descriptor: int, cpu_seconds: int) -> None:
 
 def _allowed(path: str, cpu_seconds: int) -> float:
     with contextlib.suppress(OSError):
-        return cpu_seconds + os.path.getsize(path) / _BYTES_PER_SECOND
+        return cpu_seconds + min(os.path.getsize(path) / _BYTES_PER_SECOND, _MOST_SECONDS)
     return cpu_seconds
 
 
