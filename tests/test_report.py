@@ -49,6 +49,7 @@ def folder(tmp_path_factory):
         with h5py.File(first, "r+") as file:
             for layer in file["layers"].values():
                 layer["search/error"][1:] *= 1 + index / 10
+                layer["metrics"].attrs["output_mse"] *= 1 + index / 10
                 layer.attrs["name"] = f"block.{EVIL}"
 
     for index, (n, tile) in enumerate((n, tile) for n in SIZES for tile in TILES):
@@ -357,14 +358,25 @@ def test_one_run_or_none_needs_no_choices(opened, folder):
     assert page.faults == []
 
 
-def test_channels_of_many_runs_are_bounded_and_the_report_says_so(folder, monkeypatch):
-    monkeypatch.setattr(report_data, "MOST_CHANNEL_RUNS", 5)
+def test_the_page_holds_so_many_curves_and_channels_and_says_so(opened, folder, monkeypatch):
     collection = collect([folder / "sweep"])
+    removed = collection.layers.groupby("run")["error_removed"].mean().sort_values(ascending=False)
+    monkeypatch.setattr(report_data, "MOST_CHANNEL_RUNS", 5)
     data = report_data.page_data(collection)
-    assert len(data["channelRuns"]) == 5
     assert len(data["channels"]) == 5 * 3
+    best = {data["runs"].index(run) for run in removed.index[:2]}
     monkeypatch.setattr(report_data, "MOST_CHANNELS", 16 * 3 * 2)
-    assert len(report_data.page_data(collection)["channelRuns"]) == 2
+    monkeypatch.setattr(report_data, "MOST_CURVE_POINTS", 5 * 3 * 2 + 7)
+    data = report_data.page_data(collection)
+    for held in (data["channels"], data["curves"]):
+        assert len(held) == 2 * 3
+        assert {item["run"] for item in held} == best
+    monkeypatch.setattr(report_data, "MOST_CHANNELS", 16 * 2)  # less than one run: its layers with the most removed
+    page = opened("sweep")
+    caption = page.locator("#figure-channels .caption").inner_text()
+    assert "the channels of 2 of 36 layers" in caption
+    assert "the curves of 6 of 36 layers" in page.locator("#figure-curves .caption").inner_text()
+    assert page.faults == []
 
 
 def test_without_a_browser_the_tests_say_what_to_do(monkeypatch):

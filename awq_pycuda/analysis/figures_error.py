@@ -33,7 +33,7 @@ def sqnr(collection: Collection) -> Figure | None:
     if len(groups) > 1 and len(groups) * len(labels) > _MOST_ROWS:
         groups = []
     note = who(collection, groups, spread="bars") + ("" if groups else " Right, every run.")
-    height = 0.21 * len(labels) * max(1, len(groups)) + 0.25 * len(labels)
+    height = len(labels) * (0.15 * max(1, len(groups)) + 0.13)
     figure = look.new_figure(
         7.6, min(14.0, max(1.3, height) + 1.1), "SQNR of each layer's output: RTN against AWQ", note
     )

@@ -116,7 +116,7 @@ def _curves_of_layers(curves: pd.DataFrame, labels: dict[int, str], note: str) -
     for panel, (family, layers) in zip(axes.flat, groups.items(), strict=False):
         if len(groups) > 1:
             panel.set_title(shorten(family))
-        for layer in by_layer.keys() & layers:
+        for layer in filter(by_layer.__contains__, layers):
             series = list(labels).index(layer)
             colour = look.SERIES[series] if few else colours(depth(layer))
             _curve(panel, by_layer[layer], colour, look.MARKERS[series] if few else "o")

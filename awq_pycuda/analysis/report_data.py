@@ -27,6 +27,7 @@ from awq_pycuda.analysis.selection import (
 
 MOST_CHANNEL_RUNS = 24
 MOST_CHANNELS = 150_000  # 3 numbers each: about 3 MB of the page
+MOST_CURVE_POINTS = 300_000  # about 2 MB
 _DIGITS = 5
 
 
@@ -36,7 +37,6 @@ def page_data(collection: Collection) -> dict[str, Any]:
     ids = list(runs["run"])
     place = {run: index for index, run in enumerate(ids)}
     layers = complete_layers(collection).reset_index(drop=True)
-    shown = _channel_runs(layers)
     return {
         "runs": ids,
         "labels": list(run_labels(collection, ids).values()),
@@ -46,9 +46,8 @@ def page_data(collection: Collection) -> dict[str, Any]:
         "pipeline": _numbers(runs["pipeline_ms"]),
         "sums": {stage: _numbers(column) for stage, column in run_stages(collection).reindex(ids).items()},
         "layers": _layers(layers, place),
-        "curves": _curves(collection.curves, place),
-        "channels": _channels(runs, layers, shown, place),
-        "channelRuns": [place[run] for run in shown],
+        **_curves(collection.curves, layers, place),
+        "channels": _channels(dict(zip(ids, runs["path"], strict=True)), layers, place),
         "salientShare": SALIENT_SHARE,
         "roofs": _roofs(collection),
     }
@@ -72,6 +71,8 @@ def _key(values: pd.Series, key: str, also: Sequence[str]) -> dict[str, Any]:
 
 def _layers(layers: pd.DataFrame, place: dict[str, int]) -> dict[str, Any]:
     codes, names = pd.factorize(layers["name"])
+    sizes = [layers[name].astype(str) for name in ("out_features", "in_features", "tokens")]
+    shape, shapes = pd.factorize(sizes[0] + " × " + sizes[1] + ", " + sizes[2] + " tokens")
     columns = {
         "rtn": "rtn_output_sqnr_db",
         "awq": "output_sqnr_db",
@@ -84,62 +85,69 @@ def _layers(layers: pd.DataFrame, place: dict[str, int]) -> dict[str, Any]:
         "layer": layers["layer"].tolist(),
         "name": codes.tolist(),
         "names": list(names),
-        "shape": [
-            f"{row.out_features} × {row.in_features}, {row.tokens} tokens"
-            for row in layers[["out_features", "in_features", "tokens"]].itertuples()
-        ],
+        "shape": shape.tolist(),
+        "shapes": list(shapes),
         "fresh": starts_chain(layers).tolist(),
         **{name: _numbers(layers[column]) for name, column in columns.items()},
         "ms": {stage: _numbers(layers[f"ms.{stage}"]) for stage in stages_of(layers)},
     }
 
 
-def _curves(curves: pd.DataFrame, place: dict[str, int]) -> list[dict[str, Any]]:
-    """One entry per run and layer; `grid` is shared by reference within the JSON, as its place among the grids."""
+def _held(layers: pd.DataFrame, sizes: pd.Series, most: int) -> pd.DataFrame:
+    """The layers whose vectors (of these sizes) the page holds: whole runs, those with the most error removed first.
+
+    Of a run that is too large alone, the layers with the most error removed.
+    """
+    mean = layers.groupby("run")["error_removed"].transform("mean").fillna(-np.inf)
+    ranked = layers.assign(mean=mean, size=sizes).sort_values(
+        ["mean", "run", "error_removed"], ascending=[False, True, False], kind="stable"
+    )
+    fits = ranked["size"].cumsum() <= most
+    whole = fits.groupby(ranked["run"]).transform("all") | (fits & ranked["run"].isin(ranked["run"].head(1)))
+    return ranked[whole].sort_index()
+
+
+def _curves(curves: pd.DataFrame, layers: pd.DataFrame, place: dict[str, int]) -> dict[str, Any]:
+    """One curve per run and layer; grids of gammas are few and stand once."""
+    groups = curves.groupby(["run", "layer"], sort=False).indices
+    sizes = pd.Series([len(groups[key]) for key in zip(layers["run"], layers["layer"], strict=True)], layers.index)
+    held = _held(layers, sizes, MOST_CURVE_POINTS)
+    gamma, relative, chosen = (curves[name].to_numpy() for name in ("gamma", "error_relative", "chosen"))
+    grids: dict[tuple[float, ...], int] = {}
     found = []
-    mine = curves[curves["run"].isin(place)]
-    relative, gamma = mine["error_relative"].to_numpy(), mine["gamma"].to_numpy()
-    chosen = mine["chosen"].to_numpy()
-    for (run, layer), rows in mine.groupby(["run", "layer"], sort=False).indices.items():
-        order = rows[np.argsort(gamma[rows], kind="stable")]
+    for run, layer in zip(held["run"], held["layer"], strict=True):
+        rows = groups[run, layer]
+        rows = rows[np.argsort(gamma[rows], kind="stable")]
         found.append(
             {
                 "run": place[run],
                 "layer": int(layer),
-                "gamma": gamma[order].tolist(),
-                "ratio": _numbers(relative[order], 4),
-                "chosen": int(np.argmax(chosen[order])),
+                "grid": grids.setdefault(tuple(gamma[rows].tolist()), len(grids)),
+                "ratio": _numbers(relative[rows], 4),
+                "chosen": int(np.argmax(chosen[rows])),
             }
         )
-    return found
+    return {"grids": list(grids), "curves": found}
 
 
-def _channel_runs(layers: pd.DataFrame) -> list[str]:
-    """The runs whose channels go into the page: those with the most error removed, as many as its size allows."""
-    by_run = layers.groupby("run", sort=False)
-    order = by_run["error_removed"].mean().fillna(-np.inf).sort_values(ascending=False, kind="stable").index
-    sizes = by_run["in_features"].sum()[order].cumsum()
-    return [str(run) for run in order[:MOST_CHANNEL_RUNS] if sizes[run] <= MOST_CHANNELS or run == order[0]]
-
-
-def _channels(
-    runs: pd.DataFrame, layers: pd.DataFrame, shown: Sequence[str], place: dict[str, int]
-) -> list[dict[str, Any]]:
-    paths = runs.set_index("run")["path"]
+def _channels(paths: dict[str, str], layers: pd.DataFrame, place: dict[str, int]) -> list[dict[str, Any]]:
+    # Each layer is a read of its file besides: no more than so many runs.
+    means = layers.groupby("run")["error_removed"].mean().fillna(-np.inf).sort_values(ascending=False, kind="stable")
+    some = layers[layers["run"].isin(means.index[:MOST_CHANNEL_RUNS])]
+    held = _held(some, some["in_features"], MOST_CHANNELS)
     found = []
-    for run in shown:
-        for layer in layers.loc[layers["run"] == run, "layer"]:
-            table = channels(Path(paths[run]), int(layer))
-            found.append(
-                {
-                    "run": place[run],
-                    "layer": int(layer),
-                    "absMean": _numbers(table["abs_mean"], 4),
-                    "rms": _numbers(np.sqrt(table["sq_mean"]), 4),
-                    "s": _numbers(table["s"], 4),
-                    "salient": np.flatnonzero(table["salient"]).tolist(),
-                }
-            )
+    for run, layer in zip(held["run"], held["layer"], strict=True):
+        table = channels(Path(paths[run]), int(layer))
+        found.append(
+            {
+                "run": place[run],
+                "layer": int(layer),
+                "absMean": _numbers(table["abs_mean"], 4),
+                "rms": _numbers(np.sqrt(table["sq_mean"]), 4),
+                "s": _numbers(table["s"], 4),
+                "salient": np.flatnonzero(table["salient"]).tolist(),
+            }
+        )
     return found
 
 
