@@ -119,9 +119,11 @@ def test_names_that_are_no_text_or_look_like_markup(real, command, quick, tmp_pa
     vary(real, tmp_path / "[bold]good[/bold]")
     damaged = os.fsencode(tmp_path) + b"/\xff[red].h5"
     Path(os.fsdecode(damaged)).touch()
-    code, out, _ = command(tmp_path)
-    assert code == 0
-    assert "\\udcff[red].h5: its path is not UTF-8" in out
+    for arguments in ([tmp_path], ["compare", tmp_path, tmp_path, "out=made"]):
+        code, out, _ = command(*arguments)
+        assert code == 0
+        assert "\\udcff[red].h5: its path is not UTF-8" in out
+    assert len(pd.read_parquet("made/compare_not_compared.parquet")) == 2
 
 
 @pytest.mark.parametrize(

@@ -180,6 +180,7 @@ def test_times_that_are_not_above_zero_have_no_ratio(samples):
         ("output_sqnr_db", [40.0], [39.95], 0.01, "worse"),
         ("output_sqnr_db", [math.inf], [math.inf], 0, "same"),
         ("output_sqnr_db", [math.inf], [40.0], 0, "worse"),
+        ("output_sqnr_db", [math.inf], [math.inf, math.inf], 0, "same"),
         ("propagated_sqnr_db", [math.nan], [math.nan], 0, "same"),
         ("propagated_sqnr_db", [math.nan], [1.0], 0, "unclear"),
         ("gamma_chosen", [0.5], [0.25], 0, "differs"),

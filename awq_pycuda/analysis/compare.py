@@ -195,11 +195,15 @@ def _pool(by_run: Mapping[str, Samples], runs: Sequence[str]) -> Samples:
     return {name: np.concatenate([by_run[run][name] for run in runs if name in by_run[run]]) for name in names}
 
 
+def _median(samples: Array) -> float:
+    return float(samples[0] if samples.size == 1 else np.median(samples))  # metrics come one by one, by the thousand
+
+
 def _time_rows(a: Samples, b: Samples, tolerance: float) -> Iterator[tuple[Any, ...]]:
     nothing = np.empty(0)
     for what in dict.fromkeys((*a, *b)):
         own, other = a.get(what, nothing), b.get(what, nothing)
-        medians = [float(np.median(samples)) if samples.size else math.nan for samples in (own, other)]
+        medians = [_median(samples) if samples.size else math.nan for samples in (own, other)]
         ratio = ratio_of_medians(own, other)
         verdict = time_verdict(own, other, ratio, tolerance)
         yield (what, own.size, other.size, *medians, ratio.ratio, ratio.low, ratio.high, verdict)
@@ -222,7 +226,7 @@ def _metric_rows(a: Samples, b: Samples, tolerance: float) -> Iterator[tuple[Any
         layer, name, metric = key
         own, other = a.get(key, missing), b.get(key, missing)
         with np.errstate(all="ignore"):  # an SQNR may be infinite, and inf - inf is no number
-            medians = float(np.median(own)), float(np.median(other))
+            medians = _median(own), _median(other)
             difference = medians[1] - medians[0]
         yield (layer, name, metric, *medians, difference, metric_verdict(metric, own, other, tolerance))
 
@@ -233,9 +237,9 @@ def metric_verdict(metric: str, a: Array, b: Array, tolerance: float) -> str:
         return "same"
     if np.isnan([*a, *b]).any():
         return "unclear"
-    low, high = float(np.median(a)), float(np.median(b))
+    low, high = _median(a), _median(b)
     allowed = 10 * math.log10(1 + tolerance) if metric.endswith("_db") else tolerance * abs(low)
-    if abs(high - low) <= allowed:
+    if low == high or abs(high - low) <= allowed:
         return "same"
     if a.max() >= b.min() and b.max() >= a.min():
         return "unclear"
@@ -254,4 +258,5 @@ def _not_compared(own: _Set, collection: Collection, other: _Set) -> Iterator[tu
             for run in runs:
                 yield own.name, run, f"no complete run of {other.name} has its config"
     for left_out in collection.left_out:
-        yield own.name, str(left_out.path), left_out.reason
+        # The tables are UTF-8; a file name may be any bytes.
+        yield own.name, str(left_out.path).encode(errors="backslashreplace").decode(), left_out.reason
