@@ -136,6 +136,7 @@ def test_it_opens_from_the_file_alone_without_errors(still):
     assert page.faults == []
     assert [url for url in page.requested if not url.startswith(("file://", "blob:"))] == []
     assert {url.partition("#")[0] for url in page.requested if url.startswith("file://")} == {page.url}
+    assert "No roofline" in page.locator("main > .note").inner_text()
     titles = page.locator(".figure h2").all_inner_texts()
     assert [title.split(":")[0] for title in titles] == [
         "Time against a swept key",
@@ -218,6 +219,9 @@ def test_a_column_s_menu_filters_by_its_values(page):
     page.locator(".dtcc-dropdown .dtcc-button", has_text=re.compile("^8$")).click()
     assert column(page, "tile") == ["8"] * 4 + (["8"] if FAILED in column(page, "run") else [])
     page.wait_for_function(BARS.format(4))
+    page.keyboard.press("Escape")
+    page.locator("#runs thead th").first.locator(".dtcc-button").first.click()
+    assert FAILED in page.locator(".dtcc-dropdown .dtcc-button").all_inner_texts()
 
 
 HOVERED = [("sqnr", 2, 0), ("curves", 0, 1), ("channels", 1, 3), ("propagation", 1, 1), ("stages", 3, 2)]

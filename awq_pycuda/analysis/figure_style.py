@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import re
 import textwrap
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -64,6 +66,7 @@ _TITLE, _NOTE = 11.5, 8.5  # points
 _MARGIN = 0.10  # inches
 _PAD = 0.06  # inches
 _CHARACTERS = 14.6  # of a note, per inch
+_NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")  # a name may hold what no XML file may
 
 
 @contextmanager
@@ -101,7 +104,9 @@ def save(figure: Figure, folder: Path, stem: str) -> list[Path]:
         layout.execute(figure)  # once for both files; saving with an engine would draw each of them twice, too
         figure.set_layout_engine(None)
         figure.savefig(paths[0], dpi=150)
-        figure.savefig(paths[1], dpi=200, metadata={"Date": None})
+        svg = io.StringIO()
+        figure.savefig(svg, format="svg", dpi=200, metadata={"Date": None})
+    paths[1].write_text(_NOT_XML.sub("\ufffd", svg.getvalue()), encoding="utf-8")
     return paths
 
 

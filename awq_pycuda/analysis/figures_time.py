@@ -22,10 +22,13 @@ from awq_pycuda.analysis.selection import (
     in_order,
     key_name,
     layer_labels,
+    natural,
     numeric,
     plural,
     run_labels,
+    run_stages,
     shorten,
+    stages_of,
     swept_keys,
     without_folders,
 )
@@ -33,11 +36,6 @@ from awq_pycuda.analysis.selection import (
 _MOST_BARS = 40
 _MOST_RUNS_AS_BARS = 24
 _MOST_DEVICES = 4
-
-
-def stages_of(layers: pd.DataFrame) -> list[str]:
-    """The timed stages, in the order run."""
-    return [column.removeprefix("ms.") for column in layers.columns if column.startswith("ms.")]
 
 
 def _stage_style(stages: list[str]) -> dict[str, dict[str, Any]]:
@@ -54,14 +52,6 @@ def _clock(runs: pd.DataFrame) -> str:
     if clocks == {"gpu"}:
         return "on the GPU's stream"
     return "by the host's clock" if "gpu" not in clocks else "on the stream for runs on a GPU, else by the host's clock"
-
-
-def run_stages(collection: Collection) -> pd.DataFrame:
-    """Time of each stage in ms, summed over the layers: a row per complete run, in the order of the table of runs."""
-    layers = complete_layers(collection)
-    columns = {f"ms.{stage}": stage for stage in stages_of(layers)}
-    sums = layers.groupby("run", sort=False)[list(columns)].sum(min_count=1).rename(columns=columns)
-    return sums.dropna(how="all").fillna(0.0)
 
 
 def stage_times(collection: Collection) -> Figure | None:
@@ -143,7 +133,7 @@ def times_against(collection: Collection) -> Iterator[tuple[str, Figure]]:
 
 def _time_against(collection: Collection, runs: pd.DataFrame, key: str, along: list[str]) -> Figure:
     others = [other for other in swept_keys(collection) if other not in (key, "seed")]
-    combos = runs[others].map(format_value).agg(", ".join, axis=1) if others else pd.Series("", runs.index)
+    combos = runs[others].map(format_value).agg("\n".join, axis=1) if others else pd.Series("", runs.index)
     to_scale = key != "seed" and numeric(runs[key])
     order = in_order(runs[key])
     x = runs[key].astype(float) if to_scale else runs[key].map(format_value).map({v: i for i, v in enumerate(order)})
@@ -205,12 +195,11 @@ def _thin_lines(panel: Axes, pipeline: pd.Series, x: pd.Series, combos: pd.Serie
 def _combo_names(runs: pd.DataFrame, others: list[str], combos: pd.Series) -> dict[str, str]:
     shown = [other for other in others if runs[other].map(format_value).nunique() > 1]
     first = runs[~combos.duplicated()]
-    return {
-        combos[run]: shorten(
-            ", ".join(f"{key_name(other)}={shorten(format_value(first.loc[run, other]), 20)}" for other in shown), 60
-        )
-        for run in first.index
-    }
+    names = {}
+    for run in first.index:
+        texts = [f"{key_name(other)}={shorten(format_value(first.loc[run, other]), 20)}" for other in shown]
+        names[combos[run]] = shorten(", ".join(texts), 60)
+    return dict(sorted(names.items(), key=lambda item: natural(item[1])))
 
 
 def _quartile_line(panel: Axes, groups: Any, series: int, label: str, joined: bool, shift: float) -> None:

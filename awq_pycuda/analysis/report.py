@@ -61,6 +61,7 @@ def write_report(collection: Collection, path: Path) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    data = page_data(collection)
     bundle = Path(itables.options.dt_bundle)
     html = environment.get_template("report.html.j2").render(
         summary=_summary(collection),
@@ -70,13 +71,14 @@ def write_report(collection: Collection, path: Path) -> None:
         statuses=list(collection.runs["status"]),
         failed=_failed(collection.runs),
         left_out=[(str(item.path), item.reason) for item in collection.left_out],
-        data=Markup(_json_script(page_data(collection))),
+        has_roofline=bool(data["roofs"]),
+        data=Markup(_json_script(data)),
         table_script=Markup(_json_script(bundle.read_text(encoding="utf-8"))),
         table_style=Markup(bundle.with_suffix(".css").read_text(encoding="utf-8")),
         plotly=Markup(get_plotlyjs()),
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(html, encoding="utf-8")
+    path.write_text(html, encoding="utf-8", errors="backslashreplace")  # paths may hold bytes that are no text
 
 
 def _json_script(value: Any) -> str:

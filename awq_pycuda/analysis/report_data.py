@@ -11,7 +11,6 @@ import pandas as pd
 
 from awq_pycuda.analysis import roofline
 from awq_pycuda.analysis.collect import SALIENT_SHARE, Collection, channels
-from awq_pycuda.analysis.figures_time import run_stages, stages_of
 from awq_pycuda.analysis.selection import (
     complete_layers,
     complete_runs,
@@ -20,7 +19,9 @@ from awq_pycuda.analysis.selection import (
     key_name,
     numeric,
     run_labels,
+    run_stages,
     significant,
+    stages_of,
     starts_chain,
     swept_keys,
 )
@@ -127,7 +128,7 @@ def _curves(curves: pd.DataFrame, layers: pd.DataFrame, place: dict[str, int]) -
                 "chosen": int(np.argmax(chosen[rows])),
             }
         )
-    return {"grids": list(grids), "curves": found}
+    return {"grids": [_numbers(grid, 15) for grid in grids], "curves": found}
 
 
 def _channels(paths: dict[str, str], layers: pd.DataFrame, place: dict[str, int]) -> list[dict[str, Any]]:

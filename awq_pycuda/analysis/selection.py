@@ -78,6 +78,19 @@ def complete_layers(collection: Collection) -> pd.DataFrame:
     return layers.astype(dict.fromkeys(METRICS + _DERIVED, "float64"))  # without any run the columns have no type
 
 
+def stages_of(layers: pd.DataFrame) -> list[str]:
+    """The timed stages, in the order run."""
+    return [column.removeprefix("ms.") for column in layers.columns if column.startswith("ms.")]
+
+
+def run_stages(collection: Collection) -> pd.DataFrame:
+    """Time of each stage in ms, summed over the layers: a row per complete run, in the order of the table of runs."""
+    layers = complete_layers(collection)
+    columns = {f"ms.{stage}": stage for stage in stages_of(layers)}
+    sums = layers.groupby("run", sort=False)[list(columns)].sum(min_count=1).rename(columns=columns)
+    return sums.dropna(how="all").fillna(0.0)
+
+
 def layer_labels(layers: pd.DataFrame) -> dict[int, str]:
     """A label for each layer index.
 
@@ -204,8 +217,11 @@ def best_run(collection: Collection) -> str:
 
 
 def numeric(values: pd.Series) -> bool:
-    """Whether a key's values are all numbers (not truth values, none missing), so that an axis can be to scale."""
-    return all(isinstance(v, int | float | np.number) and not isinstance(v, bool) and not is_missing(v) for v in values)
+    """Whether a key's values are all finite numbers and no truth values, so that an axis can be to scale."""
+    return all(
+        isinstance(value, int | float | np.number) and not isinstance(value, bool) and math.isfinite(value)
+        for value in values
+    )
 
 
 def in_order(values: pd.Series) -> list[str]:
@@ -213,12 +229,12 @@ def in_order(values: pd.Series) -> list[str]:
     unique = {format_value(value): value for value in values}
     present = {text: value for text, value in unique.items() if text != "null"}
     by_size = numeric(pd.Series(list(present.values()), dtype=object))
-    order = sorted(present, key=(lambda text: present[text]) if by_size else _natural)
+    order = sorted(present, key=(lambda text: present[text]) if by_size else natural)
     return (["null"] if "null" in unique else []) + order
 
 
-def _natural(text: str) -> list[tuple[int, str]]:
-    """Sorts 2.h5 before 10.h5."""
+def natural(text: str) -> list[tuple[int, str]]:
+    """Sort key that puts 2.h5 before 10.h5."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", text)]
 
 
