@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,6 @@ def write_report(collection: Collection, path: Path) -> None:
         OSError: the file cannot be written.
     """
     # Imported here, because reading and comparing results needs none of them.
-    import itables.options
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
     from plotly.offline import get_plotlyjs
@@ -62,7 +62,7 @@ def write_report(collection: Collection, path: Path) -> None:
         lstrip_blocks=True,
     )
     data = page_data(collection)
-    bundle = Path(itables.options.dt_bundle)
+    bundle = _table_bundle()
     html = environment.get_template("report.html.j2").render(
         summary=_summary(collection),
         common=_common(collection.runs),
@@ -79,6 +79,17 @@ def write_report(collection: Collection, path: Path) -> None:
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(html, encoding="utf-8", errors="backslashreplace")  # paths may hold bytes that are no text
+
+
+def _table_bundle() -> Path:
+    """DataTables as one ES module, the style sheet beside it.
+
+    It is taken from itables without importing that: itables would follow a config file of the folder one stands in.
+    """
+    package = find_spec("itables")
+    assert package is not None
+    assert package.origin is not None
+    return Path(package.origin).with_name("html") / "dt_bundle.js"
 
 
 def _json_script(value: Any) -> str:
