@@ -2,10 +2,11 @@
 
 import h5py
 import numpy as np
+import pandas as pd
 import pytest
 from result_files import make_run, vary
 
-from awq_pycuda.analysis import figure_style
+from awq_pycuda.analysis import figure_style, figures_search
 from awq_pycuda.analysis.collect import collect
 from awq_pycuda.analysis.figures import write_figures
 from awq_pycuda.analysis.figures_product import product_rate
@@ -139,3 +140,10 @@ def test_the_rate_of_the_product_is_work_over_time(sweep, tmp_path):
 def test_they_are_among_the_files(sweep, tmp_path):
     names = {path.name for path in write_figures(sweep, tmp_path)}
     assert {"error_removed_against_inputs_kind.svg", "curves_by_grid.png", "propagation_by_sweep.svg"} <= names
+
+
+def test_of_equally_frequent_grids_the_finest_is_drawn():
+    curves = pd.DataFrame({"run": list("abbbcc"), "gamma": [0, 0, 0.5, 1, 0, 1]})
+    kept, note = figures_search._same_grid(curves)
+    assert set(kept["run"]) == {"b"}
+    assert note.startswith("1 of 3 runs")

@@ -67,10 +67,13 @@ def error_curves(collection: Collection) -> Figure | None:
 
 
 def _same_grid(curves: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """The curves of the runs that searched the most frequent grid: medians need the same γ in all of them."""
+    """The curves of the runs that searched the most frequent grid: medians need the same γ in all of them.
+
+    Of grids that are equally frequent the finest says the most.
+    """
     gammas = curves["gamma"].to_numpy()
     grids = pd.Series({run: np.unique(gammas[rows]).tobytes() for run, rows in curves.groupby("run").indices.items()})
-    common = grids[grids == grids.mode()[0]].index
+    common = grids[grids == max(grids.mode(), key=len)].index
     runs = plural(len(grids), "run")
     if len(common) < len(grids):
         runs = f"{len(common)} of {runs}, those with the most frequent γ grid"
@@ -171,7 +174,7 @@ def _curves_of_many(curves: pd.DataFrame, labels: dict[int, str]) -> Figure:
     for share in above[:, 0]:
         share.set_ylabel("runs")
         share.set_ylim(bottom=0)
-        share.yaxis.set_major_locator(MaxNLocator(2))
+        share.yaxis.set_major_locator(MaxNLocator(2, steps=[1, 2, 5, 10]))
         share.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     _ratio_axes(below, np.concatenate(limits))
     handles = [
