@@ -219,6 +219,7 @@ def test_every_study_composes(path):
         master.hydra.job.config_name = "config"
         jobs = composition.plan_jobs(master)
     assert {job.config.study for job in jobs} == {path.stem}
+    assert path.stem in (resource_dir("conf") / "config.yaml").read_text()  # --help names it
     assert len({job.label for job in jobs}) == len(jobs) >= 4
 
 
