@@ -221,6 +221,8 @@ def main() -> int:
         return 1
     return code
 
+    if Preflight.sweep.interrupted:
+        return INTERRUPTED
 
 if __name__ == "__main__":
     # Through the module's own name: launchers send the job function to other processes by name, not by value.

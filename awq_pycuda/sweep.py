@@ -13,8 +13,8 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -88,6 +88,7 @@ class Sweep:
     """The jobs of a sweep, by number.
 
     `folder` is where they report; `labels` are the overrides that tell them apart; `study` is what the user sees.
+    `interrupted`: Ctrl-C came while this process waited for jobs that others run, or told of them.
     `abandoned`: the launcher waited for a job whose process is gone, so this process's main thread was interrupted.
     """
 
@@ -96,6 +97,7 @@ class Sweep:
     labels: Sequence[str]
     console: Console
     jobs: list[JobStatus] = field(init=False)
+    interrupted: bool = field(init=False, default=False)
     abandoned: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
@@ -113,20 +115,30 @@ class Sweep:
 
     def finish(self) -> list[JobStatus]:
         """Ends the display, waits for the jobs that other sweeps run, prints the table; returns the jobs."""
-        with suppress(KeyboardInterrupt):
+        with self._interruptible():
             # A launcher that gave up on one job may have left others running.
             while any(job.state == "running" and self._is_alive(number) for number, job in enumerate(self.jobs)):
                 time.sleep(_POLL_SECONDS)
-        self._stopped.set()
-        self._thread.join()
-        with suppress(KeyboardInterrupt):
+        with self._interruptible():
+            self._stopped.set()
+            self._thread.join()
+        with self._interruptible():
             self._settle_elsewhere()
         self.jobs = [
             replace(job, state="failed", reason="the process that ran it ended") if job.state == "running" else job
             for job in self.jobs
         ]
-        self._print_tables()
+        with self._interruptible():
+            self._print_tables()
         return self.jobs
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """Ctrl-C ends the block, and is noted."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            self.interrupted = True
 
     def _watch(self) -> None:
         on_terminal = self.console.is_terminal

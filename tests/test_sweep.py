@@ -117,6 +117,22 @@ def test_ctrl_c_stops_the_job_and_the_sweep(environment, tmp_path):
     assert found(folder) == {0: ("complete", ""), 1: ("failed", "KeyboardInterrupt")}
 
 
+def test_ctrl_c_while_waiting_for_another_sweep(environment, tmp_path):
+    runs = environment(seed_1="sleep")
+    folder = tmp_path / "work"
+    other = start(folder, *TINY_SWEEP, "seed=1", "study=both")
+    wait_for(lambda: 1 in runs())
+    process = start(folder, *TINY_SWEEP, "seed=0,1", "study=both")
+    while "waiting for 1 jobs" not in process.stdout.readline():
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    other.kill()
+    other.communicate()
+    assert (process.returncode, err) == (130, "")
+    assert "2 jobs: 1 elsewhere, 1 complete" in out
+
+
 def content(path):
     """Every dataset but the times, and every attribute but what differs from process to process."""
     parts = {}
