@@ -39,16 +39,22 @@ class Worker:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # closed by close()
         package = str(Path(__file__).resolve().parent.parent)
         path = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
-        with its:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "awq_pycuda.worker", str(its.fileno())],
-                env=os.environ | {"PYTHONPATH": path} | environment,
-                pass_fds=[its.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=self._errors,
-                process_group=0,  # Ctrl-C reaches this process alone, which passes it on once
-            )
+        # The worker inherits the mask, and so does every thread of its libraries, such as those that NumPy's BLAS makes
+        # while it is imported: an interrupt that one of them took would be raised anywhere in the main thread.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            with its:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", "awq_pycuda.worker", str(its.fileno())],
+                    env=os.environ | {"PYTHONPATH": path} | environment,
+                    pass_fds=[its.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=self._errors,
+                    process_group=0,  # Ctrl-C reaches this process alone, which passes it on once
+                )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         self._connection = Connection(ours.detach())
         self.interrupted = False
 
@@ -57,14 +63,16 @@ class Worker:
         return self._process.poll() is None
 
     def ask(self, request: Any, on_started: Callable[[Started], None] = lambda started: None) -> Any:
-        """Sends a request and waits for its answer; Ctrl-C meanwhile stops the job, which still answers.
+        """Sends a request and waits for its answer; Ctrl-C meanwhile stops a job, which still answers.
 
         Raises:
             WorkerDied: the process ended first.
+            KeyboardInterrupt: the request is no job, and Ctrl-C came; the worker is of no more use.
         """
+        receive = self._receive if isinstance(request, Job) else self._connection.recv
         try:
             self._connection.send(request)
-            while isinstance(answer := self._receive(), Started):
+            while isinstance(answer := receive(), Started):
                 on_started(answer)
         except (EOFError, OSError):
             raise WorkerDied(self._cause_of_death()) from None
@@ -165,8 +173,13 @@ def refusals(configs: Sequence[Config]) -> list[str | None]:
 
     Raises:
         WorkerDied: it could not be found out.
+        KeyboardInterrupt: Ctrl-C.
     """
-    answer: list[str | None] = _host.worker(configs[0]).ask(list(configs))
+    try:
+        answer: list[str | None] = _host.worker(configs[0]).ask(list(configs))
+    except KeyboardInterrupt:
+        _host.close()
+        raise
     return answer
 
 

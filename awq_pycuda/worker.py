@@ -126,8 +126,7 @@ def _receive(connection: Connection, requests: SimpleQueue[Any], busy: threading
 
 def main() -> None:
     """Serves one request after the other until the parent closes the socket."""
-    # Before any thread is made: those inherit it, so that the main thread alone is ever interrupted.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    # `isolation` has blocked it before any thread was made, so that the main thread alone is ever interrupted.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # Slurm's word that time is nearly up; the parent minds it
     faulthandler.enable()

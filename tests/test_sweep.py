@@ -16,7 +16,7 @@ import pytest
 from conftest import TINY_SWEEP, files_under, found, start
 from rich.console import Console
 
-from awq_pycuda import composition, results
+from awq_pycuda import composition, isolation, results
 from awq_pycuda.launchers import LAUNCHERS
 from awq_pycuda.paths import resource_dir
 from awq_pycuda.study import Outcome
@@ -131,6 +131,34 @@ def test_ctrl_c_while_waiting_for_another_sweep(environment, tmp_path):
     other.communicate()
     assert (process.returncode, err) == (130, "")
     assert "2 jobs: 1 elsewhere, 1 complete" in out
+
+
+def test_ctrl_c_while_jobs_are_checked_writes_nothing(tmp_path):
+    process = start(tmp_path, *TINY_SWEEP, "seed=0,1")
+    parent = psutil.Process(process.pid)
+    wait_for(lambda: any("awq_pycuda.worker" in child.cmdline() for child in parent.children()))
+    (worker,) = parent.children()
+    worker.suspend()  # so that the answer is still awaited when the interrupt comes
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    worker.resume()
+    assert process.communicate(timeout=60) == ("", "interrupted before any work\n")
+    assert process.returncode == 130
+    assert files_under(tmp_path) == []
+
+
+def test_a_worker_takes_interrupts_only_within_a_job(compose):
+    """The threads of NumPy's BLAS took those that the main thread blocks, and it died of them anywhere."""
+    config = compose("n=8", "backend=cpu")
+    worker = isolation._host.worker(config)
+    try:
+        for _ in range(2):  # while it starts, and while it waits
+            worker._process.send_signal(signal.SIGINT)
+            assert isolation.refusals([config]) == [None]
+        assert isolation._host.worker(config) is worker
+    finally:
+        isolation.close_worker()
 
 
 def content(path):
