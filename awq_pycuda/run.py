@@ -211,6 +211,10 @@ def main() -> int:
     """The command. Returns the exit code: 0, 1 when a run failed, 2 for bad input, 130 when interrupted."""
     # Hydra would print its errors over several lines and exit with 1; raised, they become the one line of §3.
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    # Where stdin, stdout or stderr is closed, their numbers must not go to files and sockets of ours.
+    while (null := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(null)
     register_schemas()
     Preflight.sweep = None
     code = _run_hydra()

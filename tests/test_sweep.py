@@ -161,6 +161,12 @@ def test_a_worker_takes_interrupts_only_within_a_job(compose):
         isolation.close_worker()
 
 
+def test_a_sweep_with_stdin_stdout_and_stderr_closed(tmp_path):
+    command = [sys.executable, "-m", "awq_pycuda.run", *TINY_SWEEP, "seed=0,1"]
+    subprocess.run(["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *command], cwd=tmp_path, check=True)
+    assert sorted(found(tmp_path)) == [0, 1]
+
+
 def content(path):
     """Every dataset but the times, and every attribute but what differs from process to process."""
     parts = {}
