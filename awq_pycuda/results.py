@@ -51,9 +51,11 @@ def status_attributes(failure: str | None) -> dict[str, str | int | bool]:
 
 
 def read_status(folder: Path) -> tuple[str, str] | None:
-    """Status and error ("" if none) of `folder/results.h5`; None where there is no file that can be read."""
+    """Status and error ("" if none) of `folder/results.h5`; None where there is no result file that can be read."""
     try:
         with h5py.File(folder / FILE_NAME) as file:
+            if (file.attrs["schema"], file.attrs["schema_version"]) != (SCHEMA, SCHEMA_VERSION):
+                return None
             return str(file.attrs["status"]), str(file.attrs.get("error", ""))
     except (OSError, KeyError, RuntimeError):
         return None

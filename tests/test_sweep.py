@@ -167,6 +167,19 @@ def test_a_sweep_with_stdin_stdout_and_stderr_closed(tmp_path):
     assert sorted(found(tmp_path)) == [0, 1]
 
 
+@pytest.mark.parametrize("attribute", ["schema", "schema_version"])
+def test_a_file_of_another_schema_is_no_result(cli, tmp_path, attribute):
+    sweep = (*TINY_SWEEP, "seed=1", "study=foreign")
+    assert cli(*sweep)[0] == 0
+    (path,) = (tmp_path / "work").rglob("results.h5")
+    with h5py.File(path, "a") as file:
+        file.attrs[attribute] = 99
+    code, out, _ = cli(*sweep)
+    assert code == 0
+    assert "1 jobs: 1 complete" in out
+    assert found(tmp_path / "work") == {1: ("complete", "")}
+
+
 def content(path):
     """Every dataset but the times, and every attribute but what differs from process to process."""
     parts = {}
