@@ -74,6 +74,13 @@ def _refuse_missing_and_added_keys(node: Any, prefix: str) -> None:
             _refuse_missing_and_added_keys(value, f"{prefix}{name}.")
 
 
+def task_overrides(settings: Any) -> list[str]:
+    """The overrides, from Hydra's own settings, as written: what ${...} stands for differs from job to job."""
+    overrides = OmegaConf.to_container(settings.overrides.task, resolve=False)
+    assert isinstance(overrides, list)
+    return overrides
+
+
 @dataclass(frozen=True)
 class PlannedJob:
     """A job of a sweep: its config, also as resolved YAML; its overrides, and in `label` those that vary."""
@@ -96,7 +103,7 @@ def plan_jobs(composed: DictConfig) -> list[PlannedJob]:
     loader = GlobalHydra.instance().config_loader()
     parser = OverridesParser.create(loader)
     tasks = [f"{key}={value}" for key, value in (composed.hydra.sweeper.get("params") or {}).items()]
-    tasks += list(composed.hydra.overrides.task)
+    tasks += task_overrides(composed.hydra)
     (batch,) = BasicSweeper.split_arguments(parser.parse_overrides(tasks), max_batch_size=None)
     varying = [index for index, column in enumerate(zip(*batch, strict=True)) if len(set(column)) > 1]
     bases: dict[tuple[str, ...], DictConfig] = {}

@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from awq_pycuda import isolation, summary
-from awq_pycuda.composition import PlannedJob, plan_jobs, register_schemas, to_config
+from awq_pycuda.composition import PlannedJob, plan_jobs, register_schemas, task_overrides, to_config
 from awq_pycuda.errors import InputError
 from awq_pycuda.execution import RunFailed, execute, validate
 from awq_pycuda.hydra_errors import explain
@@ -136,7 +136,7 @@ def job(composed: DictConfig) -> None:
     """
     settings = HydraConfig.get()
     config, config_yaml = to_config(composed), OmegaConf.to_yaml(composed, resolve=True)
-    overrides = list(settings.overrides.task)
+    overrides = task_overrides(settings)
     if settings.mode is RunMode.RUN:
         try:
             execute(config, Path(settings.runtime.output_dir), overrides, config_yaml)

@@ -258,6 +258,7 @@ def test_a_launcher_that_is_not_installed_is_a_clear_error(cli, monkeypatch):
         ("matmul=glob(*)", "search.objective=diag,output"),
     ],
 )
+        ("n=8,12,16,20", "tokens=${n}"),
 def test_planned_jobs_are_what_hydra_composes(overrides):
     composition.register_schemas()
     with hydra.initialize_config_dir(str(resource_dir("conf")), version_base="1.3"):
