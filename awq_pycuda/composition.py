@@ -105,6 +105,12 @@ def plan_jobs(composed: DictConfig) -> list[PlannedJob]:
     tasks = [f"{key}={value}" for key, value in (composed.hydra.sweeper.get("params") or {}).items()]
     tasks += task_overrides(composed.hydra)
     (batch,) = BasicSweeper.split_arguments(parser.parse_overrides(tasks), max_batch_size=None)
+    for override in filter(Override.is_sweep_override, parser.parse_overrides(tasks)):
+        if override.key_or_group == "experiment":
+            # Its own sweep is in the settings of Hydra, which jobs do not have.
+            raise InputError(f"{override.input_line}: each is a sweep of its own; allowed: one of them")
+        if not batch and not list(override.sweep_string_iterator()):
+            raise InputError(f"{override.input_line}: no values, so no jobs; allowed: at least one value")
     varying = [index for index, column in enumerate(zip(*batch, strict=True)) if len(set(column)) > 1]
     bases: dict[tuple[str, ...], DictConfig] = {}
 

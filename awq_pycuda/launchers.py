@@ -41,9 +41,11 @@ def prepare_launcher(config: DictConfig) -> None:
     """Checks and prepares the launcher that a sweep's composed config names, in the process that starts the sweep.
 
     Raises:
-        InputError: its cluster can never run the jobs.
+        InputError: it can never run the jobs.
     """
     launcher = str(config.hydra.launcher._target_).rpartition(".")[2]
+    if launcher == "JoblibLauncher" and config.hydra.launcher.n_jobs == 0:
+        raise InputError("hydra.launcher.n_jobs=0: allowed: a number of processes; -1: one per core")
     if launcher == "RayLauncher":
         _connect_to_ray(config)
     elif launcher in ("SlurmLauncher", "LocalLauncher"):

@@ -78,7 +78,7 @@ class Preflight(Callback):
 
 
 def _check_sweep(config: DictConfig, jobs: list[PlannedJob]) -> None:
-    if len({job.config.study for job in jobs if not job.config.study.startswith("sweeps/")}) > 1:
+    if len({job.config.study for job in jobs}) > 1:
         raise InputError("study: one sweep is one study; allowed: one value")
     for override in config.hydra.overrides.hydra:
         if override.startswith("hydra.sweep.subdir="):
@@ -221,12 +221,12 @@ def main() -> int:
     if Preflight.sweep is None:
         return code
     jobs = Preflight.sweep.finish()
+    if Preflight.sweep.interrupted:
+        return INTERRUPTED
     if code == 0 and any(job.state not in ("complete", "skipped") for job in jobs):
         return 1
     return code
 
-    if Preflight.sweep.interrupted:
-        return INTERRUPTED
 
 if __name__ == "__main__":
     # Through the module's own name: launchers send the job function to other processes by name, not by value.

@@ -225,10 +225,15 @@ def test_every_launcher_gives_the_same_results_and_survives_failing_jobs(cli, en
     [
         (("-m", "seed=1,2", "study=../x"), "study=../x"),
         (("-m", "study=a,b"), "study"),
+        (("-m", "seed=1,2", "study=sweeps/a,sweeps/b"), "study"),
+        (("-m", "seed=1,2", "study=x${seed}"), "study"),
         (("study=x",), "with -m"),
+        (("-m", "seed=range(0,0)"), "seed=range(0,0)"),
+        (("-m", "experiment=depth,outliers"), "experiment=depth,outliers"),
         (("-m", "seed=1,2", "hydra.sweep.subdir=x"), "hydra.sweep.subdir=x"),
         (("-m", "seed=1,2", "hydra.sweep.dir=/proc/nowhere"), "hydra.sweep.dir=/proc/nowhere"),
         (("-m", "seed=1,2", "hydra/launcher=nope"), "hydra/launcher=nope"),
+        (("-m", "seed=1,2", "hydra/launcher=joblib", "hydra.launcher.n_jobs=0"), "hydra.launcher.n_jobs=0"),
     ],
 )
 def test_bad_sweeps_are_refused_and_write_nothing(cli, tmp_path, arguments, named):
@@ -253,12 +258,12 @@ def test_a_launcher_that_is_not_installed_is_a_clear_error(cli, monkeypatch):
     "overrides",
     [
         ("tile=8,16", "gamma_grid=day58,awq20", "n=8,12", "tokens=5"),
+        ("n=8,12,16,20", "tokens=${n}"),
         ("inputs=outliers,synthetic", "inputs.weight_scale=he", "gammas=[0,1],[0.5]"),
         ("timing=once", "timing.repeats=2,3", "seed=range(0,4)", "quant.group_size=null,4"),
         ("matmul=glob(*)", "search.objective=diag,output"),
     ],
 )
-        ("n=8,12,16,20", "tokens=${n}"),
 def test_planned_jobs_are_what_hydra_composes(overrides):
     composition.register_schemas()
     with hydra.initialize_config_dir(str(resource_dir("conf")), version_base="1.3"):
