@@ -133,8 +133,10 @@ def test_ctrl_c_while_waiting_for_another_sweep(environment, tmp_path):
     assert "2 jobs: 1 elsewhere, 1 complete" in out
 
 
-def test_ctrl_c_while_jobs_are_checked_writes_nothing(tmp_path):
-    process = start(tmp_path, *TINY_SWEEP, "seed=0,1")
+def test_ctrl_c_while_jobs_are_checked_writes_nothing(environment, tmp_path):
+    environment()
+    folder = tmp_path / "work"
+    process = start(folder, *TINY_SWEEP, "seed=0,1")
     parent = psutil.Process(process.pid)
     wait_for(lambda: any("awq_pycuda.worker" in child.cmdline() for child in parent.children()))
     (worker,) = parent.children()
@@ -145,7 +147,7 @@ def test_ctrl_c_while_jobs_are_checked_writes_nothing(tmp_path):
     worker.resume()
     assert process.communicate(timeout=60) == ("", "interrupted before any work\n")
     assert process.returncode == 130
-    assert files_under(tmp_path) == []
+    assert files_under(folder) == []
 
 
 def test_a_worker_takes_interrupts_only_within_a_job(compose):
@@ -161,7 +163,8 @@ def test_a_worker_takes_interrupts_only_within_a_job(compose):
         isolation.close_worker()
 
 
-def test_a_sweep_with_stdin_stdout_and_stderr_closed(tmp_path):
+def test_a_sweep_with_stdin_stdout_and_stderr_closed(environment, tmp_path):
+    environment()
     command = [sys.executable, "-m", "awq_pycuda.run", *TINY_SWEEP, "seed=0,1"]
     subprocess.run(["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *command], cwd=tmp_path, check=True)
     assert sorted(found(tmp_path)) == [0, 1]
