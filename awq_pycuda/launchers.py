@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus
@@ -10,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from awq_pycuda.errors import InputError
 
+_PARENT_SECONDS = 1
 _SUBMITIT = "${hydra.sweep.dir}/.sweep/submitit/%j"  # scripts, logs and pickles of each job
 
 # What sweeps need of the launchers that Hydra's plugins bring (requirements-cluster.txt). A job that dies is told as
@@ -51,6 +54,21 @@ def prepare_launcher(config: DictConfig) -> None:
     elif launcher in ("SlurmLauncher", "LocalLauncher"):
         os.environ.setdefault("SUBMITIT_LOG_LEVEL", "CRITICAL")  # it logs every submission, twice
         _await_every_submitit_job()
+
+
+def end_with_parent() -> None:
+    """Ends this process soon after the one that started it.
+
+    joblib's would wait minutes for more jobs of a sweep that was killed, each keeping its worker and its GPU.
+    """
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_PARENT_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _connect_to_ray(config: DictConfig) -> None:

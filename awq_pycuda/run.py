@@ -30,7 +30,7 @@ from awq_pycuda.errors import InputError
 from awq_pycuda.execution import RunFailed, execute, validate
 from awq_pycuda.hydra_errors import explain
 from awq_pycuda.inputs import plan_layers
-from awq_pycuda.launchers import prepare_launcher
+from awq_pycuda.launchers import end_with_parent, prepare_launcher
 from awq_pycuda.paths import resource_dir
 from awq_pycuda.study import Job, Outcome
 from awq_pycuda.sweep import Reporter, Sweep
@@ -146,7 +146,7 @@ def job(composed: DictConfig) -> None:
             raise SystemExit(INTERRUPTED if error.interrupted else 1) from None
         return
     cwd, folder = Path(settings.runtime.cwd), Path(settings.sweep.dir)
-    reporter = _reporter(cwd / folder / settings.sweep.subdir)
+    reporter = _reporter(cwd / folder / settings.sweep.subdir, str(settings.launcher._target_))
     # Ctrl-C is not raised on: in a launcher's process it would count as a crash.
     _run_in_sweep(settings.job.num, Job(config, cwd, folder, overrides, config_yaml), reporter)
 
@@ -169,7 +169,9 @@ def _run_here(jobs: list[PlannedJob], sweep: Sweep) -> int:
 
 
 @lru_cache(maxsize=1)
-def _reporter(folder: Path) -> Reporter:
+def _reporter(folder: Path, launcher: str) -> Reporter:
+    if launcher.endswith(".JoblibLauncher"):
+        end_with_parent()
     return Reporter(folder)
 
 

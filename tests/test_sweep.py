@@ -92,6 +92,17 @@ def test_a_killed_sweep_goes_on_where_it_was(environment, tmp_path):
     assert sum(runs().values()) <= 17
 
 
+def test_a_killed_sweep_leaves_no_process_of_joblib_s(environment, tmp_path):
+    runs = environment(seed_1="sleep")
+    launcher = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    process = start(tmp_path / "work", *TINY_SWEEP, "seed=0,1", *launcher)
+    wait_for(lambda: runs() == {0: 1, 1: 1})
+    processes = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.communicate(timeout=60)  # they have its stdout
+    assert psutil.wait_procs(processes, timeout=10)[1] == []
+
+
 def test_two_sweeps_of_a_study_share_its_jobs(environment, tmp_path):
     runs = environment()
     folder = tmp_path / "work"
