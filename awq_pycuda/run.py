@@ -198,7 +198,10 @@ def _run_hydra() -> int:
     except OSError as error:
         # Hydra makes the folders of a sweep's jobs one by one, after every check.
         if error.filename is None:
-            raise
+            if Preflight.sweep is None:
+                raise
+            print(f"failed: {error}", file=sys.stderr)  # such as a disk too full for the reports
+            return 1
         return _report(InputError(f"{error.filename}: {error.strerror}; allowed: a folder that can be written to"))
     except Exception as error:
         if Preflight.sweep is None:

@@ -162,9 +162,11 @@ class Sweep:
     def _poll(self) -> list[int]:
         """Takes in what the jobs have reported since; the jobs that a run of theirs has ended."""
         ended: list[int] = []
-        if not self.folder.is_dir():
+        try:
+            entries = list(os.scandir(self.folder))
+        except OSError:  # not made yet, or gone
             return ended
-        for entry in os.scandir(self.folder):
+        for entry in entries:
             path = Path(entry.path)
             if path.suffix != ".jsonl" or entry.stat().st_size == self._read.get(path, 0):
                 continue
@@ -191,6 +193,8 @@ class Sweep:
                 return False
         except Timeout:
             return True
+        except OSError:  # the study's folder is gone
+            return False
 
     def _interrupt_if_abandoned(self) -> None:
         """Slurm without accounting never tells that a job was killed, and its launcher then waits for ever."""

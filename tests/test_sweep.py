@@ -1,5 +1,6 @@
 """Sweeps: jobs that fail alone, studies that go on, two sweeps at once, and the same results from every launcher."""
 
+import errno
 import json
 import re
 import signal
@@ -324,6 +325,29 @@ def test_the_display_counts_and_a_half_written_report_waits(tmp_path):
         other.write('te": "running"}\n')
     assert sweep._poll() == []
     assert [job.state for job in sweep.jobs] == ["complete", "failed", "skipped", "running", "running"]
+
+
+def test_a_study_s_folder_that_goes_away_ends_in_the_table(tmp_path):
+    reports = tmp_path / "study" / "reports"
+    sweep = Sweep(reports.parent, reports, ["seed=0"], Console(file=StringIO()))
+    reporter = Reporter(reports)
+    reporter.started(0)
+    assert sweep._poll() == []
+    reports.parent.rename(tmp_path / "away")
+    reports.parent.touch()
+    sweep.start()
+    (job,) = sweep.finish()
+    assert (job.state, job.reason) == ("failed", "the process that ran it ended")
+
+
+def test_a_disk_too_full_for_reports_ends_in_one_line_and_the_table(cli, monkeypatch):
+    def no_space(self, event):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Reporter, "_append", no_space)
+    code, out, err = cli(*TINY_SWEEP, "seed=0,1")
+    assert (code, err) == (1, "failed: [Errno 28] No space left on device\n")
+    assert "2 jobs: 2 not run" in out
 
 
 def test_a_launcher_that_waits_for_dead_processes_is_interrupted(tmp_path, monkeypatch):
