@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from awq_pycuda.errors import InputError
 
+_SWEEP_PID = "AWQ_PYCUDA_SWEEP_PID"  # of the process that joblib's are children of
 _PARENT_SECONDS = 1
 _SUBMITIT = "${hydra.sweep.dir}/.sweep/submitit/%j"  # scripts, logs and pickles of each job
 
@@ -47,24 +48,28 @@ def prepare_launcher(config: DictConfig) -> None:
         InputError: it can never run the jobs.
     """
     launcher = str(config.hydra.launcher._target_).rpartition(".")[2]
-    if launcher == "JoblibLauncher" and config.hydra.launcher.n_jobs == 0:
-        raise InputError("hydra.launcher.n_jobs=0: allowed: a number of processes; -1: one per core")
-    if launcher == "RayLauncher":
+    if launcher == "JoblibLauncher":
+        if config.hydra.launcher.n_jobs == 0:
+            raise InputError("hydra.launcher.n_jobs=0: allowed: a number of processes; -1: one per core")
+        os.environ[_SWEEP_PID] = str(os.getpid())
+    elif launcher == "RayLauncher":
         _connect_to_ray(config)
     elif launcher in ("SlurmLauncher", "LocalLauncher"):
         os.environ.setdefault("SUBMITIT_LOG_LEVEL", "CRITICAL")  # it logs every submission, twice
         _await_every_submitit_job()
 
 
-def end_with_parent() -> None:
-    """Ends this process soon after the one that started it.
+def end_with_sweep() -> None:
+    """Ends this process of joblib's soon after the one that started the sweep, also where that is gone already.
 
-    joblib's would wait minutes for more jobs of a sweep that was killed, each keeping its worker and its GPU.
+    It would wait for ever for more jobs of a sweep that was killed, and keep its worker and its GPU.
     """
-    parent = os.getppid()
+    sweep = int(os.environ[_SWEEP_PID])
+    if os.getpid() == sweep:  # n_jobs=1 makes no process
+        return
 
     def watch() -> None:
-        while os.getppid() == parent:
+        while os.getppid() == sweep:
             time.sleep(_PARENT_SECONDS)
         os._exit(1)
 

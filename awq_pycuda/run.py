@@ -30,7 +30,7 @@ from awq_pycuda.errors import InputError
 from awq_pycuda.execution import RunFailed, execute, validate
 from awq_pycuda.hydra_errors import explain
 from awq_pycuda.inputs import plan_layers
-from awq_pycuda.launchers import end_with_parent, prepare_launcher
+from awq_pycuda.launchers import end_with_sweep, prepare_launcher
 from awq_pycuda.paths import resource_dir
 from awq_pycuda.study import Job, Outcome
 from awq_pycuda.sweep import Reporter, Sweep
@@ -171,7 +171,7 @@ def _run_here(jobs: list[PlannedJob], sweep: Sweep) -> int:
 @lru_cache(maxsize=1)
 def _reporter(folder: Path, launcher: str) -> Reporter:
     if launcher.endswith(".JoblibLauncher"):
-        end_with_parent()
+        end_with_sweep()
     return Reporter(folder)
 
 

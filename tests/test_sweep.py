@@ -104,6 +104,13 @@ def test_a_killed_sweep_leaves_no_process_of_joblib_s(environment, tmp_path):
     assert psutil.wait_procs(processes, timeout=10)[1] == []
 
 
+def test_joblib_with_one_process_goes_on_without_the_shell(tmp_path):
+    command = f'"{sys.executable}" -m awq_pycuda.run {" ".join(TINY_SWEEP)} "seed=range(0,4)" '
+    command += "hydra/launcher=joblib hydra.launcher.n_jobs=1"
+    subprocess.run(["sh", "-c", f"{command} >out 2>&1 &"], cwd=tmp_path, check=True)
+    wait_for(lambda: (tmp_path / "out").is_file() and "4 jobs: 4 complete" in (tmp_path / "out").read_text())
+
+
 def test_two_sweeps_of_a_study_share_its_jobs(environment, tmp_path):
     runs = environment()
     folder = tmp_path / "work"
