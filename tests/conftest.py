@@ -23,6 +23,7 @@ from awq_pycuda.backends.cpu import CpuBackend
 from awq_pycuda.config import Config, MatmulKernel, StatsKernel
 from awq_pycuda.paths import resource_dir
 
+ROOT = Path(__file__).parent.parent
 TINY_SWEEP = ("-m", "n=24", "layers=2", "timing=once", "backend=cpu")
 PLANT = Path(__file__).with_name("plant")
 BACKENDS = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -97,6 +98,15 @@ def compose() -> Iterator[Callable[..., Config]]:
         yield lambda *overrides: composition.to_config(hydra.compose("config", list(overrides)))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def package_found_from_any_folder():
+    """Commands that tests start elsewhere find the package, which need not be installed."""
+    given = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join((str(ROOT), *given)))
+        yield
+
+
 @pytest.fixture
 def cli(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
@@ -133,12 +143,11 @@ def environment(tmp_path, monkeypatch):
     """`environment(seed="raise", ...)`: plants trouble in the workers to come; returns who reads which jobs ran."""
     runs = tmp_path / "runs"
     runs.touch()
-    checkout = str(Path(__file__).parent.parent)
-    given = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    packages = os.environ["PYTHONPATH"]
 
     def plant(**trouble):
         isolation.close_worker()
-        monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(PLANT), checkout, *given)))
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(PLANT), packages)))
         monkeypatch.setenv("PLANT", json.dumps({seed.removeprefix("seed_"): what for seed, what in trouble.items()}))
         monkeypatch.setenv("RUNS", str(runs))
         return lambda: Counter(int(line) for line in runs.read_text().split())

@@ -284,12 +284,11 @@ def test_ctrl_c(real, command, monkeypatch):
 def test_as_a_command(real, tmp_path):
     """In a process of its own, from another folder, with a reader that goes away."""
     arguments = [sys.executable, "-m", "awq_pycuda.analyze", "compare", str(real), str(real), "fail_on=slower,worse"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(arguments, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert "times: 7 same" in done.stdout
     with open("/dev/full", "w") as full:
-        done = subprocess.run(arguments, stdout=full, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment)
+        done = subprocess.run(arguments, stdout=full, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1, done.stderr
 

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import os
 import subprocess
 import sys
 
@@ -52,7 +51,7 @@ sys.exit(code)
 def test_the_parent_of_a_sweep_never_touches_cuda(environment, tmp_path):
     environment()
     command = [sys.executable, "-c", PARENT, *SWEEP, "seed=0,1", "study=parent"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, env=dict(os.environ))
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "False False"
 

@@ -1,7 +1,6 @@
 """results.h5: the layout, other readers, and that no reader ever sees half a file."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -189,9 +188,7 @@ def test_a_full_disk_is_one_line_and_leaves_no_file(monkeypatch, tmp_path, cli):
 @pytest.mark.parametrize("delay", [0.9, 1.1, 1.3, 1.5, 1.8])
 def test_kill_9_leaves_no_file_under_the_final_name_or_a_whole_one(tmp_path, delay):
     command = [sys.executable, "-m", "awq_pycuda.run", "n=256", "timing.repeats=20", "backend=cpu", "save=full"]
-    process = subprocess.Popen(
-        command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": os.getcwd()}, stdout=subprocess.DEVNULL
-    )
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL)
     time.sleep(delay)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -209,9 +206,7 @@ def test_killed_while_writing_leaves_no_file_under_the_final_name(tmp_path):
         "sys.argv = ['run', 'n=16', 'layers=1', 'backend=cpu']\n"
         "run.main()\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=tmp_path, env=os.environ | {"PYTHONPATH": os.getcwd()}, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=False)
     assert done.returncode == -signal.SIGKILL
     assert list(tmp_path.rglob(".results.h5.*.tmp"))
     assert not list(tmp_path.rglob("results.h5"))

@@ -168,7 +168,6 @@ def test_the_command_works_from_any_folder_as_a_process(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "awq_pycuda.run", *SMALL],
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": os.getcwd()},
         capture_output=True,
         text=True,
         check=False,
@@ -178,7 +177,6 @@ def test_the_command_works_from_any_folder_as_a_process(tmp_path):
     bad = subprocess.run(
         [sys.executable, "-m", "awq_pycuda.run", "tile=abc"],
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": os.getcwd()},
         capture_output=True,
         text=True,
         check=False,
@@ -253,14 +251,13 @@ def test_the_kernels_hash_is_of_names_and_contents(monkeypatch, tmp_path):
 
 
 def test_a_full_or_closed_stdout_does_not_cost_the_run(tmp_path):
-    environment = os.environ | {"PYTHONPATH": os.getcwd()}
     command = [sys.executable, "-m", "awq_pycuda.run", *SMALL]
     with open("/dev/full", "w") as full:
-        subprocess.run(command, cwd=tmp_path, env=environment, stdout=full, stderr=subprocess.DEVNULL, check=False)
+        subprocess.run(command, cwd=tmp_path, stdout=full, stderr=subprocess.DEVNULL, check=False)
     assert len(list(tmp_path.rglob("results.h5"))) == 1
     reader, writer = os.pipe()
     os.close(reader)
-    subprocess.run(command, cwd=tmp_path, env=environment, stdout=writer, stderr=subprocess.DEVNULL, check=False)
+    subprocess.run(command, cwd=tmp_path, stdout=writer, stderr=subprocess.DEVNULL, check=False)
     os.close(writer)
     assert len(list(tmp_path.rglob("results.h5"))) == 2
 

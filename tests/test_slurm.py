@@ -1,7 +1,6 @@
 """Sweeps through a real Slurm. `make test-slurm` starts one on this machine (tools/slurm_node.sh) and runs these."""
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -13,7 +12,6 @@ import pytest
 
 pytestmark = pytest.mark.slurm
 
-ROOT = Path(__file__).resolve().parent.parent
 SMALL = ("backend=cpu", "n=32", "timing=once")
 LIMIT_S = 120  # far beyond what any wait here takes; ends a test whose job was lost
 
@@ -30,7 +28,6 @@ def sweep(tmp_path):
         process = subprocess.Popen(
             [*command, *SMALL, *overrides],
             cwd=tmp_path,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
