@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
 from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass
@@ -10,6 +11,7 @@ from typing import Any
 
 import hydra
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -42,6 +44,26 @@ def register_schemas() -> None:
             store.store(group="hydra/launcher", name=name, node=OmegaConf.merge(plugin.node, settings))
     for path in sorted(resource_dir("experiments").glob("*.yaml")):
         store.store(group="experiment", name=path.stem, node=OmegaConf.load(path), package="_global_")
+
+
+def ordered(arguments: list[str]) -> list[str]:
+    """A command line with its overrides at the end: Hydra's parser takes only those before or those after a flag.
+
+    Raises:
+        InputError: an option that Hydra does not have.
+    """
+    parser = get_args_parser()
+    parser.exit_on_error = False  # it would print its usage
+    try:
+        known, others = parser.parse_known_args(arguments)
+    except argparse.ArgumentError as error:
+        raise InputError(f"{error}; allowed: what --hydra-help shows") from None
+    for argument in others:
+        if argument.startswith("-"):
+            raise InputError(f"{argument}: no such option; allowed: what --hydra-help shows")
+    overrides = {*known.overrides, *others}
+    flags = [argument for argument in arguments if argument not in overrides]
+    return flags + [argument for argument in arguments if argument in overrides]
 
 
 def to_config(composed: DictConfig) -> Config:

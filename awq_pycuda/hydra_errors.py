@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Sequence
 
-from hydra.errors import MissingConfigException
+from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from awq_pycuda.config import ALLOWED
@@ -30,6 +30,8 @@ def explain(error: BaseException, overrides: Sequence[str]) -> str:
             return f"{group}={option}: not installed; allowed after pip install -r requirements-cluster.txt"
         options = [name for name in error.options if not name.endswith("_schema")]
         return f"{group}={option}: no such option; allowed: {', '.join(options)}"
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: cannot be read; allowed: key=value as --help shows, special characters in quotes"
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     key = re.sub(r"\[.*", "", str(getattr(cause, "full_key", None) or ""))
     if isinstance(cause, (ConfigAttributeError, ConfigKeyError)):

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from awq_pycuda import isolation, summary
-from awq_pycuda.composition import PlannedJob, plan_jobs, register_schemas, task_overrides, to_config
+from awq_pycuda.composition import PlannedJob, ordered, plan_jobs, register_schemas, task_overrides, to_config
 from awq_pycuda.errors import InputError
 from awq_pycuda.execution import RunFailed, execute, validate
 from awq_pycuda.hydra_errors import explain
@@ -114,11 +114,15 @@ def _exit_on_error() -> Iterator[None]:
 
 def _check_writable(key: str, folder: Path) -> None:
     """Makes the run's folder and tries to write there; root passes every permission check, so only trying tells."""
+    missing = [path for path in (folder, *folder.parents) if not os.path.exists(path)]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
+        for path in missing:
+            with suppress(OSError):
+                path.rmdir()
         raise InputError(
             f"{key}={folder}: {error.strerror or error}; allowed: a folder that can be written to"
         ) from None
@@ -182,6 +186,7 @@ def _run_hydra() -> int:
     """The exit code of all that Hydra runs."""
     try:
         try:
+            sys.argv[1:] = ordered(sys.argv[1:])
             _hydra_main()
         except _RunHere as planned:
             assert Preflight.sweep is not None
