@@ -24,7 +24,7 @@ SUPPORTED := (3, 11) <= sys.version_info < (3, 14)
 KERNELS := $(wildcard cuda/*.cu cuda/*.cuh)
 COMPUTE_SANITIZER := compute-sanitizer
 # These need PyTorch and no GPU.
-NO_TORCH := --ignore tests/test_capture.py
+NO_TORCH := --ignore-glob 'tests/test_capture*.py'
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-cuda toolchain browser run test test-gpu test-slurm sanitize kernels lint format clean

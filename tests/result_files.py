@@ -7,6 +7,7 @@ from pathlib import Path
 
 import h5py
 import hydra
+import pytest
 import yaml
 from omegaconf import OmegaConf
 
@@ -62,3 +63,25 @@ def make_many(folder: Path, count: int, *overrides: str) -> list[Path]:
         paths.append(vary(first, folder / "sweep" / f"{index:03d}", key, slower=1 + index % 7 / 10))
     shutil.rmtree(folder / "first")
     return paths
+
+
+TABLES = ("runs", "layers", "curves", "timings", "passes")
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    """One whole result; tests copy it."""
+    return make_run(tmp_path_factory.mktemp("real"), "n=32", "gammas=[0.5,0.25]")
+
+
+def edited(real, folder, edit):
+    path = vary(real, folder)
+    with h5py.File(path, "r+") as file:
+        edit(file)
+    return path
+
+
+H100 = (
+    '{"name": "H100", "capability": "9.0", "multiprocessors": 132, "clock_khz": 1980000, "memory_clock_khz": 2619000, '
+    '"memory_bus_bits": 5120}'
+)

@@ -12,9 +12,9 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 from matplotlib.text import Text
-from result_files import make_run, vary
+from result_files import H100, make_run, vary
 
-from awq_pycuda.analysis import figure_style, figures_error, figures_search, figures_time, roofline
+from awq_pycuda.analysis import figure_style, figures_error, figures_search, figures_time
 from awq_pycuda.analysis.collect import channels, collect
 from awq_pycuda.analysis.figures import write_figures
 from awq_pycuda.analysis.selection import (
@@ -32,10 +32,6 @@ BLOCKS = [
     for block in range(6)
     for part in ("attention.self.query", "attention.self.key", "intermediate.dense", "output.dense")
 ]
-H100 = (
-    '{"name": "H100", "capability": "9.0", "multiprocessors": 132, "clock_khz": 1980000, "memory_clock_khz": 2619000, '
-    '"memory_bus_bits": 5120}'
-)
 
 
 def edit(path, change):
@@ -332,26 +328,6 @@ def test_roofline_has_points_under_the_ceilings_of_the_gpu_and_none_on_a_cpu(fig
     roof = next(line for line in panel.lines if line.get_marker() == "None")
     assert roof.get_ydata()[0] == pytest.approx(3352.3 * roof.get_xdata()[0], rel=1e-4)
     assert roof.get_ydata()[-1] == pytest.approx(66_908, rel=1e-4)
-
-
-def test_ceilings_are_those_of_the_data_sheets():
-    limits = roofline.ceilings(H100)
-    assert (limits.gflops, limits.gbytes) == pytest.approx((66_900, 3352), rel=1e-3)
-    a100 = H100.replace("9.0", "8.0").replace("132", "108").replace("1980000", "1410000").replace("2619000", "1215000")
-    limits = roofline.ceilings(a100)
-    assert (limits.gflops, limits.gbytes) == pytest.approx((19_490, 1555), rel=1e-3)
-    old_file = re.sub(r', "memory_bus_bits.*', "}", H100)
-    assert roofline.ceilings(old_file) == roofline.Ceilings(pytest.approx(66_900, rel=1e-3), None)
-    assert roofline.ceilings('{"name": "EPYC", "threads": 2}') == roofline.Ceilings(None, None)
-
-
-def test_groups_of_a_row_add_to_the_least_bytes():
-    shapes = pd.DataFrame(
-        {"tokens": [2, 2], "out_features": [3, 3], "in_features": [8, 8], "quant.group_size": [None, 4]}
-    )
-    flop, moved = roofline.work("dequantizeTiled", shapes)
-    assert flop.tolist() == [96, 96]
-    assert moved.tolist() == [64 + 24 + 32 + 12 + 24, 64 + 24 + 32 + 24 + 24]
 
 
 def test_figures_that_an_earlier_call_left_are_removed_and_other_files_kept(folders, tmp_path):
