@@ -116,11 +116,12 @@ def _synthetic(config: Config, inputs: SyntheticInputs) -> list[LayerSpec]:
     bound = math.sqrt(6 / n) if inputs.weight_scale is WeightScale.he else 1.0
 
     def salient(layer: int) -> Salient | None:
-        if not isinstance(inputs, OutlierInputs):
+        if not isinstance(inputs, OutlierInputs) or layer == config.layers:
             return None
         return Salient(seed, layer, inputs.channels, inputs.factor_min, inputs.factor_max)
 
-    # A salient channel of layer l + 1 is a large row of layer l's weights: relu passes it on.
+    # A salient channel of layer l + 1 is a large row of layer l's weights: relu passes it on. The last layer has none:
+    # they would only let a few output channels decide its error.
     return [
         LayerSpec(
             name=f"{index:03d}",

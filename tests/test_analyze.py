@@ -196,7 +196,7 @@ def test_compare_prints_every_row_of_a_few_configs(real, command, tmp_path):
     slowed(real, tmp_path / "a", 1)
     path = slowed(real, tmp_path / "b", 2)
     with h5py.File(path, "r+") as file:
-        file["layers/002/metrics"].attrs["output_mse"] = 0.0
+        file["layers/002/metrics"].attrs["rtn_output_mse"] = 0.0
     code, out, err = command("compare", tmp_path / "a", tmp_path / "b")
     assert (code, err) == (0, "")
     lines = [line.split() for line in out.splitlines()]
@@ -205,8 +205,8 @@ def test_compare_prints_every_row_of_a_few_configs(real, command, tmp_path):
         assert out.startswith(f"A {tmp_path}/a: 1 complete, cpu on {device}")
         assert " ".join(lines[4]) == "all pipeline 1.002 2.004 2.000 1.996 to 2.004 5, 5 slower"
         assert ["times:", "7", "slower"] in lines
-        old = file["layers/002/metrics"].attrs["output_mse"]
-    assert f"all 002 output_mse {old:.6g} 0 {-old:+.3g} better".split() in lines
+        old = file["layers/002/metrics"].attrs["rtn_output_mse"]
+    assert f"all 002 rtn_output_mse {old:.6g} 0 {-old:+.3g} better".split() in lines
     assert ["metrics:", "26", "same,", "1", "better"] in lines
     assert files_under(Path()) == []
 
@@ -215,10 +215,10 @@ def test_compare_prints_every_row_of_a_few_configs(real, command, tmp_path):
     ("fail_on", "factor", "mse", "code", "found"),
     [
         ("slower", 2, 0.0, 1, "7 slower"),
-        ("slower", 0.5, 9.0, 0, ""),
+        ("slower", 0.5, 9e9, 0, ""),
         ("worse", 2, 0.0, 0, ""),
-        ("worse", 0.5, 9.0, 1, "1 worse"),
-        ("slower,worse", 2, 9.0, 1, "7 slower, 1 worse"),
+        ("worse", 0.5, 9e9, 1, "1 worse"),
+        ("slower,worse", 2, 9e9, 1, "7 slower, 1 worse"),
         ("slower,worse", 1, None, 0, ""),
     ],
 )
@@ -227,7 +227,7 @@ def test_fail_on_guards_a_ci(real, command, tmp_path, fail_on, factor, mse, code
     path = slowed(real, tmp_path / "b", factor)
     if mse is not None:
         with h5py.File(path, "r+") as file:
-            file["layers/002/metrics"].attrs["output_mse"] = mse
+            file["layers/002/metrics"].attrs["rtn_output_mse"] = mse
     actual, out, _ = command("compare", tmp_path / "a", tmp_path / "b", f"fail_on={fail_on}")
     assert actual == code
     assert (f"fail_on={fail_on}: {found}" in out.splitlines()) == bool(found)

@@ -117,6 +117,7 @@ def test_outliers_make_channels_salient_in_every_layer(run):
         rows = np.flatnonzero((salient.w[layer - 1] / plain.w[layer - 1]).mean(axis=1) > 1.01)
         assert len(rows) == 2
         assert salient.x[layer][:, rows].max() > 5 * np.median(salient.x[layer].max(axis=0))
+    assert same_bits(salient.w[2], plain.w[2])  # no layer follows
     assert run("n=5", "layers=1", "inputs=outliers").x[0].max() > 5  # at least one channel, however few there are
 
 
