@@ -75,6 +75,7 @@ class Reporter:
         )
 
     def _append(self, event: dict[str, Any]) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)  # somebody may have removed the study meanwhile
         with open(self._path, "a", encoding="utf-8") as file:
             file.write(json.dumps(event) + "\n")
 
@@ -168,16 +169,9 @@ class Sweep:
             return ended
         for entry in entries:
             path = Path(entry.path)
-            if path.suffix != ".jsonl" or entry.stat().st_size == self._read.get(path, 0):
+            if path.suffix != ".jsonl":
                 continue
-            with open(path, "rb") as file:
-                file.seek(self._read.get(path, 0))
-                # A line may be half there yet: it is left for the next time.
-                whole, _, _ = file.read().rpartition(b"\n")
-            if not whole:
-                continue
-            self._read[path] = self._read.get(path, 0) + len(whole) + 1
-            for line in whole.split(b"\n"):
+            for line in self._new_lines(path):
                 event = json.loads(line)
                 number = event.pop("job")
                 self._reports[number] = path
@@ -185,6 +179,23 @@ class Sweep:
                 if event["state"] in ("complete", "failed", "interrupted"):
                     ended.append(number)
         return ended
+
+    def _new_lines(self, path: Path) -> list[bytes]:
+        """The lines that a report has got since; none where it is gone."""
+        begin = self._read.get(path, 0)
+        try:
+            if path.stat().st_size == begin:
+                return []
+            with open(path, "rb") as file:
+                file.seek(max(0, begin - 1))
+                if begin and file.read(1) != b"\n":  # removed and made anew
+                    begin = file.seek(0)
+                # A line may be half there yet: it is left for the next time.
+                whole, end, _ = file.read().rpartition(b"\n")
+        except OSError:
+            return []
+        self._read[path] = begin + len(whole + end)
+        return whole.split(b"\n") if whole else []
 
     def _is_alive(self, number: int) -> bool:
         """Whether the process that runs a job lives."""
@@ -219,13 +230,15 @@ class Sweep:
             job = self.jobs[number]
             folder = Path(job.folder)
             while self.jobs[number].state == "elsewhere":
-                with claim(folder) as free:
-                    if free:
+                try:
+                    with claim(folder) as free:
                         status, error = results.read_status(folder) or ("failed", "another sweep left it unfinished")
-                        self.jobs[number] = replace(
-                            job, state="skipped" if status == "complete" else "failed", reason=error
-                        )
-                if not free:
+                except OSError as trouble:  # the study's folder cannot be used any more
+                    free, status, error = True, "failed", str(trouble)
+                if free:
+                    state: State = "skipped" if status == "complete" else "failed"
+                    self.jobs[number] = replace(job, state=state, reason=error)
+                else:
                     time.sleep(_POLL_SECONDS)
 
     def _display(self) -> Table:

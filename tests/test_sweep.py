@@ -3,6 +3,7 @@
 import errno
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from awq_pycuda import composition, isolation, results
 from awq_pycuda.launchers import LAUNCHERS
 from awq_pycuda.paths import resource_dir
 from awq_pycuda.study import Outcome
-from awq_pycuda.sweep import Reporter, Sweep
+from awq_pycuda.sweep import JobStatus, Reporter, Sweep
 
 
 def test_jobs_that_fail_or_die_leave_the_others_alone_and_are_run_again(cli, environment, tmp_path):
@@ -345,6 +346,32 @@ def test_a_study_s_folder_that_goes_away_ends_in_the_table(tmp_path):
     sweep.start()
     (job,) = sweep.finish()
     assert (job.state, job.reason) == ("failed", "the process that ran it ended")
+
+
+def test_a_sweep_goes_on_after_its_folder_was_removed(tmp_path):
+    reports = tmp_path / "study" / "reports"
+    sweep = Sweep(reports.parent, reports, ["seed=0", "seed=1"], Console(file=StringIO()))
+    reporter = Reporter(reports)
+    reporter.started(0)
+    reporter.ended(0, Outcome("failed", "a reason that makes the line long"))
+    assert sweep._poll() == [0]
+    shutil.rmtree(reports.parent)
+    assert sweep._poll() == []
+    reporter.started(1)
+    reporter.ended(1, Outcome("complete"))
+    assert sweep._poll() == [1]
+    assert [job.state for job in sweep.jobs] == ["failed", "complete"]
+
+
+def test_a_job_that_ran_elsewhere_in_a_study_that_is_gone(tmp_path):
+    study = tmp_path / "study"
+    sweep = Sweep(study, study / "reports", ["seed=0"], Console(file=StringIO()))
+    sweep.jobs[0] = JobStatus("elsewhere", folder=str(study / "0123"))
+    study.touch()
+    sweep.start()
+    (job,) = sweep.finish()
+    assert job.state == "failed"
+    assert "Not a directory" in job.reason
 
 
 def test_a_disk_too_full_for_reports_ends_in_one_line_and_the_table(cli, monkeypatch):
