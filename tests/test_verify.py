@@ -53,6 +53,21 @@ def test_a_planted_fault_is_found_and_named(layer, stage):
         verify.refuse_beyond_tolerance("000", worst)
 
 
+def test_sound_layers_of_few_channels_pass(compose):
+    """What rounding leaves of their error curve is little beside float32's own errors."""
+    config = compose("n=3", "layers=3", "timing=once", "verify=true")
+    for config.seed in range(20):
+        assert len(Kept("cpu", config).layers) == 3
+
+
+def test_a_curve_without_errors_leaves_no_room_for_any():
+    w, scales, ones, zeros = np.zeros((2, 4)), np.ones((2, 4)), np.ones(4), np.zeros(4)
+    for weights, sq_mean in ((w, ones), (w + 1, zeros)):
+        assert verify.curve_error(np.zeros(2), weights, scales, sq_mean) == 0
+        assert verify.curve_error(np.array([0, 1e-9]), weights, scales, sq_mean) > 1
+    assert np.isnan(verify.curve_error(np.array([np.nan, 0]), w + 1, scales, ones))
+
+
 def test_nan_is_beyond_every_tolerance():
     with pytest.raises(verify.VerificationError, match="output nan"):
         verify.refuse_beyond_tolerance("000", {"output": float("nan")})
