@@ -129,7 +129,8 @@ def _check_writable(key: str, folder: Path) -> None:
 
 
 def _report(error: Exception) -> int:
-    print(f"error: {explain(error, sys.argv[1:])}", file=sys.stderr)
+    line = " ".join(explain(error, sys.argv[1:]).splitlines())  # a value given may hold line breaks
+    print(f"error: {line}", file=sys.stderr)
     return 2
 
 
