@@ -286,6 +286,9 @@ def _check_structure(path: Path, sources: list[_Source]) -> None:
     """Check tensor names, dtypes and shapes, within a layer and from one to the next."""
     out_features = 0
     for index, source in enumerate(sources):
+        if not source.name.isprintable():
+            # The results could not store bytes that are no UTF-8, or a NUL; tables and messages need one line.
+            raise _refuse(path, f"layer {index} has the name {source.name!r}; allowed are printable characters")
         label = _label(index, source.name)
         for tensor_name, tensor in source.tensors.items():
             _check_tensor(path, f"{label} {tensor_name}", tensor_name, tensor)

@@ -126,6 +126,14 @@ def test_names_come_from_the_attribute_and_the_order_from_the_groups(tmp_path: P
     assert [layer.name for layer in load_layers(path)] == ["encoder.0.query", "encoder.0.key", "c"]
 
 
+@pytest.mark.parametrize("name", [b"\xff", "a\nb"])
+def test_refuses_names_that_results_cannot_hold(tmp_path: Path, name: str | bytes) -> None:
+    path = write(tmp_path / "a.h5", {"000.weight": random(1, 1)})
+    with h5py.File(path, "r+") as file:
+        file["layers/000"].attrs["name"] = name
+    assert "layer 0 has the name " in refusal(path)
+
+
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_layers_sort_by_name(tmp_path: Path, suffix: str) -> None:
     path = write(tmp_path / f"a{suffix}", {f"{name}.weight": random(2, 2) for name in ("b.x", "10", "a", "2")})
