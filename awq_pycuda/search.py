@@ -45,7 +45,8 @@ def candidate_scales(abs_mean: NDArray[Any], gammas: NDArray[np.float64], normal
 
     `mean` divides by the mean over the channels and clamps to [1/8, 8]; `sqrt_max_min` clamps the powers to at least
     1e-4 and divides by sqrt(max · min), as the AWQ reference implementation does (Lin et al., 2023,
-    `auto_scale_block`). Powers are taken as exponentials relative to the largest, so that no gamma overflows.
+    `auto_scale_block`), and clamps to [1e-9, 1e9]. Both take the largest (or the centre) off in logarithms first,
+    so that no gamma gives NaN.
 
     Args:
         abs_mean: (K,) mean of |x| per input channel, float32 or float64.

@@ -57,12 +57,14 @@ def test_init_gains_round_once_each(backend):
 @pytest.mark.parametrize("shape", [*SHAPES, (4096, 64)])
 def test_stats(name, shape, stats, worst):
     x = uniform(*shape) * np.logspace(-3, 3, shape[1], dtype=np.float32)
+    # Sums in double leave nothing but the rounding of the mean to float32.
+    most = 1e-5 if stats is StatsKernel.atomic and name == "cuda" else 2**-24
     with make_backend(name, stats=stats) as backend:
         means = poisoned(backend, shape[1:]), poisoned(backend, shape[1:])
         backend.accum_stats(put(backend, x), *means)
         exact = x.astype(np.float64)
-        worst(f"{name} abs_mean ({stats.name})", relative_error(backend.read(means[0]), np.abs(exact).mean(0)), 1e-5)
-        worst(f"{name} sq_mean ({stats.name})", relative_error(backend.read(means[1]), np.square(exact).mean(0)), 1e-5)
+        worst(f"{name} abs_mean ({stats.name})", relative_error(backend.read(means[0]), np.abs(exact).mean(0)), most)
+        worst(f"{name} sq_mean ({stats.name})", relative_error(backend.read(means[1]), np.square(exact).mean(0)), most)
 
 
 def test_stats_of_special_channels(backend):

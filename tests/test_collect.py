@@ -81,15 +81,20 @@ def test_derived_figures(real, tmp_path):
         values["propagated_output_mse"] = 5.0
         values = file["layers/001/metrics"].attrs  # AWQ without any error: the signal's power is known from RTN's
         values["output_mse"], values["output_sqnr_db"] = 0.0, math.inf
-        values["rtn_output_mse"], values["rtn_output_sqnr_db"], values["propagated_output_mse"] = 1.0, 10.0, 0.0
+        values["rtn_output_mse"], values["rtn_output_sqnr_db"], values["propagated_output_mse"] = 1.0, 10.0, 0.1
         values = file["layers/002/metrics"].attrs  # nothing to remove, nothing to tell
         values["output_mse"] = values["rtn_output_mse"] = 0.0
         values["output_sqnr_db"] = values["rtn_output_sqnr_db"] = math.inf
 
     layers = collect([edited(real, tmp_path, metrics)]).layers
     assert layers["error_removed"].tolist()[:2] == [0.75, 1.0]
-    assert layers["propagated_sqnr_db"].tolist()[:2] == [pytest.approx(10.0), math.inf]
+    assert layers["propagated_sqnr_db"].tolist()[:2] == pytest.approx([10.0, 20.0])
     assert layers.loc[2, ["error_removed", "propagated_sqnr_db"]].isna().all()
+
+    def no_error(file):
+        file["layers/000/metrics"].attrs["propagated_output_mse"] = 0.0
+
+    assert collect([edited(real, tmp_path, no_error)]).layers["propagated_sqnr_db"][0] == math.inf
 
 
 def test_a_failed_run_is_a_run_with_its_reason(tmp_path, monkeypatch):

@@ -156,9 +156,13 @@ def test_the_interval_holds_what_it_promises(size_a, size_b, distribution):
 
 
 def test_a_ratio_of_medians_beyond_the_interval_widens_it():
-    found = ratio_of_medians(np.r_[[1.0] * 11, [100.0] * 10], np.r_[[1.0] * 10, [100.0] * 11])
+    mostly_short, mostly_long = np.r_[[1.0] * 11, [100.0] * 10], np.r_[[1.0] * 10, [100.0] * 11]
+    found = ratio_of_medians(mostly_short, mostly_long)
     assert found.ratio == 100 == found.high
     assert found.low <= 1
+    found = ratio_of_medians(mostly_long, mostly_short)
+    assert found.ratio == 0.01 == found.low
+    assert found.high >= 1
 
 
 @pytest.mark.parametrize("samples", [[], [0.0, 1, 2], [-1.0, 1, 2]])
@@ -187,11 +191,29 @@ def test_times_that_are_not_above_zero_have_no_ratio(samples):
         ("weight_mse", [0.5], [0.25], 0, "differs"),
         ("output_mse", [1.0, 2.0], [2.0, 1.0], 0, "same"),
         ("output_mse", [1.0, 2.0], [1.5, 2.5], 0, "unclear"),
+        ("output_mse", [1.0, 2.0], [2.0, 3.0], 0, "unclear"),
         ("output_mse", [1.0, 2.0], [2.5, 3.5], 0, "worse"),
+        ("output_mse", [2.0], [1.0], 0.5, "same"),  # half of A
+        ("output_mse", [1.0], [2.0], 0.5, "worse"),
     ],
 )
 def test_verdict_of_a_metric(metric, a, b, tolerance, verdict):
     assert metric_verdict(metric, np.array(a), np.array(b), tolerance) == verdict
+
+
+def test_which_end_of_a_metric_is_the_good_one():
+    one, two = np.array([1.0]), np.array([2.0])
+    assert {metric: metric_verdict(metric, one, two, 0) for metric in METRIC_SIGNS} == {
+        "output_sqnr_db": "better",
+        "rtn_output_sqnr_db": "better",
+        "propagated_sqnr_db": "better",
+        "output_mse": "worse",
+        "rtn_output_mse": "worse",
+        "propagated_output_mse": "worse",
+        "weight_mse": "differs",
+        "saturated_fraction": "differs",
+        "gamma_chosen": "differs",
+    }
 
 
 def test_metrics_are_compared_by_layer(real, tmp_path):
@@ -250,6 +272,8 @@ def test_a_run_that_fails_in_b_alone_is_broken(real, tmp_path):
     vary(real, tmp_path / "b/1", {"tile": 8}, status="failed", error="RuntimeError: no")
     assert compared(tmp_path / "a", tmp_path / "b").broken == ["1"]
     assert compared(tmp_path / "b", tmp_path / "a").broken == []
+    vary(real, tmp_path / "b/2", {"tile": 8})  # a run of the same config that did not fail
+    assert compared(tmp_path / "a", tmp_path / "b").broken == []
 
 
 def test_sets_without_a_complete_run(real, tmp_path):

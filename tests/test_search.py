@@ -77,6 +77,9 @@ def test_clamps_and_floors_are_the_contract_s():
     # The reference's powers count as at least 1e-4: sqrt(1e4 * 1e-4) = 1.
     reference = candidate_scales(np.array([1e-6, 1e4]), one, Normalization.sqrt_max_min)[0]
     np.testing.assert_allclose(reference, [1e-4, 1e4], rtol=1e-12)
+    # Far apart as they may be, W·s and 1/s must stay within float32.
+    extremes = candidate_scales(np.array([1e-3, 1e18]), np.array([10.0]), Normalization.sqrt_max_min)[0]
+    assert extremes.tolist() == [1e-9, 1e9]
 
 
 @settings(max_examples=60, deadline=None)

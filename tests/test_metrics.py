@@ -1,0 +1,28 @@
+"""Figures of merit where the pipeline's tests do not reach: no signal, no noise, groups of a row."""
+
+import math
+
+import numpy as np
+import pytest
+
+from awq_pycuda.metrics import saturated_fraction, sqnr_db, weight_mse
+
+
+@pytest.mark.parametrize(
+    ("signal", "noise", "expected"),
+    [(100.0, 1.0, 20.0), (1.0, 1.0, 0.0), (5.0, 0.0, math.inf), (0.0, 0.0, math.inf), (0.0, 2.0, -math.inf)],
+)
+def test_sqnr(signal, noise, expected):
+    assert sqnr_db(signal, noise) == expected
+
+
+@pytest.mark.parametrize("groups", [1, 3, 12])
+def test_weight_mse_and_saturation_of_groups(groups):
+    rng = np.random.default_rng(0)
+    w, s = rng.uniform(-1, 1, (5, 12)).astype(np.float32), rng.uniform(0.5, 2, 12).astype(np.float32)
+    scale_b = rng.uniform(0.001, 0.01, (5, groups)).astype(np.float32)
+    wq = rng.integers(-127, 128, (5, 12), np.int8)
+    wq[0, :4] = 127, -127, 126, -126
+    exact = wq.astype(np.float64) * np.repeat(scale_b, 12 // groups, axis=1) / s
+    assert weight_mse(w, wq, s, scale_b) == pytest.approx(np.mean((exact - w) ** 2), rel=1e-12)
+    assert saturated_fraction(wq) == np.mean(np.abs(wq.astype(int)) == 127)
