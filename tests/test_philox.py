@@ -41,6 +41,13 @@ def test_element_i_is_lane_i_mod_4_of_counter_i_div_4(index):
     assert philox.uniform(seed, subsequence, 200_000)[index] == expected
 
 
+def test_words_become_floats_as_curand_makes_them(monkeypatch):
+    """`x * 2^-32 + 2^-33`: never 0, and the half step shows in small words alone."""
+    words = np.array([0, 1, 255, 2**32 - 1], np.uint32)
+    monkeypatch.setattr(philox, "random_words", lambda seed, subsequence, first, count: words)
+    assert philox.uniform(0, 0, 4).tolist() == [2**-33, 1.5 * 2**-32, 255.5 * 2**-32, 1]
+
+
 @pytest.mark.parametrize("count", [1, 3, 4, 5, 65_536, 65_537, 300_001])
 def test_any_count_is_a_prefix_of_the_same_sequence(count):
     whole = philox.uniform(3, 1, 300_004)

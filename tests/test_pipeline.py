@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from conftest import BACKENDS, make_backend, same_bits
 
-from awq_pycuda import philox, verify
+from awq_pycuda import inputs, philox, verify
 from awq_pycuda.config import Config
 from awq_pycuda.inputs import plan_layers
 from awq_pycuda.pipeline import STAGES, Pipeline
@@ -119,6 +119,17 @@ def test_outliers_make_channels_salient_in_every_layer(run):
         assert salient.x[layer][:, rows].max() > 5 * np.median(salient.x[layer].max(axis=0))
     assert same_bits(salient.w[2], plain.w[2])  # no layer follows
     assert run("n=5", "layers=1", "inputs=outliers").x[0].max() > 5  # at least one channel, however few there are
+
+
+def test_salient_factors_are_log_uniform_and_every_layer_has_channels_of_its_own():
+    gains = [inputs.Salient(0, layer, 0.1, 10, 1000).gains(20_000) for layer in range(2)]
+    for gain in gains:
+        salient = gain[gain != 1]
+        assert salient.size == 2000
+        # Of a log-uniform factor from 10 to 1000 half are below 100, with a standard error of 1.1 %.
+        assert abs(np.mean(salient < 100) - 0.5) < 0.05
+    both = np.count_nonzero((gains[0] != 1) & (gains[1] != 1))
+    assert both < 400  # 10 % of 10 % are expected: 200
 
 
 def test_a_seed_changes_everything_and_0_is_a_seed(run):
