@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -54,7 +55,7 @@ def map_row_blocks(work: Callable[[slice], T], shape: Sequence[int], threads: in
     """Calls `work` on consecutive slices of the rows of a (rows, row_elements) array; returns its results in order.
 
     The slices depend on the shape alone, never on the number of threads, so that sums over the results are the same on
-    every machine.
+    every machine. The caller's `np.errstate` holds in every thread.
     """
     rows, row_elements = shape
     elements = min(max(rows * row_elements // BLOCKS, SMALLEST_BLOCK), LARGEST_BLOCK)
@@ -63,4 +64,5 @@ def map_row_blocks(work: Callable[[slice], T], shape: Sequence[int], threads: in
     count = min(host_threads(threads), len(blocks))
     if count <= 1:
         return [work(block) for block in blocks]
-    return list(_pool(count).map(work, blocks))
+    contexts = [copy_context() for _ in blocks]
+    return list(_pool(count).map(lambda context, block: context.run(work, block), contexts, blocks))

@@ -110,7 +110,7 @@ class Pipeline(Generic[H]):
     @property
     def layers(self) -> list[LayerResult]:
         """The layers finished so far, from the first on."""
-        return [result for result in itertools.takewhile(lambda result: result is not None, self._results) if result]
+        return [result for result in self._results if result is not None]
 
     @property
     def timings(self) -> Timings:
@@ -241,7 +241,8 @@ class Pipeline(Generic[H]):
         def output_errors(scales: NDArray[Any]) -> NDArray[np.float64]:
             reference = self._buffer("reference", (spec.tokens, spec.out_features))
             backend.matmul_reference(layer.x, layer.w, reference)
-            errors = [self._trial_noise(spec, layer, s, reference) for s in scales]
+            with np.errstate(over="ignore", invalid="ignore"):  # a candidate that overflows has an error of inf
+                errors = [self._trial_noise(spec, layer, s, reference) for s in scales]
             mean = np.array(errors) / (spec.tokens * spec.out_features)
             return np.where(np.isfinite(mean), mean, np.inf)
 

@@ -51,6 +51,7 @@ def candidate_scales(abs_mean: NDArray[Any], gammas: NDArray[np.float64], normal
     Args:
         abs_mean: (K,) mean of |x| per input channel, float32 or float64.
         gammas: (G,) exponents, finite and not negative.
+        normalization: how the powers of one gamma are brought to a common size.
 
     Returns:
         (G, K) in the dtype of `abs_mean`; exactly 1 for gamma 0.

@@ -279,6 +279,17 @@ def test_special_values(run, tmp_path, case):
         assert not kept.y[0][:, 3].any()
 
 
+@pytest.mark.parametrize("search", ["diag", "output"])
+def test_a_candidate_that_overflows_loses_quietly(run, tmp_path, search):
+    w, x = random(24, 40), random(30, 40, seed=9) * np.float32(1e-8)
+    w[2, 2], x[:, 2] = 9e36, 1  # its scale is 100 at γ = 1
+    source = layer_file(tmp_path, **{"000__weight": w, "000__activations": x})
+    (layer,) = run(f"search={search}", "search.normalization=sqrt_max_min", "gammas=[0,1]", *source).layers
+    assert layer.search.error[1] == np.inf
+    assert np.isfinite(layer.search.error[0])
+    assert layer.search.gamma_chosen == 0
+
+
 def test_overflow_of_the_last_output_is_a_failure(run, tmp_path):
     w, x = np.full((4, 64), 9e36), np.full((3, 64), 9e17)
     with pytest.raises(FloatingPointError, match="the output overflows float32"):
