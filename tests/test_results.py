@@ -15,7 +15,8 @@ from omegaconf import OmegaConf
 from awq_pycuda import pipeline as pipeline_module
 from awq_pycuda import results
 from awq_pycuda.backends.cpu import CpuBackend
-from awq_pycuda.pipeline import STAGES
+from awq_pycuda.pipeline import STAGES, LayerResult, Timings
+from awq_pycuda.search import SearchResult
 
 
 def result_path(out: str) -> str:
@@ -103,6 +104,27 @@ def test_datasets_have_the_contract_s_types_shapes_and_dimensions(result):
             )
         )
         assert missing == []
+
+
+def test_every_value_stands_where_it_belongs(tmp_path):
+    draw = np.random.default_rng(0).random
+    search = SearchResult(draw(2), draw(2), 0.25, 0.5, 0.75, draw(3).astype("f4"))
+    vectors = {name: draw(size).astype("f4") for name, size in (("abs_mean", 3), ("sq_mean", 3), ("scale_b", 4))}
+    wq = np.arange(12, dtype=np.int8).reshape(4, 3)
+    layer = LayerResult("a", 5, **vectors, search=search, objective="diag", metrics={"output_mse": 2.0}, wq=wq)
+    timings = Timings(draw((1, len(STAGES), 2)), draw((1, len(STAGES), 2)), draw(2), 7.0)
+    with h5py.File(results.write(tmp_path, results.RunRecord({"status": "complete"}, [layer], timings))) as file:
+        group = file["layers/000"]
+        assert dict(group.attrs) == {"name": "a", "tokens": 5, "in_features": 3, "out_features": 4}
+        chosen = {"gamma_chosen": 0.25, "error_chosen": 0.5, "error_rtn": 0.75, "objective": "diag"}
+        assert dict(group["search"].attrs) == chosen
+        assert dict(group["metrics"].attrs) == layer.metrics
+        stored = {"search/gamma": search.gamma, "search/error": search.error, "scales/s": search.s, "weights/Wq": wq}
+        stored |= {"stats/abs_mean": layer.abs_mean, "stats/sq_mean": layer.sq_mean, "scales/scale_b": layer.scale_b}
+        for name, values in stored.items():
+            assert np.array_equal(group[name][()], values), name
+        for name in ("gpu_ms", "host_ms", "pipeline_ms", "cold_ms"):
+            assert np.array_equal(file["timings"][name][()], getattr(timings, name)), name
 
 
 def test_xarray_reads_it_without_this_package(result):
