@@ -88,6 +88,7 @@ def test_a_killed_sweep_goes_on_where_it_was(environment, tmp_path):
     assert err == ""
     assert f"16 jobs: {16 - len(before)} complete, {len(before)} skipped" in out
     assert before.items() <= files().items()
+    assert not list(folder.rglob(".results.h5.*.tmp"))
     assert sorted(found(folder)) == list(range(16))
     assert {status for status, _ in found(folder).values()} == {"complete"}
     # Only the job that was cut off may have begun twice.
