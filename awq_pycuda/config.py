@@ -21,6 +21,7 @@ from awq_pycuda.errors import InputError
 
 MAX_TILE = 32  # a block of tile x tile threads: CUDA allows 1,024 threads
 MAX_LAYERS = 1000  # result and layer files name them 000 to 999
+MAX_PASSES = 100_000  # every sample is kept in memory
 MAX_GAMMA = 10.0  # the literature searches 0 to 1; far beyond, every scale is at its clamp
 _STUDY = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*", re.ASCII)
 MAX_SEED = 2**64 - 1  # the Philox key has 64 bits
@@ -190,8 +191,8 @@ ALLOWED: dict[str, str] = {
     "search.objective": _choices(Objective),
     "search.normalization": _choices(Normalization),
     "matmul.kernel": _choices(MatmulKernel),
-    "timing.warmup": "a whole number, at least 0",
-    "timing.repeats": "a whole number, at least 1",
+    "timing.warmup": f"a whole number from 0 to {MAX_PASSES}",
+    "timing.repeats": f"a whole number from 1 to {MAX_PASSES}",
 }
 
 
@@ -225,8 +226,8 @@ def check(config: Config) -> None:
     need("seed", config.seed, lambda seed: 0 <= seed <= MAX_SEED)
     need("threads", config.threads, lambda threads: threads is None or threads >= 1)
     need("quant.group_size", config.quant.group_size, lambda size: size is None or size >= 1)
-    need("timing.warmup", config.timing.warmup, lambda warmup: warmup >= 0)
-    need("timing.repeats", config.timing.repeats, lambda repeats: repeats >= 1)
+    need("timing.warmup", config.timing.warmup, lambda warmup: 0 <= warmup <= MAX_PASSES)
+    need("timing.repeats", config.timing.repeats, lambda repeats: 1 <= repeats <= MAX_PASSES)
     need("inputs.kind", config.inputs.kind, lambda kind: kind == type(config.inputs).kind)
     if isinstance(config.inputs, OutlierInputs):
         inputs = config.inputs

@@ -143,12 +143,12 @@ def job(composed: DictConfig) -> None:
     config, config_yaml = to_config(composed), OmegaConf.to_yaml(composed, resolve=True)
     overrides = task_overrides(settings)
     if settings.mode is RunMode.RUN:
-        try:
-            execute(config, Path(settings.runtime.output_dir), overrides, config_yaml)
-        except RunFailed as error:
-            # Ends here, before Hydra adds lines of its own.
-            print(f"failed: {error}", file=sys.stderr)
-            raise SystemExit(INTERRUPTED if error.interrupted else 1) from None
+        with _exit_on_error():  # Hydra would add lines of its own
+            try:
+                execute(config, Path(settings.runtime.output_dir), overrides, config_yaml)
+            except RunFailed as error:
+                print(f"failed: {error}", file=sys.stderr)
+                raise SystemExit(INTERRUPTED if error.interrupted else 1) from None
         return
     cwd, folder = Path(settings.runtime.cwd), Path(settings.sweep.dir)
     reporter = _reporter(cwd / folder / settings.sweep.subdir, str(settings.launcher._target_))

@@ -12,8 +12,9 @@ import pytest
 from conftest import files_under
 from test_results import result_path
 
-from awq_pycuda import provenance, summary
+from awq_pycuda import provenance, results, summary
 from awq_pycuda.backends.cpu import CpuBackend
+from awq_pycuda.errors import InputError
 from awq_pycuda.paths import resource_dir
 
 SMALL = ("n=24", "layers=2", "backend=cpu")
@@ -75,7 +76,15 @@ REFUSED = [
     *(f"seed={value}" for value in ("-1", str(2**64), "abc")),
     *(f"{key}=1" for key in ("foo", "+foo", "timing.foo", "+timing.foo", "inputs.path")),
     *("gamma_grid=nope", "inputs=nope", "matmul=nope", "backend=gpu", "stats=fast", "save=all", "verify=maybe"),
-    *("timing.repeats=0", "timing.warmup=-1", "threads=0", "search.objective=best", "search.normalization=max"),
+    *(
+        "timing.repeats=0",
+        "timing.repeats=100001",
+        "timing.warmup=-1",
+        "timing.warmup=100001",
+        "threads=0",
+        "search.objective=best",
+        "search.normalization=max",
+    ),
     *("quant.group_size=0", "quant.group_size=100", "quant=null", "~tile", "inputs.kind=file", "tile=8,16"),
     *("inputs=file", "hydra.run.dir=/proc/nowhere", "hydra.run.dir=/dev/null/x"),
     *(f"hydra.run.dir=new/{'long' * 64}", "seed=é", "tile", "--nope", "--info=nope"),
@@ -265,6 +274,18 @@ def test_a_full_or_closed_stdout_does_not_cost_the_run(tmp_path):
     subprocess.run(command, cwd=tmp_path, stdout=writer, stderr=subprocess.DEVNULL, check=False)
     os.close(writer)
     assert len(list(tmp_path.rglob("results.h5"))) == 2
+
+
+@pytest.mark.parametrize(("error", "expected"), [(InputError("n=8: gone"), 2), (ValueError("not an input"), 1)])
+def test_only_what_the_user_gave_is_bad_input(cli, monkeypatch, error, expected):
+    def fail(folder, record):
+        raise error
+
+    monkeypatch.setattr(results, "write", fail)
+    code, _, err = cli(*SMALL)
+    assert code == expected
+    assert "Error executing job" not in err
+    assert err.splitlines()[-1] == ("error: n=8: gone" if expected == 2 else "ValueError: not an input")
 
 
 def test_overrides_on_both_sides_of_a_flag(cli, tmp_path):
