@@ -151,7 +151,13 @@ class _Host:
 
 
 _host = _Host()
-atexit.register(_host.close)
+
+
+@atexit.register
+def _close_at_exit() -> None:
+    # The worker takes a moment to go; Ctrl-C has nothing left to stop then, and would be told as a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _host.close()
 
 
 def visible_gpus() -> list[str]:

@@ -1,8 +1,11 @@
-"""Which process gets which GPU; no GPU is needed to choose one."""
+"""Which process gets which GPU, without a GPU; and how a worker goes."""
 
+import signal
 import subprocess
 import sys
+import time
 
+import psutil
 import pytest
 
 from awq_pycuda import isolation
@@ -56,3 +59,27 @@ def test_a_process_that_runs_no_jobs_leaves_its_gpu_to_others(choose, monkeypatc
 def test_the_environment_says_which_gpus_are_seen(monkeypatch, given, seen):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
     assert isolation.visible_gpus() == seen
+
+
+END = """
+from awq_pycuda import isolation
+isolation._host._worker = isolation.Worker({})
+print(isolation._host._worker._process.pid, flush=True)
+input()
+"""
+
+
+def test_ctrl_c_while_the_worker_ends_is_no_traceback():
+    process = subprocess.Popen(
+        [sys.executable, "-c", END], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    worker = psutil.Process(int(process.stdout.readline()))
+    worker.suspend()  # so that its end is still awaited when the interrupt comes
+    process.stdin.write("\n")
+    process.stdin.flush()
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    worker.resume()
+    assert process.communicate(timeout=60) == ("", "")
+    assert process.returncode == 0
