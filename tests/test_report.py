@@ -307,8 +307,7 @@ def test_dark_is_dark_and_the_button_changes_it(page):
     assert light[0] > 0.9
     assert max(light[1:]) < 0.3
     page.locator("#theme").click()
-    dark = brightness(page)
-    assert dark[0] < 0.15
+    assert (dark := brightness(page))[0] < 0.15
     assert min(dark[1:]) > 0.8
     page.locator("#theme").click()
     assert brightness(page) == light
@@ -339,6 +338,18 @@ def test_it_prints_light_with_every_row_and_comes_back(page):
     assert pdf.startswith(b"%PDF-")
     assert len(re.findall(rb"/Type\s*/Page\b", pdf)) in range(3, 8)
     page.emulate_media(color_scheme="light")
+
+
+def test_many_layers_and_keys_fit(opened, folder):
+    deep = make_run(folder / "deep", "layers=11")
+    for run in range(6):
+        vary(deep, folder / "many" / str(run), {f"group.key{key}": "value" * (4 + (run == key)) for key in range(6)})
+    boxes = "[...document.querySelectorAll('{}')].map((element) => element.getBoundingClientRect().toJSON())"
+    title, top = (page := opened("many")).evaluate(boxes.format(".cbtitle text, .cbaxis g:last-child > text"))[::-1]
+    assert title["top"] >= top["bottom"]
+    page.emulate_media(media="print")
+    page.set_viewport_size({"width": 703, "height": 900})  # A4 less its margins
+    assert len({box["right"] for box in page.evaluate(boxes.format("main, #runs"))}) == 1
 
 
 def test_nothing_is_wider_than_a_phone(page):
