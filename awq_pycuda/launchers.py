@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 import time
 from typing import Any
@@ -14,6 +15,7 @@ from awq_pycuda.errors import InputError
 
 _SWEEP_PID = "AWQ_PYCUDA_SWEEP_PID"  # of the process that joblib's are children of
 _PARENT_SECONDS = 1
+_CONNECT_SECONDS = 10
 _SUBMITIT = "${hydra.sweep.dir}/.sweep/submitit/%j"  # scripts, logs and pickles of each job
 
 # What sweeps need of the launchers that Hydra's plugins bring (requirements-cluster.txt). A job that dies is told as
@@ -77,15 +79,32 @@ def end_with_sweep() -> None:
 
 
 def _connect_to_ray(config: DictConfig) -> None:
-    """Ray waits for ever for a GPU that its cluster lacks. Connects as the launcher would, which then does not."""
+    """Ray waits for ever for a GPU that its cluster lacks. Connects as the launcher would, which then does not.
+
+    Raises:
+        InputError: no cluster answers at the address given, or it has no GPU.
+    """
     gpus = config.hydra.launcher.ray.remote.get("num_gpus") or 0
     settings: Any = OmegaConf.to_container(config.hydra.launcher.ray.init, resolve=True)
-    if settings.get("address", os.environ.get("RAY_ADDRESS")) is None:
+    key, address = "hydra.launcher.ray.init.address", settings.get("address")
+    if address is None:
+        key, address = "RAY_ADDRESS", os.environ.get("RAY_ADDRESS")
+    if address is None:
         # A local cluster of its own: it would warn of the token that it has just made itself.
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     import ray
 
-    ray.init(**settings)
+    try:
+        host, _, port = str(address).removeprefix("ray://").rpartition(":")
+        if host and port.isdecimal():  # Ray tries for many minutes where nothing answers
+            socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
+        ray.init(**settings)
+    except (OSError, OverflowError, ValueError) as error:
+        if address is None:
+            raise
+        raise InputError(
+            f"{key}={address}: {' '.join(str(error).split())}; allowed: the address of a Ray cluster that answers"
+        ) from None
     if gpus and ray.cluster_resources().get("GPU", 0) < gpus:
         raise InputError(
             f"backend={config.backend.name}: the Ray cluster has no GPU, and jobs ask for {gpus} each; "
