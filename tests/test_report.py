@@ -13,13 +13,8 @@ from awq_pycuda.analysis.collect import collect
 from awq_pycuda.analysis.report import write_report
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-FLAGS = (
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
+FLAGS = ("--disable-gpu", "--no-first-run", *(f"--disable-{what}" for what in ("background-networking", "sync")))
+FLAGS += ("--disable-component-update",)
 EVIL = '<img src=x onerror="window.hacked=1"><script>window.hacked=1</script></script><b>&amp;\''
 FAILED = "zz <img src=x onerror='window.hacked=1'> failed"
 TILES, SIZES = (8, 16, 32), (16, 32, 64, 128)
@@ -175,11 +170,7 @@ def test_the_head_counts_the_files_and_names_what_failed_and_what_was_left_out(s
         zip(page.locator(".summary dt").all_inner_texts(), page.locator(".summary dd").all_inner_texts(), strict=True)
     )
     assert [summary[name] for name in ("files looked at", "complete", "failed", "left out")] == ["14", "12", "1", "1"]
-    tables = page.locator("table.plain")
-    failed, left_out = (
-        tables.nth(0).locator("tbody td").all_inner_texts(),
-        tables.nth(1).locator("tbody td").all_inner_texts(),
-    )
+    failed, left_out = (t.locator("tbody td").all_inner_texts() for t in page.locator("table.plain").all())
     assert failed[:2] == [FAILED, f"MemoryError: {EVIL}"]
     assert failed[3].endswith(f"{FAILED}/results.h5")
     assert left_out[0].endswith("foreign.h5")
@@ -342,11 +333,18 @@ def test_it_prints_light_with_every_row_and_comes_back(page):
 
 def test_many_layers_and_keys_fit(opened, folder):
     deep = make_run(folder / "deep", "layers=11")
-    for run in range(6):
-        vary(deep, folder / "many" / str(run), {f"group.key{key}": "value" * (4 + (run == key)) for key in range(6)})
+    for run in range(9):
+        config = {f"group.key{key}": "value" * (4 + (run == key)) for key in range(6)}
+        vary(
+            deep,
+            folder / "many" / str(run),
+            {"n": 2 ** (run % 3), "path": f"/data/rather_long/layers_{run}.h5"} | config,
+        )
     boxes = "[...document.querySelectorAll('{}')].map((element) => element.getBoundingClientRect().toJSON())"
     title, top = (page := opened("many")).evaluate(boxes.format(".cbtitle text, .cbaxis g:last-child > text"))[::-1]
     assert title["top"] >= top["bottom"]
+    page.locator("#figure-time select[name=colour]").select_option(label="path")
+    assert plot(page, "time", "gd._fullLayout._size.h") > 220  # of 400: the legend leaves the most to the plot
     page.emulate_media(media="print")
     page.set_viewport_size({"width": 703, "height": 900})  # A4 less its margins
     assert len({box["right"] for box in page.evaluate(boxes.format("main, #runs"))}) == 1
