@@ -25,10 +25,21 @@ def test_a_sweep_gives_a_row_per_run_and_per_layer(tmp_path):
     make_many(tmp_path, 20)
     found = collect([tmp_path])
     assert found.left_out == []
-    assert list(found.runs["run"]) == [f"{index:03d}" for index in range(20)]
+    assert sorted(found.runs["run"]) == [f"{index:03d}" for index in range(20)]
     assert len(found.layers) == 20 * 3
     assert found.layers["path"].nunique() == 20
     assert found.swept == ["n", "tile", "seed"]
+    order = found.runs[["n", "tile", "seed"]].to_numpy().tolist()
+    assert order == sorted(order)
+
+
+def test_runs_are_in_the_order_of_the_swept_values_then_of_their_paths(real, tmp_path):
+    values = [{"threads": threads, "gammas": gammas} for gammas in ([0, 9], [0, 0.5, 1]) for threads in (2, 10, None)]
+    for name, config in zip("fedcba", values, strict=True):
+        vary(real, tmp_path / name / "10", config)
+        vary(real, tmp_path / name / "9", config)
+    runs = collect([tmp_path]).runs["run"]
+    assert list(runs) == [f"{name}/{index}" for name in "fedcba" for index in (9, 10)]
 
 
 def test_the_tables_hold_what_the_file_holds(real):

@@ -70,7 +70,8 @@ def collect(paths: Sequence[Path]) -> Collection:
     """Reads every result file among `paths` and below the folders among them.
 
     Nothing that lies there stops it: what cannot be read is in `left_out`. A file reached twice counts once. In
-    folders only names that end in .h5 or .hdf5 and do not begin with a dot are looked at.
+    folders only names that end in .h5 or .hdf5 and do not begin with a dot are looked at. Runs are in the order of the
+    swept keys' values, those that are equal in these in the natural order of their paths.
 
     Raises:
         OSError: the process that reads the files cannot be started.
@@ -83,6 +84,9 @@ def collect(paths: Sequence[Path]) -> Collection:
             left_out.append(LeftOut(path, outcome))
         else:
             results.append(replace(outcome, path=path))
+    swept = _swept_keys(results)
+    # The folders of a study are hashes: their order says nothing.
+    results.sort(key=lambda result: [_rank(result.config.get(key)) for key in swept])
     names = run_names([result.path for result in results])
     runs = _frame([_run_row(name, result) for name, result in zip(names, results, strict=True)], _RUN_COLUMNS)
     per_layer = [(name, result, layer) for name, result in zip(names, results, strict=True) for layer in result.layers]
@@ -96,7 +100,7 @@ def collect(paths: Sequence[Path]) -> Collection:
         timings=_timings(names, results),
         passes=_passes(names, results),
         left_out=left_out,
-        swept=_swept(results),
+        swept=[column_of(key) for key in swept],
     )
 
 
@@ -342,11 +346,20 @@ def _labels(names: Sequence[str], sizes: Sequence[int]) -> Any:
     return pd.array(np.repeat(np.array(names, object), sizes), dtype="str")
 
 
-def _swept(results: Sequence[ResultFile]) -> list[str]:
+def _rank(value: Any) -> tuple[int, float, str]:
+    """Sorts the values of a config key: numbers, lists by length, text; null and missing ones last."""
+    if value is None:
+        return 3, 0, ""
+    if isinstance(value, (bool, int, float)):
+        return 0, value, ""
+    return (1, len(value), repr(value)) if isinstance(value, list) else (2, 0, str(value))
+
+
+def _swept_keys(results: Sequence[ResultFile]) -> list[str]:
     values: dict[str, set[str]] = {}
     for result in results:
         if result.root["status"] == "complete":
             for key, value in result.config.items():
                 values.setdefault(key, set()).add(repr(value))
     keys = [key for key, seen in values.items() if len(seen) > 1 and key != "study"]
-    return [column_of(key) for key in sorted(keys, key=lambda key: key == "seed")]
+    return sorted(keys, key=lambda key: key == "seed")
