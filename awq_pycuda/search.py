@@ -142,7 +142,7 @@ def compute_s(
         if bad.size:
             raise FloatingPointError(
                 f"the activations of input channel {bad[0]} overflow float32 when squared; "
-                "deep synthetic chains need inputs.weight_scale=he"
+                "chains grow with depth, synthetic ones less with inputs.weight_scale=he"
             )
     grid = with_rtn(gammas)
     scales = candidate_scales(abs_mean, grid, normalization)
