@@ -132,7 +132,8 @@ def times_against(collection: Collection) -> Iterator[tuple[str, Figure]]:
 
 
 def _time_against(collection: Collection, runs: pd.DataFrame, key: str, along: list[str]) -> Figure:
-    others = [other for other in swept_keys(collection) if other not in (key, "seed")]
+    swept = swept_keys(collection)
+    others = [other for other in swept if other not in (key, "seed")]
     combos = runs[others].map(format_value).agg("\n".join, axis=1) if others else pd.Series("", runs.index)
     to_scale = key != "seed" and numeric(runs[key])
     order = in_order(runs[key])
@@ -142,6 +143,7 @@ def _time_against(collection: Collection, runs: pd.DataFrame, key: str, along: l
         "medians over the passes, bars between their quartiles"
         if few
         else "median and quartiles over all runs; a thin line joins runs that differ in this key alone"
+        + (", or their medians over the seeds" if "seed" in swept and key != "seed" else "")
     )
     note += f". Right, its stages: medians over {plural(len(runs), 'run')}. Times {_clock(runs)}."
     if along:
