@@ -112,6 +112,20 @@ def test_a_worker_that_cannot_start_is_no_fault_of_the_files(real, monkeypatch, 
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(OSError, match="ended at its start with exit code 1"):
         worker.read_files([real])
+    # The same where it has ended before it is sent anything.
+    init = worker._Worker.__init__
+    monkeypatch.setattr(worker._Worker, "__init__", lambda self: (init(self), self.process.wait())[0])
+    with pytest.raises(OSError, match="ended at its start with exit code 1"):
+        worker.read_files([real])
+
+
+def test_an_idle_worker_that_ends_as_it_is_taken_is_replaced(real, monkeypatch, fresh):
+    worker.read_files([real])
+    (idle,) = worker._idle
+    idle.process.kill()
+    idle.process.wait()
+    monkeypatch.setattr(idle.process, "poll", lambda: None)
+    assert isinstance(worker.read_files([real])[0], ResultFile)
 
 
 def test_an_interrupt_ends_the_workers(real, monkeypatch, fresh):

@@ -84,7 +84,9 @@ def read_files(paths: Sequence[Path]) -> list[ResultFile | str]:
                     answer = worker.connection.recv()
                 except (EOFError, OSError):
                     busy.remove(worker)
-                    outcomes[worker.batch.popleft()] = _why_it_ended(worker)
+                    reason = _why_it_ended(worker)
+                    if worker.batch:
+                        outcomes[worker.batch.popleft()] = reason
                     left.extendleft(reversed(worker.batch))
                     continue
                 if answer == _READY:
@@ -114,7 +116,11 @@ def _take_worker() -> _Worker:
 
 def _send_batch(worker: _Worker, paths: Sequence[Path], left: deque[int]) -> None:
     worker.batch = deque(left.popleft() for _ in range(min(_BATCH, len(left))))
-    worker.connection.send([os.path.abspath(paths[index]) for index in worker.batch])
+    try:
+        worker.connection.send([os.path.abspath(paths[index]) for index in worker.batch])
+    except OSError:  # it ended before, by no fault of these files; waiting for its answer will tell
+        left.extendleft(reversed(worker.batch))
+        worker.batch.clear()
 
 
 def _why_it_ended(worker: _Worker) -> str:
