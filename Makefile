@@ -114,8 +114,9 @@ endif
 run: $(SETUP)
 	@$(PYTHON) -m awq_pycuda.run $(ARGS)
 
+# Two processes, each with whole files: fixtures of a file are made once.
 test: $(SETUP) $(DEV_READY) $(CAPTURE_READY) $(CLUSTER_READY) browser
-	$(PYTHON) -m pytest $(ARGS)
+	$(PYTHON) -m pytest -n 2 --dist loadfile $(ARGS)
 
 test-gpu: $(CUDA_READY) $(DEV_READY)
 	$(PYTHON) -m pytest -q -m gpu $(NO_TORCH) --receipt tests/gpu_receipt.json $(ARGS)
