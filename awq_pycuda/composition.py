@@ -126,8 +126,9 @@ def plan_jobs(composed: DictConfig) -> list[PlannedJob]:
     parser = OverridesParser.create(loader)
     tasks = [f"{key}={value}" for key, value in (composed.hydra.sweeper.get("params") or {}).items()]
     tasks += task_overrides(composed.hydra)
-    (batch,) = BasicSweeper.split_arguments(parser.parse_overrides(tasks), max_batch_size=None)
-    for override in filter(Override.is_sweep_override, parser.parse_overrides(tasks)):
+    asked = parser.parse_overrides(tasks)
+    (batch,) = BasicSweeper.split_arguments(asked, max_batch_size=None)
+    for override in filter(Override.is_sweep_override, asked):
         if override.key_or_group == "experiment":
             # Its own sweep is in the settings of Hydra, which jobs do not have.
             raise InputError(f"{override.input_line}: each is a sweep of its own; allowed: one of them")

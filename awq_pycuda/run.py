@@ -99,7 +99,10 @@ def _check_sweep(config: DictConfig, jobs: list[PlannedJob]) -> None:
 
 @contextmanager
 def _exit_on_error() -> Iterator[None]:
-    """Ends the process on any exception: Hydra would turn one in a callback into a warning and go on."""
+    """Ends the process on any exception.
+
+    Hydra would turn one in a callback into a warning and go on, and add lines of its own to one in the job.
+    """
     try:
         yield
     except (InputError, HydraException, OmegaConfBaseException) as error:
@@ -107,6 +110,9 @@ def _exit_on_error() -> Iterator[None]:
     except isolation.WorkerDied as error:
         print(f"failed: checking the jobs: {error}", file=sys.stderr)
         raise SystemExit(1) from None
+    except RunFailed as error:
+        print(f"failed: {error}", file=sys.stderr)
+        raise SystemExit(INTERRUPTED if error.interrupted else 1) from None
     except Exception:
         traceback.print_exc()
         raise SystemExit(1) from None
@@ -143,12 +149,8 @@ def job(composed: DictConfig) -> None:
     config, config_yaml = to_config(composed), OmegaConf.to_yaml(composed, resolve=True)
     overrides = task_overrides(settings)
     if settings.mode is RunMode.RUN:
-        with _exit_on_error():  # Hydra would add lines of its own
-            try:
-                execute(config, Path(settings.runtime.output_dir), overrides, config_yaml)
-            except RunFailed as error:
-                print(f"failed: {error}", file=sys.stderr)
-                raise SystemExit(INTERRUPTED if error.interrupted else 1) from None
+        with _exit_on_error():
+            execute(config, Path(settings.runtime.output_dir), overrides, config_yaml)
         return
     cwd, folder = Path(settings.runtime.cwd), Path(settings.sweep.dir)
     reporter = _reporter(cwd / folder / settings.sweep.subdir, str(settings.launcher._target_))

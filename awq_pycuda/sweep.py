@@ -227,19 +227,9 @@ class Sweep:
         if elsewhere:
             self._print(f"waiting for {len(elsewhere)} jobs that another sweep of this study runs")
         for number in elsewhere:
-            job = self.jobs[number]
-            folder = Path(job.folder)
-            while self.jobs[number].state == "elsewhere":
-                try:
-                    with claim(folder) as free:
-                        status, error = results.read_status(folder) or ("failed", "another sweep left it unfinished")
-                except OSError as trouble:  # the study's folder cannot be used any more
-                    free, status, error = True, "failed", str(trouble)
-                if free:
-                    state: State = "skipped" if status == "complete" else "failed"
-                    self.jobs[number] = replace(job, state=state, reason=error)
-                else:
-                    time.sleep(_POLL_SECONDS)
+            while (settled := _settled(self.jobs[number])) is None:
+                time.sleep(_POLL_SECONDS)
+            self.jobs[number] = settled
 
     def _display(self) -> Table:
         count = Counter(job.state for job in self.jobs)
@@ -288,6 +278,19 @@ class Sweep:
                 self.console.print(failed)
         states = (f"{count[state]} {state}" for state in get_args(State) if count[state])
         self._print(f"{len(self.jobs)} jobs: {', '.join(states)}; results in {self.study}")
+
+
+def _settled(job: JobStatus) -> JobStatus | None:
+    """What became of a job that another sweep runs; None while it still does."""
+    folder = Path(job.folder)
+    try:
+        with claim(folder) as free:
+            if not free:
+                return None
+            status, error = results.read_status(folder) or ("failed", "another sweep left it unfinished")
+    except OSError as trouble:  # the study's folder cannot be used any more
+        status, error = "failed", str(trouble)
+    return replace(job, state="skipped" if status == "complete" else "failed", reason=error)
 
 
 def _first_line(text: str) -> str:

@@ -136,7 +136,7 @@ def find_files(paths: Sequence[Path], left_out: list[LeftOut]) -> list[Path]:
         if not below and len(left_out) == before:
             left_out.append(LeftOut(given, f"no file that ends in {' or '.join(SUFFIXES)} in this folder"))
     found: dict[str, Path] = {}
-    for path in sorted(candidates, key=_natural):
+    for path in sorted(candidates, key=lambda path: natural(str(path))):
         try:
             str(path).encode()
         except UnicodeEncodeError:
@@ -166,10 +166,9 @@ def _walk(folder: Path, left_out: list[LeftOut]) -> Iterator[Path]:
         yield from (Path(here, name) for name in files if name.endswith(SUFFIXES) and not name.startswith("."))
 
 
-def _natural(path: Path) -> list[tuple[int, int, str]]:
-    """Sorts job 2 before job 10."""
-    parts = re.split(r"(\d+)", str(path))
-    return [(0, int(part), part) if part.isdecimal() else (1, 0, part) for part in parts]
+def natural(text: str) -> list[tuple[int, str]]:
+    """Sort key that puts 2.h5 before 10.h5."""
+    return [(int(part), part) if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", text)]
 
 
 def run_names(paths: Sequence[Path]) -> list[str]:
@@ -346,13 +345,13 @@ def _labels(names: Sequence[str], sizes: Sequence[int]) -> Any:
     return pd.array(np.repeat(np.array(names, object), sizes), dtype="str")
 
 
-def _rank(value: Any) -> tuple[int, float, str]:
-    """Sorts the values of a config key: numbers, lists by length, text; null and missing ones last."""
+def _rank(value: Any) -> tuple[int, float, list[tuple[int, str]]]:
+    """Sorts the values of a config key: null and missing ones, numbers, lists by length, text."""
     if value is None:
-        return 3, 0, ""
+        return 0, 0, []
     if isinstance(value, (bool, int, float)):
-        return 0, value, ""
-    return (1, len(value), repr(value)) if isinstance(value, list) else (2, 0, str(value))
+        return 1, value, []
+    return (2, len(value), natural(repr(value))) if isinstance(value, list) else (3, 0, natural(str(value)))
 
 
 def _swept_keys(results: Sequence[ResultFile]) -> list[str]:

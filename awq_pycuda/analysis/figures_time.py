@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from awq_pycuda.analysis import figure_style as look
-from awq_pycuda.analysis.collect import Collection
+from awq_pycuda.analysis.collect import Collection, natural
 from awq_pycuda.analysis.roofline import Ceilings, ceilings, device_of, points
 from awq_pycuda.analysis.selection import (
     complete_layers,
@@ -22,7 +22,6 @@ from awq_pycuda.analysis.selection import (
     in_order,
     key_name,
     layer_labels,
-    natural,
     numeric,
     plural,
     run_labels,

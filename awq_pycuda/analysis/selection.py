@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from awq_pycuda.analysis.collect import Collection
+from awq_pycuda.analysis.collect import Collection, natural
 from awq_pycuda.analysis.reader import METRICS
 
 # What a run measures of a layer's quality; times are left out, because no two runs share them.
@@ -231,11 +231,6 @@ def in_order(values: pd.Series) -> list[str]:
     by_size = numeric(pd.Series(list(present.values()), dtype=object))
     order = sorted(present, key=(lambda text: present[text]) if by_size else natural)
     return (["null"] if "null" in unique else []) + order
-
-
-def natural(text: str) -> list[tuple[int, str]]:
-    """Sort key that puts 2.h5 before 10.h5."""
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", text)]
 
 
 def spans_decades(values: Sequence[float] | NDArray[Any], factor: float = 8.0) -> bool:
