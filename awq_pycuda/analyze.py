@@ -6,14 +6,15 @@ Needs no GPU, no CUDA and none of the configs; reads result files only.
 from __future__ import annotations
 
 import os
-import re
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from awq_pycuda.errors import InputError
+from awq_pycuda.options import SYNTAX, describe, nonempty, option, parse, refusal, serve, share, words
 from awq_pycuda.summary import make_console
 
 if TYPE_CHECKING:  # pandas takes a second to import; --help and bad input do without
@@ -22,7 +23,50 @@ if TYPE_CHECKING:  # pandas takes a second to import; --help and bad input do wi
     from awq_pycuda.analysis.collect import Collection
     from awq_pycuda.analysis.compare import Comparison
 
-USAGE = """\
+PATHS = "result files and folders"
+FOLDER = "a folder that can be written to"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnalyzeOptions:
+    """What the command line of the analysis sets."""
+
+    out: str = option("FOLDER", "folder to write to; made if missing", FOLDER, nonempty, "report")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions:
+    """What the command line of a comparison sets."""
+
+    fail_on: tuple[str, ...] = option(
+        "WORDS",
+        "exit with code 1 if anything is slower; worse: if a metric is; slower,worse: either. A run that is complete "
+        "in A and failed in B counts as both",
+        "slower, worse, or both with a comma between",
+        words("slower", "worse"),
+        (),
+    )
+    tolerance: float = option(
+        "SHARE", "relative difference of times that does not matter", "a number from 0 to below 1", share, 0.05
+    )
+    metric_tolerance: float = option(
+        "SHARE",
+        "relative difference of metrics that does not matter (in dB: the same share of power)",
+        "a number from 0 to below 1",
+        share,
+        0.0,
+    )
+    ignore: tuple[str, ...] = option(
+        "KEYS",
+        "config keys that may differ between the runs that are compared, such as matmul.kernel",
+        "config keys with commas between",
+        words(),
+        (),
+    )
+    out: str = option("FOLDER", "also write the comparison there, as Parquet and CSV", FOLDER, nonempty, "")
+
+
+USAGE = f"""\
 Usage: python -m awq_pycuda.analyze PATH... [out=report]
        python -m awq_pycuda.analyze compare A B [key=value ...]
 
@@ -32,79 +76,33 @@ read is named and left out. Needs no GPU, and nothing but the files.
 The first form writes to the folder `out`: the tables runs, layers, curves, timings and passes as Parquet and CSV,
 figures as PNG and SVG, and report.html. Files of these names that are there already are replaced, others are kept.
 
-  out=report             folder to write to; made if missing
-
+{describe(AnalyzeOptions)}
 The second matches the runs of two files or folders by config and says what B changed against A: per stage and for the
 whole pipeline faster, slower, same or unclear, with the ratio of the medians and its 90 % interval; per layer and
 metric better, worse or same. Runs without a counterpart are listed.
 
-  fail_on=slower         exit with code 1 if anything is slower; worse: if a metric is; slower,worse: either. A run
-                         that is complete in A and failed in B counts as both
-  tolerance=0.05         relative difference of times that does not matter
-  metric_tolerance=0     relative difference of metrics that does not matter (in dB: the same share of power)
-  ignore=KEY,KEY         config keys that may differ between the runs that are compared, such as matmul.kernel
-  out=FOLDER             also write the comparison there, as Parquet and CSV
-
-Exit codes: 0 done, 1 fail_on has found something or writing failed, 2 bad input.
+{describe(CompareOptions)}
+{SYNTAX}
+Exit codes: 0 done, 1 fail_on has found something or writing failed, 2 bad input, 130 stopped by Ctrl-C.
 """
-ALLOWED = {
-    "out": "a folder that can be written to",
-    "fail_on": "slower, worse, or both with a comma between",
-    "tolerance": "a number from 0 to below 1",
-    "metric_tolerance": "a number from 0 to below 1",
-    "ignore": "config keys with commas between",
-}
 TABLES = ("runs", "layers", "curves", "timings", "passes")
 COMPARED = ("times", "metrics", "not_compared")
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command with its arguments (default: the process's); returns the exit code 0, 1, 2 or 130 (Ctrl-C)."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if {"--help", "-h"} & set(arguments):
-        print(USAGE, end="")
-        return 0
-    try:
-        if arguments[:1] == ["compare"]:
-            return _compare(arguments[1:])
-        return _analyze(arguments)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"failed: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    return serve(sys.argv[1:] if arguments is None else arguments, USAGE, _work)
 
 
-def split_arguments(arguments: Sequence[str], keys: Sequence[str]) -> tuple[list[Path], dict[str, str]]:
-    """Paths, and options by key. What exists is a path, whatever its name: sweeps make folders such as `n=64`.
-
-    Raises:
-        InputError: an unknown key, or a path that is not there.
-    """
-    paths: list[Path] = []
-    options: dict[str, str] = {}
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if equals and key in keys:
-            options[key] = value
-        elif os.path.lexists(argument):
-            paths.append(Path(argument))
-        elif equals and re.fullmatch(r"[\w.]+", key):
-            raise InputError(f"{argument}: no such key; allowed: {', '.join(keys)}")
-        else:
-            raise InputError(f"{argument or repr(argument)}: no such file or folder; allowed: result files and folders")
-    return paths, options
+def _work(arguments: Sequence[str]) -> int:
+    return _compare(arguments[1:]) if arguments[:1] == ["compare"] else _analyze(arguments)
 
 
 def _analyze(arguments: Sequence[str]) -> int:
-    paths, options = split_arguments(arguments, ["out"])
+    options, paths = parse(AnalyzeOptions, arguments, PATHS)
     if not paths:
-        raise InputError("PATH: no value; allowed: result files and folders")
-    out = _folder(options.get("out", "report"))
+        raise InputError(f"PATH: no value; allowed: {PATHS}")
+    out = _folder(options.out)
     from awq_pycuda.analysis import figures, printing, report
 
     console = make_console()
@@ -126,20 +124,15 @@ def _analyze(arguments: Sequence[str]) -> int:
 
 
 def _compare(arguments: Sequence[str]) -> int:
-    paths, options = split_arguments(arguments, list(ALLOWED))
+    options, paths = parse(CompareOptions, arguments, PATHS)
     if len(paths) != 2:
         raise InputError(f"compare: {len(paths)} paths; allowed: two, A and B")
-    fail_on = options["fail_on"].split(",") if "fail_on" in options else []
-    if not {"slower", "worse"} >= set(fail_on):
-        raise _refuse("fail_on", options["fail_on"])
-    tolerance, metric_tolerance = _share(options, "tolerance", 0.05), _share(options, "metric_tolerance", 0.0)
-    ignore = options["ignore"].split(",") if options.get("ignore") else []
-    out = _folder(options["out"]) if "out" in options else None
+    out = _folder(options.out) if options.out else None
     from awq_pycuda.analysis import printing
     from awq_pycuda.analysis.compare import compare
 
     a, b = (_collect([path]) for path in paths)
-    result = compare(a, b, tolerance, metric_tolerance, ignore)
+    result = compare(a, b, options.tolerance, options.metric_tolerance, options.ignore)
     if out is not None:
         _make(out)
         for name in COMPARED:
@@ -150,9 +143,9 @@ def _compare(arguments: Sequence[str]) -> int:
     printing.print_comparison(console, result)
     if out is not None:
         printing.print_line(console, f"tables {out}: {', '.join(f'compare_{name}' for name in COMPARED)}")
-    found = _faults(result, fail_on)
+    found = _faults(result, options.fail_on)
     if found:
-        printing.print_line(console, f"fail_on={options['fail_on']}: {found}")
+        printing.print_line(console, f"fail_on={','.join(options.fail_on)}: {found}")
     return 1 if found else 0
 
 
@@ -165,24 +158,10 @@ def _faults(result: Comparison, fail_on: Sequence[str]) -> str:
     return ", ".join(f"{count} {word}" for word, count in counts.items() if count)
 
 
-def _refuse(key: str, value: object, why: str = "") -> InputError:
-    return InputError(f"{key}={value}: {why + '; ' if why else ''}allowed: {ALLOWED[key]}")
-
-
-def _share(options: Mapping[str, str], key: str, default: float) -> float:
-    try:
-        value = float(options.get(key, default))
-    except ValueError:
-        value = -1
-    if not 0 <= value < 1:
-        raise _refuse(key, options[key])
-    return value
-
-
 def _folder(given: str) -> Path:
     out = Path(given)
-    if not given or (os.path.lexists(out) and not out.is_dir()):
-        raise _refuse("out", given, "no folder")
+    if os.path.lexists(out) and not out.is_dir():
+        raise refusal(AnalyzeOptions, "out", given, "is no folder")
     return out
 
 
@@ -192,7 +171,7 @@ def _make(out: Path) -> None:
         with tempfile.TemporaryFile(dir=out):  # root passes every permission check, so only trying tells
             pass
     except OSError as error:
-        raise _refuse("out", out, error.strerror or str(error)) from None
+        raise refusal(AnalyzeOptions, "out", out, error.strerror or str(error)) from None
 
 
 def _collect(paths: Sequence[Path]) -> Collection:

@@ -4,44 +4,26 @@
 Works on the CPU and from local files alone. Needs what ``requirements-capture.txt`` names.
 """
 
-import dataclasses
 import enum
 import hashlib
 import importlib
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from omegaconf import MISSING, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Table
 
 from awq_pycuda.errors import InputError
 from awq_pycuda.layer_files import MAX_MAGNITUDE, describe_layers, find_fault
 from awq_pycuda.layer_writer import LayerWriter
-
-USAGE = """\
-Usage: python -m awq_pycuda.capture model=FOLDER text=FILE out=FILE.h5 [key=value ...]
-
-Runs a text through a local Hugging Face model on the CPU and writes the weight, the bias and the input activations
-of every linear layer, in the order in which they run, to an HDF5 file for `awq_pycuda.run inputs=file`.
-
-  model=FOLDER    folder of the model: config.json, weights and tokenizer.json
-  text=FILE       UTF-8 text to run through it
-  out=FILE.h5     file to write; an existing one is replaced, once the new one is whole
-  tokens=512      rows of activations per layer; the model's own special tokens count, padding never occurs
-  dtype=float32   dtype of the file: float32 or float16
-  include=REGEX   only the layers in whose module path this is found, such as include='attention|layer.0'
-
-Needs torch and transformers: pip install -r requirements-capture.txt
-"""
+from awq_pycuda.options import REQUIRED, SYNTAX, describe, member, nonempty, option, parse, refusal, serve, whole
 
 
 class Dtype(enum.Enum):
@@ -51,75 +33,71 @@ class Dtype(enum.Enum):
     float16 = np.float16
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class Options:
-    """What the command line may set; the keys are the fields' names."""
+    """What the command line sets."""
 
-    model: str = MISSING
-    text: str = MISSING
-    out: str = MISSING
-    tokens: int = 512
-    dtype: Dtype = Dtype.float32
-    include: str = ""
+    model: str = option(
+        "FOLDER",
+        "folder of the model: config.json, weights and tokenizer.json",
+        "a folder with config.json, weights and tokenizer.json",
+        nonempty,
+        REQUIRED,
+    )
+    text: str = option("FILE", "UTF-8 text to run through it", "a file of UTF-8 text", nonempty, REQUIRED)
+    out: str = option(
+        "FILE.h5",
+        "file to write; an existing one is replaced, once the new one is whole",
+        "a file name that ends in .h5 or .hdf5, in an existing folder that can be written",
+        nonempty,
+        REQUIRED,
+    )
+    tokens: int = option(
+        "NUMBER",
+        "rows of activations per layer; the model's own special tokens count, padding never occurs",
+        "whole numbers of at least 1",
+        whole(minimum=1),
+        512,
+    )
+    dtype: Dtype = option(
+        "NAME", "dtype of the file", ", ".join(dtype.name for dtype in Dtype), member(Dtype), Dtype.float32
+    )
+    include: str = option(
+        "REGEX",
+        "only the layers in whose module path this is found, such as include='attention|layer.0'",
+        "a regular expression that finds the path of at least one linear layer",
+        str,
+        "",
+    )
 
 
-ALLOWED = {
-    "model": "a folder with config.json, weights and tokenizer.json",
-    "text": "a file of UTF-8 text",
-    "out": "a file name that ends in .h5 or .hdf5, in an existing folder that can be written",
-    "tokens": "whole numbers of at least 1",
-    "dtype": ", ".join(dtype.name for dtype in Dtype),
-    "include": "a regular expression that finds the path of at least one linear layer",
-}
+USAGE = f"""\
+Usage: python -m awq_pycuda.capture model=FOLDER text=FILE out=FILE.h5 [key=value ...]
+
+Runs a text through a local Hugging Face model on the CPU and writes the weight, the bias and the input activations
+of every linear layer, in the order in which they run, to an HDF5 file for `awq_pycuda.run inputs=file`.
+
+{describe(Options)}
+{SYNTAX}
+Needs torch and transformers: pip install -r requirements-capture.txt
+"""
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command with its arguments (default: the process's); the exit code is returned.
 
     Bad input ends in one line on stderr and exit code 2, with nothing written.
     """
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if "--help" in arguments or "-h" in arguments:
-        print(USAGE, end="")
-        return 0
-    try:
-        options = parse_options(arguments)
-        skipped = capture(options)
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    for name, reason in skipped.items():
+    return serve(sys.argv[1:] if arguments is None else arguments, USAGE, _work)
+
+
+def _work(arguments: Sequence[str]) -> int:
+    options, _ = parse(Options, arguments)
+    _check_options(options)
+    for name, reason in capture(options).items():
         print(f"left out: {name} ({reason})", file=sys.stderr)
     _print_summary(Path(options.out))
     return 0
-
-
-def parse_options(arguments: list[str]) -> Options:
-    """Turn ``key=value`` arguments into checked options, without loading anything.
-
-    Raises `InputError` for an argument that is none, an unknown or missing key, and a value that is not allowed.
-    """
-    options: Any = OmegaConf.structured(Options)
-    keys = ", ".join(ALLOWED)
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if not equals:
-            raise InputError(f"{argument}: is no key=value; allowed keys are {keys}")
-        if key not in ALLOWED:
-            raise InputError(f"{argument}: the key is unknown; allowed keys are {keys}")
-        try:
-            # Values stay the strings that they are: read as YAML, a path or a regular expression may become a list.
-            options = OmegaConf.merge(options, {key: value})
-            options[key]  # resolves ${...}, which fails here rather than later
-        except OmegaConfBaseException as error:
-            raise _refuse(key, value, "has another type") from error
-    for field in dataclasses.fields(Options):
-        if OmegaConf.is_missing(options, field.name) or (field.default == MISSING and not options[field.name]):
-            raise _refuse(field.name, "", "is missing")
-    checked = OmegaConf.to_object(options)
-    assert isinstance(checked, Options)
-    _check_options(checked)
-    return checked
 
 
 def capture(options: Options) -> dict[str, str]:
@@ -258,7 +236,7 @@ class _Recorder:
 
 
 def _refuse(key: str, value: str, fault: str) -> InputError:
-    return InputError(f"{key}={value}: {fault}; allowed: {ALLOWED[key]}")
+    return refusal(Options, key, value, fault)
 
 
 def _one_line(error: BaseException) -> str:
@@ -266,8 +244,6 @@ def _one_line(error: BaseException) -> str:
 
 
 def _check_options(options: Options) -> None:
-    if options.tokens < 1:
-        raise _refuse("tokens", str(options.tokens), "is too small")
     model, text, out = Path(options.model), Path(options.text), Path(options.out)
     if not (model / "config.json").is_file():
         fault = "holds no config.json" if model.is_dir() else "is no folder"

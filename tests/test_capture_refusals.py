@@ -25,10 +25,11 @@ def refusal(capsys: pytest.CaptureFixture[str], out: Path, arguments: list[str])
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err.count("\n") == 1
-    return printed.err.rstrip("\n")
+    assert printed.err.startswith("error: ")
+    return printed.err.removeprefix("error: ").rstrip("\n")
 
 
-KEYS = "allowed keys are model, text, out, tokens, dtype, include"
+KEYS = "allowed: model, text, out, tokens, dtype, include"
 OUT = "allowed: a file name that ends in .h5 or .hdf5, in an existing folder that can be written"
 
 
@@ -36,16 +37,16 @@ OUT = "allowed: a file name that ends in .h5 or .hdf5, in an existing folder tha
     ("argument", "line"),
     [
         ("tokens", f"tokens: is no key=value; {KEYS}"),
-        ("token=5", f"token=5: the key is unknown; {KEYS}"),
-        ("tokens.x=5", f"tokens.x=5: the key is unknown; {KEYS}"),
-        ("=5", f"=5: the key is unknown; {KEYS}"),
+        ("token=5", f"token=5: no such key (did you mean tokens?); {KEYS}"),
+        ("tokens.x=5", f"tokens.x=5: no such key (did you mean tokens?); {KEYS}"),
+        ("=5", f"=5: no such key; {KEYS}"),
         ("tokens=0", "tokens=0: is too small; allowed: whole numbers of at least 1"),
         ("tokens=-4", "tokens=-4: is too small; allowed: whole numbers of at least 1"),
-        ("tokens=abc", "tokens=abc: has another type; allowed: whole numbers of at least 1"),
-        ("tokens=1.5", "tokens=1.5: has another type; allowed: whole numbers of at least 1"),
-        ("tokens=", "tokens=: has another type; allowed: whole numbers of at least 1"),
+        ("tokens=abc", "tokens=abc: is no whole number; allowed: whole numbers of at least 1"),
+        ("tokens=1.5", "tokens=1.5: is no whole number; allowed: whole numbers of at least 1"),
+        ("tokens=", "tokens=: is missing; allowed: whole numbers of at least 1"),
         ("tokens=40", "tokens=40: text={text} holds 39 tokens of this model; allowed are 1 to 39"),
-        ("dtype=bfloat16", "dtype=bfloat16: has another type; allowed: float32, float16"),
+        ("dtype=bfloat16", "dtype=bfloat16: is none of these; allowed: float32, float16"),
         (
             "include=[",
             "include=[: is no regular expression (unterminated character set at position 0); allowed: a regular",
@@ -55,7 +56,7 @@ OUT = "allowed: a file name that ends in .h5 or .hdf5, in an existing folder tha
             "include=nowhere: finds no linear layer; allowed: a regular expression that finds the path",
         ),
         ("include=pooler", "include=pooler: finds only layers that cannot be captured (row count 1 in a window of 16"),
-        ("include=${x}", "include=${x}: has another type; allowed: a regular expression that finds the path"),
+        ("include=${x}", "include=${x}: finds no linear layer; allowed: a regular expression that finds the path"),
         ("model=", "model=: is missing; allowed: a folder with config.json, weights and tokenizer.json"),
         ("model={tmp}/no", "model={tmp}/no: is no folder; allowed: a folder with config.json"),
         ("model={text}", "model={text}: is no folder; allowed: a folder with config.json"),
@@ -76,7 +77,8 @@ def test_refuses_wrong_values(
     places = {"{tmp}": str(tmp_path), "{text}": str(text)}
     for place, path in places.items():
         argument, line = argument.replace(place, path), line.replace(place, path)
-    arguments = [f"model={bert}", f"text={text}", f"out={out}", "tokens=20", argument]
+    defaults = [f"model={bert}", f"text={text}", f"out={out}", "tokens=20"]
+    arguments = [each for each in defaults if each.partition("=")[0] != argument.partition("=")[0]] + [argument]
     assert refusal(capsys, out, arguments).startswith(line)
 
 
@@ -92,7 +94,7 @@ def test_bad_arguments_are_found_before_the_libraries_load(tmp_path: Path) -> No
     command = [sys.executable, "-c", f"{script}; sys.exit(code)", f"model={tmp_path}", "text=x", "out=x.h5"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout) == (2, "False\n")
-    assert result.stderr.startswith(f"model={tmp_path}: holds no config.json")
+    assert result.stderr.startswith(f"error: model={tmp_path}: holds no config.json")
 
 
 @pytest.mark.parametrize("library", ["torch", "transformers"])
