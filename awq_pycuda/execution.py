@@ -80,7 +80,7 @@ def execute(config: Config, folder: Path, overrides: Sequence[str] = (), config_
             record = attempt(config, specs, backend, origin, on_progress)
     path = store(folder, record)
     with _unread_output():
-        summary.print_summary(console, record.layers, record.timings, path)
+        summary.print_summary(console, record.layers, record.timings, path, config)
     return path
 
 

@@ -13,10 +13,10 @@ from awq_pycuda.steps import QMAX
 
 
 def sqnr_db(signal: float, noise: float) -> float:
-    """Signal-to-quantization-noise ratio `10·log10(Σy² / Σ(y−ŷ)²)` in dB; inf without noise, -inf without signal."""
-    if noise == 0:
-        return math.inf
-    return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
+    """Signal-to-quantization-noise ratio `10·log10(Σy² / Σ(y−ŷ)²)` in dB; inf without noise, NaN without signal."""
+    if signal == 0:
+        return math.nan
+    return 10 * math.log10(signal / noise) if noise > 0 else math.inf
 
 
 def weight_mse(

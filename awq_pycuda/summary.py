@@ -4,20 +4,34 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Column, Table
+from rich.table import Table
 
+from awq_pycuda.config import Config, SyntheticInputs
+from awq_pycuda.names import fitting, listed
 from awq_pycuda.pipeline import STAGES, LayerResult, Timings
+from awq_pycuda.spread import (
+    Spread,
+    error_removed,
+    milliseconds,
+    milliseconds_range,
+    percent,
+    percent_range,
+)
 
 _PLAIN_WIDTH = 160  # lines of a log or a pipe are not folded to a terminal's width
+_TABLE_WIDTH = 80  # tables are, so that they are the same in a log
+_SHOWCASE = "python -m awq_pycuda.run inputs=outliers layers=2 n=256"
 
 
 def make_console(stderr: bool = False) -> Console:
@@ -40,49 +54,151 @@ def progress(console: Console) -> Iterator[Callable[[str, int, int], None]]:
         yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)
 
 
-def print_summary(console: Console, layers: Sequence[LayerResult], timings: Timings, path: Path) -> None:
-    """Per layer: gamma, SQNR of RTN and AWQ, error removed, stage times; then the pipeline's time and the file's path.
+def print_summary(
+    console: Console, layers: Sequence[LayerResult], timings: Timings, path: Path, config: Config
+) -> None:
+    """What AWQ did by layer and in all, stage times, the pipeline's time, the file's path and the next command.
 
-    Times are medians over the measured passes: on the stream, or on the host's clock without a GPU.
+    Figures and their spreads are those of `spread`. Times are on the stream, or on the host's clock without a GPU.
     """
-    style = table_style(console)
-    quality = Table(Column("layer", overflow="fold"), "out x in", box=style, title="Error", title_justify="left")
-    for heading in ("gamma", "RTN dB", "AWQ dB", "error removed"):
-        quality.add_column(heading, justify="right", no_wrap=True)
-    for layer in layers:
-        shape = f"{layer.scale_b.shape[0]} x {layer.abs_mean.shape[0]}"
-        figures = layer.metrics
-        row = [f"{figures[key]:.2f}" if figures else "-" for key in ("rtn_output_sqnr_db", "output_sqnr_db")]
-        quality.add_row(escape(layer.name), shape, f"{layer.search.gamma_chosen:g}", *row, error_removed(figures))
-    console.print(quality)
+    _print_quality(console, layers)
+    for line in _remarks(layers, config):
+        print_line(console, line)
     if timings.pipeline_ms.size:
-        _print_times(console, layers, timings, style)
-    console.print(f"results {path}", soft_wrap=True, markup=False)
+        _print_times(console, [layer.name for layer in layers], timings)
+    print_line(console, f"results {path}")
+    print_line(console, f"next: {next_command(path.parent)}")
 
 
-def error_removed(figures: dict[str, float]) -> str:
-    """Share of RTN's output error that AWQ removed, in percent; "-" where there is none to remove."""
-    if not figures or not figures["rtn_output_mse"] > 0:
-        return "-"
-    return f"{100 * (1 - figures['output_mse'] / figures['rtn_output_mse']):.1f} %"
+def print_line(console: Console, line: str) -> None:
+    """One line, not folded, whatever it looks like."""
+    console.print(line, soft_wrap=True, markup=False)
 
 
-def _print_times(console: Console, layers: Sequence[LayerResult], timings: Timings, style: box.Box | None) -> None:
-    on_gpu = bool(np.isfinite(timings.gpu_ms).all())
-    clock = "GPU events" if on_gpu else "host clock"
-    samples = timings.gpu_ms if on_gpu else timings.host_ms
-    title = f"Stage times in ms (median, {clock})"
-    times = Table(Column("layer", overflow="fold"), box=style, title=title, title_justify="left")
-    for stage in STAGES:
-        # On a terminal in two lines, so that the table fits 80 columns.
-        heading = stage if style is None else re.sub("_|(?=Tiled)", "\n", stage, count=1)
-        times.add_column(heading, justify="right", no_wrap=True)
-    medians = np.median(samples, axis=2)
-    for layer, row in zip(layers, medians, strict=True):
-        times.add_row(escape(layer.name), *(f"{value:.3f}" for value in row))
+def next_command(folder: Path) -> str:
+    """The command that analyses the results below a folder, as a shell takes it."""
+    return f"python -m awq_pycuda.analyze {shlex.quote(str(folder))}"
+
+
+def no_signal(names: Sequence[str]) -> str:
+    """The line about layers whose output is all 0."""
+    many = "s" if len(names) > 1 else ""
+    return f"no signal reaches layer{many} {listed(names)}: the exact output is all 0, so there is no SQNR"
+
+
+def figure(layer: LayerResult, name: str) -> float:
+    """A metric of a layer; NaN where it has none."""
+    return layer.metrics.get(name, math.nan)
+
+
+def removed_from(layer: LayerResult) -> float:
+    """The share of RTN's output error that AWQ removes from a layer; NaN where there is none to remove."""
+    return error_removed(figure(layer, "output_mse"), figure(layer, "rtn_output_mse"))
+
+
+def _print_quality(console: Console, layers: Sequence[LayerResult]) -> None:
+    removed = [removed_from(layer) for layer in layers]
+    ratios = {name: [figure(layer, name) for layer in layers] for name in ("rtn_output_sqnr_db", "output_sqnr_db")}
+    rows = [
+        [
+            f"{layer.scale_b.shape[0]} x {layer.abs_mean.shape[0]}",
+            f"{layer.search.gamma_chosen:g}",
+            *(_decibels(values[index]) for values in ratios.values()),
+            percent(removed[index]),
+        ]
+        for index, layer in enumerate(layers)
+    ]
+    overall = Spread.of(removed)
+    totals = {}
     if len(layers) > 1:
-        times.add_row("all", *(f"{value:.3f}" for value in medians.sum(axis=0)))
-    console.print(times)
-    repeats = timings.pipeline_ms.size
+        medians = (_decibels(Spread.of(values).median) for values in ratios.values())
+        totals["all (median)"] = ["", "", *medians, percent(overall.median)]
+    headings = ["out x in", "gamma", "RTN dB", "AWQ dB", "error removed"]
+    _print_table(console, "Error", headings, [layer.name for layer in layers], rows, totals)
+    if overall.count > 1:
+        spread = f"median of {overall.count} layers, quartiles {percent_range(overall)}"
+        print_line(console, f"error removed {percent(overall.median)} ({spread})")
+
+
+def _decibels(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.2f}"
+
+
+def _remarks(layers: Sequence[LayerResult], config: Config) -> Iterator[str]:
+    """What the figures do not say by themselves."""
+    silent = [layer.name for layer in layers if layer.metrics and math.isnan(layer.metrics["output_sqnr_db"])]
+    if silent:
+        yield no_signal(silent)
+    alive = [layer for layer in layers if layer.name not in silent]
+    searched = [layer for layer in alive if layer.search.gamma.size > 1]
+    if searched and all(layer.search.gamma_chosen == 0 for layer in alive):
+        if type(config.inputs) is SyntheticInputs:
+            yield (
+                "gamma = 0 (plain RTN) wins: of uniform inputs no channel is larger than another, so there is nothing "
+                f"to protect. AWQ at work: {_SHOWCASE}"
+            )
+        else:
+            yield "gamma = 0 (plain RTN) has the lowest error in every layer: AWQ changes nothing here"
+
+
+def _print_times(console: Console, names: Sequence[str], timings: Timings) -> None:
+    on_gpu = bool(np.isfinite(timings.gpu_ms).all())
+    samples = timings.gpu_ms if on_gpu else timings.host_ms
+    medians = np.median(samples, axis=2)
+    spreads = [Spread.of(passes) for passes in samples.sum(axis=0)]
+    # As many decimals in a column as its largest number has room for.
+    totals = np.array([spread.median for spread in spreads])
+    cells = _cells(np.vstack([medians, totals]))
+    passes = timings.pipeline_ms.size
+    footer = {"all (sum)": cells[-1]} if len(names) > 1 else {}
+    if passes > 1:
+        footer["noise"] = [percent(spread.noise, 0) for spread in spreads]
+    title = f"Stage times in ms (median of {passes}, {'GPU events' if on_gpu else 'host clock'}"
+    title += "; noise: IQR / median)" if passes > 1 else ")"
+    headings = [re.sub("_|(?=Tiled)", "\n", stage, count=1) for stage in STAGES]
+    _print_table(console, title, headings, names, cells[:-1], footer)
+    whole = Spread.of(timings.pipeline_ms)
+    spread = f", IQR {milliseconds_range(whole)}" if passes > 1 else ""
     cold = "" if math.isnan(timings.cold_ms) else f", cold pass {timings.cold_ms:.0f} ms"
-    console.print(f"pipeline {np.median(timings.pipeline_ms):.2f} ms (median of {repeats}){cold}")
+    print_line(console, f"pipeline {milliseconds(whole.median)} ms (median of {passes}{spread}){cold}")
+
+
+def _cells(times: NDArray[np.float64]) -> list[list[str]]:
+    """Texts of a table of times (rows, columns): as many decimals in a column as its largest number has room for."""
+    digits = [max(0, 3 - max(0, math.floor(math.log10(max(column.max(), 1e-9))))) for column in times.T]
+    return [[f"{value:.{count}f}" for value, count in zip(row, digits, strict=True)] for row in times]
+
+
+def _print_table(
+    console: Console,
+    title: str,
+    headings: Sequence[str],
+    names: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    totals: dict[str, list[str]],
+) -> None:
+    """A row per layer and one for each of `totals`, within 80 columns: where names are long, closer, then shortened."""
+    width = console.width if console.is_terminal else _TABLE_WIDTH
+    texts = [
+        [*heading.split("\n"), *(row[column] for row in (*rows, *totals.values()))]
+        for column, heading in enumerate(headings)
+    ]
+    taken = sum(max(map(len, column)) for column in texts) + 2
+    longest = max(map(len, (*names, *totals)))
+    gap = 2 if taken + longest + 2 * len(headings) <= width else 1
+    shown, prefix = fitting(names, width - taken - gap * len(headings))
+    without = f"{title} (names without {prefix})" if prefix else title
+    title = without if len(without) <= width else title
+    table = Table(
+        box=None,
+        title=escape(title),
+        title_justify="left",
+        padding=(0, 1),
+        collapse_padding=gap == 1,
+    )
+    table.add_column("layer", overflow="fold", vertical="bottom")
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, row in [*zip(shown, rows, strict=True), *totals.items()]:
+        table.add_row(escape(name), *row)
+    console.print(table, width=width)

@@ -10,10 +10,15 @@ from awq_pycuda.metrics import saturated_fraction, sqnr_db, weight_mse
 
 @pytest.mark.parametrize(
     ("signal", "noise", "expected"),
-    [(100.0, 1.0, 20.0), (1.0, 1.0, 0.0), (5.0, 0.0, math.inf), (0.0, 0.0, math.inf), (0.0, 2.0, -math.inf)],
+    [(100.0, 1.0, 20.0), (1.0, 1.0, 0.0), (5.0, 0.0, math.inf), (1e-300, 0.0, math.inf)],
 )
 def test_sqnr(signal, noise, expected):
     assert sqnr_db(signal, noise) == expected
+
+
+@pytest.mark.parametrize("noise", [0.0, 2.0])
+def test_without_signal_there_is_no_sqnr(noise):
+    assert math.isnan(sqnr_db(0.0, noise))
 
 
 @pytest.mark.parametrize("groups", [1, 3, 12])

@@ -1,0 +1,83 @@
+"""One figure of many values: what `run`, sweeps, tables, the page and pictures mean by a run's figure and its spread.
+
+| figure | of a layer | of a run | its spread |
+|---|---|---|---|
+| error removed | 1 - (AWQ's output MSE / RTN's); none where RTN leaves no error | median over the layers | quartiles |
+| SQNR | 10·log10(Σy² / Σ(y-ŷ)²) in dB; none where y is all 0 | median over the layers | quartiles |
+| time | of a stage: median over the measured passes | of the whole pass, or of a stage summed over the layers in each \
+pass: median over the passes | interquartile range (IQR), or noise: IQR / median |
+
+Runs that differ in nothing but the seed are replicates: their median, with the range from the lowest to the highest.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+QUARTILES = (0.25, 0.5, 0.75)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Lower quartile, median and upper quartile of `count` values; all NaN where there are none."""
+
+    low: float
+    median: float
+    high: float
+    count: int
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Spread:
+        """Of the values that are there: NaN stands for none. Infinite ones count as what they are."""
+        array = np.sort(np.asarray(list(values), dtype=np.float64))
+        array = array[~np.isnan(array)]
+        low, median, high = (_quantile(array.tolist(), share) for share in QUARTILES)
+        return cls(low, median, high, array.size)
+
+    @property
+    def noise(self) -> float:
+        """The interquartile range as a share of the median; NaN with less than two values."""
+        if self.count < 2 or not self.median > 0:
+            return math.nan
+        return (self.high - self.low) / self.median
+
+
+def _quantile(ordered: list[float], share: float) -> float:
+    """By linear interpolation, as NumPy and pandas do it, but between two infinite values, too."""
+    if not ordered:
+        return math.nan
+    place = share * (len(ordered) - 1)
+    below = math.floor(place)
+    low, high = ordered[below], ordered[min(below + 1, len(ordered) - 1)]
+    return low if low == high else low + (high - low) * (place - below)
+
+
+def error_removed(output_mse: float, rtn_output_mse: float) -> float:
+    """The share of RTN's output error that AWQ removes from a layer; NaN where there is none to remove."""
+    return 1 - output_mse / rtn_output_mse if rtn_output_mse > 0 else math.nan
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """`16.8 %`; `-` where there is no number."""
+    return "-" if math.isnan(share) else f"{100 * share:.{digits}f} %"
+
+
+def percent_range(spread: Spread) -> str:
+    """The quartiles, such as `9.1 to 24.0 %`."""
+    return "-" if math.isnan(spread.low) else f"{100 * spread.low:.1f} to {percent(spread.high)}"
+
+
+def milliseconds(value: float) -> str:
+    """`0.123`, `2.42`, `364.0`: what a reader can tell apart, without unit; `-` where there is no number."""
+    if not math.isfinite(value):
+        return "-"
+    return f"{value:.3f}" if value < 1 else f"{value:.2f}" if value < 100 else f"{value:.1f}"
+
+
+def milliseconds_range(spread: Spread) -> str:
+    """The quartiles, such as `2.40 to 2.50`; `-` with less than two values."""
+    return "-" if spread.count < 2 else f"{milliseconds(spread.low)} to {milliseconds(spread.high)}"
