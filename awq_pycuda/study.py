@@ -19,6 +19,7 @@ from awq_pycuda import provenance, results
 from awq_pycuda.backends.base import Backend
 from awq_pycuda.config import Config, FileInputs, config_hash
 from awq_pycuda.inputs import file_sha256
+from awq_pycuda.spread import Spread
 
 INTERNAL = ".sweep"  # in a study's folder: locks, and what the jobs of each sweep report
 _FOLDER_DIGITS = 16
@@ -49,6 +50,7 @@ class Started:
 class Outcome:
     """How a job ended. `seconds`: its own work; `elsewhere`: another sweep is running it; `skipped`: it is complete.
 
+    `pipeline_ms` over the measured passes and `error_removed` over the layers, of a job that is complete.
     `stop`: the user pressed Ctrl-C meanwhile, whether or not the job could still finish.
     """
 
@@ -56,7 +58,8 @@ class Outcome:
     reason: str = ""
     folder: Path | None = None
     seconds: float = 0.0
-    pipeline_ms: float | None = None
+    pipeline_ms: Spread | None = None
+    error_removed: Spread | None = None
     stop: bool = False
 
 

@@ -13,9 +13,9 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -27,10 +27,13 @@ from rich.progress_bar import ProgressBar
 from rich.table import Column, Table
 
 from awq_pycuda import results, summary
+from awq_pycuda.spread import Spread, milliseconds, percent, percent_range
 from awq_pycuda.study import Outcome, State, claim
 
 _POLL_SECONDS = 0.2
 _ABANDONED_SECONDS = 30
+_TITLE = "Jobs (noise: IQR / median of the passes; error removed: median and quartiles of the layers)"
+_SPREADS = ("pipeline_ms", "error_removed")  # of a job that is complete
 _FINAL: tuple[State, ...] = ("complete", "failed", "skipped", "interrupted")
 
 
@@ -42,7 +45,13 @@ class JobStatus:
     reason: str = ""
     folder: str = ""
     seconds: float = 0.0
-    pipeline_ms: float | None = None
+    pipeline_ms: Spread | None = None
+    error_removed: Spread | None = None
+
+    @classmethod
+    def from_report(cls, event: Mapping[str, Any]) -> JobStatus:
+        """What a `Reporter` wrote."""
+        return cls(**{**event, **{key: Spread(**event[key]) for key in _SPREADS if key in event}})
 
 
 class Reporter:
@@ -70,7 +79,7 @@ class Reporter:
                 "reason": outcome.reason,
                 "folder": "" if outcome.folder is None else str(outcome.folder),
                 "seconds": outcome.seconds,
-                "pipeline_ms": outcome.pipeline_ms,
+                **{key: asdict(spread) for key in _SPREADS if (spread := getattr(outcome, key)) is not None},
             }
         )
 
@@ -175,7 +184,7 @@ class Sweep:
                 event = json.loads(line)
                 number = event.pop("job")
                 self._reports[number] = path
-                self.jobs[number] = JobStatus(**event)
+                self.jobs[number] = JobStatus.from_report(event)
                 if event["state"] in ("complete", "failed", "interrupted"):
                     ended.append(number)
         return ended
@@ -260,13 +269,22 @@ class Sweep:
 
     def _print_tables(self) -> None:
         style = summary.table_style(self.console)
-        table = Table("job", Column("overrides", overflow="fold"), box=style, title="Jobs", title_justify="left")
+        table = Table(
+            "job",
+            Column("overrides", overflow="fold"),
+            box=style,
+            title=_TITLE,
+            title_justify="left",
+            collapse_padding=True,
+        )
         table.add_column("state", no_wrap=True)
-        for heading in ("seconds", "pipeline ms"):
+        for heading in ("seconds", "pipeline\nms", "noise", "error\nremoved", "quartiles"):
             table.add_column(heading, justify="right", no_wrap=True)
         for number, (label, job) in enumerate(zip(self.labels, self.jobs, strict=True)):
-            figures = (f"{job.seconds:.2f}" if job.seconds else "-", _or_dash(job.pipeline_ms))
-            table.add_row(str(number), escape(label), job.state, *figures)
+            time_ms, removed = (getattr(job, key) or Spread.of([]) for key in _SPREADS)
+            figures = (milliseconds(time_ms.median), percent(time_ms.noise, 0), percent(removed.median))
+            seconds = f"{job.seconds:.2f}" if job.seconds else "-"
+            table.add_row(str(number), escape(label), job.state, seconds, *figures, percent_range(removed))
         failed = Table("job", Column("reason", overflow="fold"), box=style, title="Failed", title_justify="left")
         for number, job in enumerate(self.jobs):
             if job.state in ("failed", "interrupted"):
@@ -295,10 +313,6 @@ def _settled(job: JobStatus) -> JobStatus | None:
 
 def _first_line(text: str) -> str:
     return text.partition("\n")[0]
-
-
-def _or_dash(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
 
 
 def _clock(seconds: float) -> str:

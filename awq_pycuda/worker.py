@@ -20,7 +20,6 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-import numpy as np
 from filelock import FileLock
 
 from awq_pycuda import results
@@ -28,7 +27,9 @@ from awq_pycuda.backends.base import Backend
 from awq_pycuda.config import Config
 from awq_pycuda.errors import InputError
 from awq_pycuda.execution import RunFailed, attempt, describe, store, validate
+from awq_pycuda.spread import Spread
 from awq_pycuda.study import Job, Outcome, Started, State, claim, job_folder
+from awq_pycuda.summary import removed_from
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,8 @@ def run_job(job: Job, tell: Callable[[Started], None]) -> Finished:
         return Finished(Outcome(state, str(error), folder, time.perf_counter() - begin), _is_usable(backend))
     except (InputError, OSError) as error:
         return Finished(Outcome("failed", str(error)), usable=True)
-    median = float(np.median(record.timings.pipeline_ms))
-    return Finished(Outcome("complete", "", folder, time.perf_counter() - begin, median), usable=True)
+    figures = (Spread.of(record.timings.pipeline_ms), Spread.of(map(removed_from, record.layers)))
+    return Finished(Outcome("complete", "", folder, time.perf_counter() - begin, *figures), usable=True)
 
 
 def refusals(configs: Sequence[Config]) -> list[str | None]:

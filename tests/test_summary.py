@@ -166,9 +166,9 @@ def test_the_next_command_is_one_for_a_shell(tmp_path, folder, shown):
     assert next_command(folder) == f"python -m awq_pycuda.analyze {shown}"
 
 
-def test_a_run_ends_with_the_next_command(cli):
+def test_a_run_ends_with_the_next_command(cli, tmp_path):
     _, out, _ = cli("backend=cpu", "n=8", "layers=1", "hydra.run.dir='my results'")
-    assert out.splitlines()[-1] == "next: python -m awq_pycuda.analyze 'my results'"
+    assert out.splitlines()[-1] == f"next: python -m awq_pycuda.analyze '{tmp_path}/work/my results'"
 
 
 def test_names_where_room_is_short():

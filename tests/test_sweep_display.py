@@ -8,10 +8,12 @@ import sys
 import time
 from io import StringIO
 
+import h5py
 import pytest
 from conftest import TINY_SWEEP
 from rich.console import Console
 
+from awq_pycuda.spread import Spread, error_removed, milliseconds, percent, percent_range
 from awq_pycuda.study import Outcome
 from awq_pycuda.sweep import JobStatus, Reporter, Sweep
 
@@ -104,3 +106,21 @@ def test_a_launcher_that_waits_for_dead_processes_is_interrupted(tmp_path, monke
     assert sweep.abandoned
     (job,) = sweep.finish()
     assert (job.state, job.reason) == ("failed", "the process that ran it ended")
+
+
+def test_the_table_has_each_job_s_figures_with_their_spread(cli, tmp_path):
+    code, out, err = cli("-m", "backend=cpu", "inputs=outliers", "n=24", "layers=3", "seed=0,1", "timing.repeats=4")
+    assert (code, err) == (0, "")
+    lines = [line for line in out.splitlines() if re.match(r" \d ", line)]
+    assert len(lines) == 2
+    for line in lines:
+        seed = re.search(r"seed=(\d)", line)[1]
+        (path,) = [
+            path for path in tmp_path.rglob("results.h5") if f"seed: {seed}\n" in h5py.File(path).attrs["config"]
+        ]
+        with h5py.File(path) as file:
+            passes = Spread.of(file["timings/pipeline_ms"][...])
+            layers = [layer["metrics"].attrs for layer in file["layers"].values()]
+            removed = Spread.of(error_removed(layer["output_mse"], layer["rtn_output_mse"]) for layer in layers)
+        shown = [milliseconds(passes.median), percent(passes.noise, 0), percent(removed.median), percent_range(removed)]
+        assert line.split("complete")[1].split()[1:] == " ".join(shown).split()
