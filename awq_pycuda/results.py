@@ -1,4 +1,4 @@
-"""results.h5, schema version 1: the one place that knows its layout. Written whole or not at all."""
+"""results.h5, schema version 2: the one place that knows its layout. Written whole or not at all."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from awq_pycuda import provenance
+from awq_pycuda import hdf5, provenance
 from awq_pycuda.pipeline import STAGES, LayerResult, Timings
 from awq_pycuda.verify import TOLERANCES
 
@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     import xarray as xr
 
 SCHEMA = "awq_pycuda"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+FIRST_WITH_CHECKSUMS = 2
 FILE_NAME = "results.h5"
+_CHUNK_BYTES = 64 << 20  # of one dataset's chunk, which is read as a whole; HDF5's limit is 4 GB
 TEMPORARY = f".{FILE_NAME}.{{}}.tmp"  # of the process that writes it
 
 
@@ -51,14 +53,28 @@ def status_attributes(failure: str | None) -> dict[str, str | int | bool]:
 
 
 def read_status(folder: Path) -> tuple[str, str] | None:
-    """Status and error ("" if none) of `folder/results.h5`; None where there is no result file that can be read."""
+    """Status and error ("" if none) of `folder/results.h5`; None where there is no result file that is whole."""
+    path = folder / FILE_NAME
     try:
-        with h5py.File(folder / FILE_NAME) as file:
-            if (file.attrs["schema"], file.attrs["schema_version"]) != (SCHEMA, SCHEMA_VERSION):
+        if not path.is_file():  # opening a pipe would wait
+            return None
+        with open(path, "rb") as stream, h5py.File(path, locking=False) as file:
+            found = hdf5.checked_objects(file.id, stream)
+            version = int(file.attrs["schema_version"])
+            if file.attrs["schema"] != SCHEMA or not 1 <= version <= SCHEMA_VERSION:
                 return None
+            if version >= FIRST_WITH_CHECKSUMS:
+                found[f"/{hdf5.DIGEST}"]  # or it is missing
+                file.visititems(_read_through)
             return str(file.attrs["status"]), str(file.attrs.get("error", ""))
-    except (OSError, KeyError, RuntimeError):
+    except Exception:  # whatever HDF5 makes of damage
         return None
+
+
+def _read_through(_name: str, node: Any) -> None:
+    """Reads a dataset, so that HDF5 compares its checksums."""
+    if isinstance(node, h5py.Dataset):
+        node[()]
 
 
 def write(folder: Path, record: RunRecord) -> Path:
@@ -71,19 +87,19 @@ def write(folder: Path, record: RunRecord) -> Path:
     Raises:
         OSError: the folder cannot be written to; no temporary file is left.
     """
-    with h5py.File(FILE_NAME, "w", driver="core", backing_store=False) as file:
+    # HDF5 1.10's format has checksums over metadata, so that most damage is told before it leads HDF5 astray.
+    with h5py.File(FILE_NAME, "w", driver="core", backing_store=False, libver=("v110", "v110")) as file:
         _write_root(file, record.root)
         for index, layer in enumerate(record.layers):
             _write_layer(file.create_group(f"layers/{index:03d}"), layer)
         _write_timings(file.create_group("timings"), record.timings)
-        file.flush()
-        image = file.id.get_file_image()
+        image = hdf5.sealed_image(file)
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / FILE_NAME
     temporary = folder / TEMPORARY.format(os.getpid())
     try:
         with open(temporary, "wb") as written:
-            written.write(image)
+            written.writelines(image)
             written.flush()
             os.fsync(written.fileno())
         os.replace(temporary, final)
@@ -133,12 +149,23 @@ def _scale(
 def _dataset(
     group: h5py.Group, name: str, values: Any, scales: Sequence[h5py.Dataset], units: str, description: str
 ) -> h5py.Dataset:
-    dataset = group.create_dataset(name, data=values)
+    dataset = group.create_dataset(name, data=values, **_checksum(values))
     dataset.attrs["units"] = units
     dataset.attrs["description"] = description
     for dimension, scale in zip(dataset.dims, scales, strict=False):
         dimension.attach_scale(scale)
     return dataset
+
+
+def _checksum(values: Any) -> dict[str, Any]:
+    """How to store these values under a checksum.
+
+    HDF5 has none for scalars and strings of variable length, which the digest covers; what is empty needs none.
+    """
+    if np.ndim(values) == 0 or np.size(values) == 0 or values.dtype == object:
+        return {}
+    row = max(1, values.nbytes // len(values))
+    return {"fletcher32": True, "chunks": (min(len(values), max(1, _CHUNK_BYTES // row)), *values.shape[1:])}
 
 
 def _write_layer(group: h5py.Group, layer: LayerResult) -> None:

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
@@ -11,7 +13,7 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from awq_pycuda import run
+from awq_pycuda import hdf5, run
 from awq_pycuda.paths import resource_dir
 
 
@@ -24,6 +26,15 @@ def make_run(folder: Path, *overrides: str) -> Path:
     return run.execute(run.to_config(composed), folder, given, OmegaConf.to_yaml(composed, resolve=True))
 
 
+@contextmanager
+def editing(path: Path) -> Iterator[h5py.File]:
+    """The file, open for changes; after them its digest is made anew, as if a run had written it so."""
+    with h5py.File(path, "r+", driver="core", backing_store=False) as file:
+        yield file
+        image = hdf5.sealed_image(file)
+    path.write_bytes(b"".join(image))
+
+
 def vary(path: Path, folder: Path, config: dict | None = None, slower: float = 1.0, **attributes) -> Path:
     """A copy as folder/results.h5 with config keys (dotted) and attributes changed and all times multiplied.
 
@@ -32,7 +43,7 @@ def vary(path: Path, folder: Path, config: dict | None = None, slower: float = 1
     folder.mkdir(parents=True, exist_ok=True)
     copy = folder / "results.h5"
     shutil.copy(path, copy)
-    with h5py.File(copy, "r+") as file:
+    with editing(copy) as file:
         if config is not None:
             tree = yaml.safe_load(file.attrs["config"])
             for key, value in config.items():
@@ -76,7 +87,7 @@ def real(tmp_path_factory):
 
 def edited(real, folder, edit):
     path = vary(real, folder)
-    with h5py.File(path, "r+") as file:
+    with editing(path) as file:
         edit(file)
     return path
 

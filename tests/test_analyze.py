@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import files_under
-from result_files import make_many, make_run, vary
+from result_files import editing, make_many, make_run, vary
 
 from awq_pycuda import analyze
 from awq_pycuda.analysis import figures, report
@@ -54,7 +54,7 @@ def quick(monkeypatch):
 def slowed(real, folder, factor, config=None):
     """A run with steady times: 1 ms a stage and pass, times the factor."""
     path = vary(real, folder, config)
-    with h5py.File(path, "r+") as file:
+    with editing(path) as file:
         for name in ("host_ms", "pipeline_ms"):
             shape = file["timings"][name].shape
             file["timings"][name][...] = factor * (1 + np.arange(np.prod(shape)).reshape(shape) % shape[-1] / 1000)
@@ -209,7 +209,7 @@ def test_help(command):
 def test_compare_prints_every_row_of_a_few_configs(real, command, tmp_path):
     slowed(real, tmp_path / "a", 1)
     path = slowed(real, tmp_path / "b", 2)
-    with h5py.File(path, "r+") as file:
+    with editing(path) as file:
         file["layers/002/metrics"].attrs["rtn_output_mse"] = 0.0
     code, out, err = command("compare", tmp_path / "a", tmp_path / "b")
     assert (code, err) == (0, "")
@@ -240,7 +240,7 @@ def test_fail_on_guards_a_ci(real, command, tmp_path, fail_on, factor, mse, code
     slowed(real, tmp_path / "a", 1)
     path = slowed(real, tmp_path / "b", factor)
     if mse is not None:
-        with h5py.File(path, "r+") as file:
+        with editing(path) as file:
             file["layers/002/metrics"].attrs["rtn_output_mse"] = mse
     actual, out, _ = command("compare", tmp_path / "a", tmp_path / "b", f"fail_on={fail_on}")
     assert actual == code

@@ -2,10 +2,9 @@
 
 import math
 
-import h5py
 import numpy as np
 import pytest
-from result_files import make_run, vary
+from result_files import editing, make_run, vary
 
 from awq_pycuda.analysis.collect import collect
 from awq_pycuda.analysis.compare import METRIC_SIGNS, compare, metric_verdict, time_verdict
@@ -21,7 +20,7 @@ def real(tmp_path_factory):
 def timed(real, folder, factors, config=None, **stages):
     """A run whose passes take 10 ms, and each stage of each layer 1 ms, times a factor per pass (and per stage)."""
     path = vary(real, folder, config)
-    with h5py.File(path, "r+") as file:
+    with editing(path) as file:
         timings = file["timings"]
         names = timings["stage"].asstr()[:].tolist()
         host = np.ones((3, len(names), 1)) * np.array(factors, float)
@@ -97,7 +96,7 @@ def test_runs_of_one_config_are_pooled(real, tmp_path):
 def test_a_gpu_s_stages_are_compared_on_the_stream(real, tmp_path):
     timed(real, tmp_path / "a", [1, 1.01, 1.02])
     path = timed(real, tmp_path / "b", [1, 1.01, 1.02])
-    with h5py.File(path, "r+") as file:
+    with editing(path) as file:
         file["timings/gpu_ms"][...] = file["timings/host_ms"][()] * 5
     found = verdicts(compared(tmp_path / "a", tmp_path / "b"))
     assert found.pop("pipeline") == "same"
@@ -219,7 +218,7 @@ def test_which_end_of_a_metric_is_the_good_one():
 def test_metrics_are_compared_by_layer(real, tmp_path):
     vary(real, tmp_path / "a")
     path = vary(real, tmp_path / "b")
-    with h5py.File(path, "r+") as file:
+    with editing(path) as file:
         file["layers/001/metrics"].attrs["rtn_output_mse"] *= 2
     changed = compared(tmp_path / "a", tmp_path / "b").metrics.query("verdict != 'same'")
     assert changed[["layer", "metric", "verdict"]].values.tolist() == [[1, "rtn_output_mse", "worse"]]
@@ -287,7 +286,7 @@ def test_runs_that_were_given_no_config_match_by_its_hash(real, tmp_path):
     for name in ("a", "b"):
         for digit in "12":
             path = vary(real, tmp_path / name / digit, slower=int(digit), config_hash=digit * 64)
-            with h5py.File(path, "r+") as file:
+            with editing(path) as file:
                 file.attrs["config"] = ""
     result = compared(tmp_path / "a", tmp_path / "b")
     assert result.times["config"].unique().tolist() == ["11111111", "22222222"]

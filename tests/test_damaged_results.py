@@ -52,7 +52,7 @@ def replace(name, values):
 @pytest.mark.parametrize(
     ("edit", "expected"),
     [
-        (put("/", "schema_version", 2), "schema_version 2 is newer than 1, which this version reads"),
+        (put("/", "schema_version", 3), "schema_version 3 is newer than 2, which this version reads"),
         (put("/", "schema_version", 0), "schema_version 0 is unknown"),
         (put("/", "schema_version", "one"), "/: attribute schema_version is 'one', not a whole number"),
         (put("/", "schema", "other"), "an HDF5 file, but no result of awq_pycuda"),

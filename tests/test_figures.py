@@ -5,14 +5,13 @@ import re
 import xml.etree.ElementTree as ElementTree
 from importlib import resources
 
-import h5py
 import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 from matplotlib.text import Text
-from result_files import H100, make_run, vary
+from result_files import H100, editing, make_run, vary
 
 from awq_pycuda.analysis import figure_style, figures_error, figures_search, figures_time
 from awq_pycuda.analysis.collect import channels, collect
@@ -35,7 +34,7 @@ BLOCKS = [
 
 
 def edit(path, change):
-    with h5py.File(path, "r+") as file:
+    with editing(path) as file:
         change(file)
     return path
 

@@ -1,10 +1,9 @@
 """Figures of error removed, of grids, of depth and of the product's rate: what they draw of which runs."""
 
-import h5py
 import numpy as np
 import pandas as pd
 import pytest
-from result_files import make_run, vary
+from result_files import editing, make_run, vary
 
 from awq_pycuda.analysis import figure_style, figures_search
 from awq_pycuda.analysis.collect import collect
@@ -90,7 +89,7 @@ def test_many_combinations_give_one_line_of_quartiles(sweep, tmp_path):
     for index in range(9):
         for tile in (8, 16):
             copy = vary(path, tmp_path / f"{index}-{tile}", {"inputs.channels": 0.1 * (1 + index), "tile": tile})
-            with h5py.File(copy, "r+") as file:
+            with editing(copy) as file:
                 for layer in file["layers"].values():
                     layer["metrics"].attrs["output_mse"] *= tile / 16 * (1 + index)
     drawn = dict(error_removed_against(collect([tmp_path])))
@@ -126,7 +125,7 @@ def test_the_rate_of_the_product_is_work_over_time(sweep, tmp_path):
     for n in (16, 32):
         for tile in (8, 16):
             path = make_run(tmp_path / f"{n}-{tile}", f"n={n}", f"tile={tile}")
-            with h5py.File(path, "r+") as file:
+            with editing(path) as file:
                 file.attrs.update(backend="cuda", device_name="GPU")
                 file["timings/gpu_ms"][...] = n / tile
     found = collect([tmp_path])

@@ -4,9 +4,8 @@ import re
 import shutil
 from html.parser import HTMLParser
 
-import h5py
 import pytest
-from result_files import make_run, vary
+from result_files import editing, make_run, vary
 
 from awq_pycuda.analysis import report_data
 from awq_pycuda.analysis.collect import collect
@@ -41,7 +40,7 @@ def folder(tmp_path_factory):
     first = make_run(base / "first")
 
     def results(index):
-        with h5py.File(first, "r+") as file:
+        with editing(first) as file:
             for layer in file["layers"].values():
                 layer["search/error"][1:] *= 1 + index / 10
                 layer["metrics"].attrs["output_mse"] *= 1 + index / 10
@@ -51,7 +50,7 @@ def folder(tmp_path_factory):
         results(index)
         vary(first, base / "sweep" / f"{index:02d}", {"n": n, "tokens": n, "tile": tile, "study": EVIL}, 1 + index)
     failed = vary(first, base / "sweep" / FAILED, {"n": 7}, status="failed", error=f"MemoryError: {EVIL}")
-    with h5py.File(failed, "r+") as file:
+    with editing(failed) as file:
         del file["layers"], file["timings"]
     (base / "sweep" / "foreign.h5").write_text(EVIL)
     return base

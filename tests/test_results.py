@@ -35,7 +35,7 @@ def test_root_attributes(result):
     with h5py.File(result) as file:
         attrs = dict(file.attrs)
     assert attrs["schema"] == "awq_pycuda"
-    assert attrs["schema_version"] == 1
+    assert attrs["schema_version"] == 2
     assert attrs["status"] == "complete"
     assert "error" not in attrs
     assert attrs["created"].endswith("+00:00")

@@ -14,7 +14,8 @@ import yaml
 from h5py import h5a, h5d, h5f, h5g, h5p, h5s, h5t
 from numpy.typing import NDArray
 
-from awq_pycuda.results import SCHEMA, SCHEMA_VERSION
+from awq_pycuda import hdf5
+from awq_pycuda.results import FIRST_WITH_CHECKSUMS, SCHEMA, SCHEMA_VERSION
 
 METRICS = (
     "output_mse",
@@ -93,8 +94,7 @@ def read_channels(path: Path, layer: int) -> dict[str, Array]:
         UnreadableError: the file is no result, or has no such layer.
     """
 
-    def read_layer(path: Path, file: Any) -> dict[str, Array]:
-        _check_schema(_attributes(file))
+    def read_layer(path: Path, file: Any, root: Mapping[str, Scalar]) -> dict[str, Array]:
         group = _group(_group(file, "layers", "/"), f"{layer:03d}", "/layers")
         where = f"/layers/{layer:03d}"
         vectors = {
@@ -108,8 +108,8 @@ def read_channels(path: Path, layer: int) -> dict[str, Array]:
     return _guarded(path, read_layer)
 
 
-def _guarded(path: Path, reading: Callable[[Path, Any], T]) -> T:
-    """Opens the file and turns every way in which reading it can fail into the reason."""
+def _guarded(path: Path, reading: Callable[[Path, Any, Mapping[str, Scalar]], T]) -> T:
+    """Reads from the file, given its root attributes, and turns every way in which that can fail into the reason."""
     try:
         if not path.is_file():
             path.stat()
@@ -130,17 +130,23 @@ def _guarded(path: Path, reading: Callable[[Path, Any], T]) -> T:
         access.set_fclose_degree(h5f.CLOSE_STRONG)
         file = h5f.open(bytes(path), h5f.ACC_RDONLY, access)
         try:
-            return reading(path, file)
+            with open(path, "rb") as stream:
+                found = hdf5.checked_objects(file, stream)
+            root = _attributes(file)
+            _check_schema(root, found)
+            return reading(path, file, root)
         finally:
             file.close()
     except UnreadableError:
         raise
+    except hdf5.RefusedError as error:
+        raise UnreadableError(f"damaged HDF5 file: {error}") from None
     except Exception as error:  # HDF5 answers damage with whatever it runs into: OSError, KeyError, RuntimeError ...
         first = " ".join(str(error).split()) or type(error).__name__
         raise UnreadableError(f"damaged HDF5 file: {first}") from None
 
 
-def _check_schema(root: Mapping[str, Scalar]) -> None:
+def _check_schema(root: Mapping[str, Scalar], found: hdf5.Objects) -> None:
     if root.get("schema") != SCHEMA:
         raise UnreadableError(f"an HDF5 file, but no result of awq_pycuda (no attribute schema={SCHEMA})")
     version = _attribute(root, "/", "schema_version", int)
@@ -148,11 +154,11 @@ def _check_schema(root: Mapping[str, Scalar]) -> None:
         raise UnreadableError(f"schema_version {version} is newer than {SCHEMA_VERSION}, which this version reads")
     if version < 1:
         raise UnreadableError(f"schema_version {version} is unknown")
+    if version >= FIRST_WITH_CHECKSUMS and f"/{hdf5.DIGEST}" not in found:
+        raise UnreadableError(f"/{hdf5.DIGEST} is missing")
 
 
-def _read_root(path: Path, file: Any) -> ResultFile:
-    root = _attributes(file)
-    _check_schema(root)
+def _read_root(path: Path, file: Any, root: Mapping[str, Scalar]) -> ResultFile:
     status = _attribute(root, "/", "status", str)
     if status not in ("complete", "failed"):
         raise UnreadableError(f"status is {status!r}, not complete or failed")
