@@ -51,15 +51,25 @@ def scratch(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
     return array
 
 
+def _block_rows(shape: Sequence[int]) -> int:
+    rows, row_elements = shape
+    elements = min(max(rows * row_elements // BLOCKS, SMALLEST_BLOCK), LARGEST_BLOCK)
+    return max(1, elements // max(1, row_elements))
+
+
+def working_elements(shape: Sequence[int], threads: int | None = None) -> int:
+    """Elements of the blocks of a (rows, row_elements) array that `map_row_blocks` has at work at one time."""
+    rows, row_elements = shape
+    return min(rows, _block_rows(shape) * host_threads(threads)) * row_elements
+
+
 def map_row_blocks(work: Callable[[slice], T], shape: Sequence[int], threads: int | None = None) -> list[T]:
     """Calls `work` on consecutive slices of the rows of a (rows, row_elements) array; returns its results in order.
 
     The slices depend on the shape alone, never on the number of threads, so that sums over the results are the same on
     every machine. The caller's `np.errstate` holds in every thread.
     """
-    rows, row_elements = shape
-    elements = min(max(rows * row_elements // BLOCKS, SMALLEST_BLOCK), LARGEST_BLOCK)
-    size = max(1, elements // max(1, row_elements))
+    rows, size = shape[0], _block_rows(shape)
     blocks = [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
     count = min(host_threads(threads), len(blocks))
     if count <= 1:

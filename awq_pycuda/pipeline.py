@@ -16,8 +16,9 @@ from awq_pycuda import metrics
 from awq_pycuda.backends.base import Backend, H, Mark
 from awq_pycuda.config import Config, Objective, Save
 from awq_pycuda.inputs import LayerSpec, Uniform
+from awq_pycuda.parallel import working_elements
 from awq_pycuda.scale_b import compute_scale_b
-from awq_pycuda.search import SearchResult, compute_s, diag_errors
+from awq_pycuda.search import SearchResult, compute_s, diag_errors, with_rtn
 from awq_pycuda.verify import check_layer, refuse_beyond_tolerance
 
 STAGES = ("accum_stats", "compute_s", "compute_scale_b", "quantize_awq", "dequantizeTiled", "relu")
@@ -74,21 +75,28 @@ def required_bytes(specs: Sequence[LayerSpec], config: Config) -> tuple[int, int
     """
     arrays = host = 0
     scratch: dict[tuple[str, int, int], int] = {}
-    making = checking = 0
+    making = checking = working = 0
+    candidates = len(with_rtn(config.gammas))
     for spec in specs:
         m, n, k = spec.tokens, spec.out_features, spec.in_features
         groups = 1 if config.quant.group_size is None else k // config.quant.group_size
         arrays += 5 * n * k + 8 * m * n + 16 * k + 4 * n * groups + 4 * n  # W, Wq; Y, relu(Y); vectors; steps; bias
-        arrays += 0 if spec.activations is None else 4 * m * k
+        own = 0 if spec.activations is None else 4 * m * k
+        arrays += own
         scratch["codes", n, k] = n * k
         scratch["outputs", m, n] = 4 * 4 * m * n  # reference, trial output, chain output and activations
         # The CPU backend's dequantized weights, or the inputs while they are made: one layer at a time.
-        making = max(making, 4 * n * k, 4 * m * k)
+        making = max(making, 4 * n * k, own)
+        # Every thread's block: what the search keeps of W and makes per step, and on the CPU the float64 of X's and Y's
+        # sums. Every candidate's scales, and what the search makes of them in float64.
+        block = working_elements((n, k), config.threads)
+        sums = max(16 * working_elements((m, n), config.threads), 12 * working_elements((m, k), config.threads))
+        working = max(working, 12 * block + 28 * block * groups // k + sums + 44 * k * candidates)
         # verify: the oracle's copies in float64, one layer at a time.
         checking = max(checking, 8 * (m * k + 6 * n * k + 4 * m * n))
         if config.save is Save.full:
             host += 3 * n * k  # the copy, the file's image in memory, and the bytes taken from it
-    return arrays + sum(scratch.values()) + making, host + (checking if config.verify else 0)
+    return arrays + sum(scratch.values()) + making, host + working + (checking if config.verify else 0)
 
 
 class Pipeline(Generic[H]):

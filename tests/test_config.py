@@ -1,8 +1,15 @@
 """The configs as they compose: every preset, the defaults, and the rules."""
 
+import dataclasses
+import hashlib
+import json
+import math
+from enum import Enum
+
 import pytest
 
-from awq_pycuda.config import ALLOWED, config_hash, plain
+from awq_pycuda.config import ALLOWED, check, config_hash, plain
+from awq_pycuda.errors import InputError
 from awq_pycuda.paths import resource_dir
 
 CONF = resource_dir("conf")
@@ -72,3 +79,140 @@ def test_the_hash_tells_every_key_apart(compose):
     others += ["timing.warmup=0", "timing.repeats=1", "search.normalization=sqrt_max_min"]
     hashes = {config_hash(compose(*override)) for override in ([], *([other] for other in others))}
     assert len(hashes) == len(others) + 1
+
+
+# The least and the most of each key, None where there is no most; both are allowed, what is next to them is not.
+LIMITS = {
+    "n": (1, None),
+    "tokens": (1, None),
+    "tile": (1, 32),
+    "layers": (1, 1000),
+    "seed": (0, 2**64 - 1),
+    "threads": (1, None),
+    "quant.group_size": (1, None),
+    "timing.warmup": (0, 100_000),
+    "timing.repeats": (1, 100_000),
+    "gammas": (0.0, 10.0),
+    "inputs.channels": (5e-324, 1.0),
+    "inputs.factor_min": (5e-324, 100.0),
+    "inputs.factor_max": (10.0, 1e6),
+}
+
+
+def with_value(config, key, value):
+    """A copy of a config with another value at a dotted key; nothing is checked."""
+    group, _, name = key.rpartition(".")
+    if not group:
+        return dataclasses.replace(config, **{name: value})
+    return dataclasses.replace(config, **{group: dataclasses.replace(getattr(config, group), **{name: value})})
+
+
+@pytest.mark.parametrize("key", LIMITS)
+def test_a_key_s_limits_are_allowed_and_what_is_beyond_them_is_refused(compose, key):
+    base = compose("inputs=outliers")
+    least, most = LIMITS[key]
+    whole = isinstance(least, int)
+    below, above = (least - 1, (most or 0) + 1) if whole else (math.nextafter(least, -1), math.nextafter(most, 1e9))
+
+    def listed(value):
+        return [1.0, value] if key == "gammas" else value
+
+    for value in (least, 10**30 if most is None else most):
+        check(with_value(base, key, listed(value)))
+    for value in (below, above) if most is not None else (below,):
+        with pytest.raises(InputError) as refused:
+            check(with_value(base, key, listed(value)))
+        named = "inputs.factor_min" if (key, value) == ("inputs.factor_max", below) else key
+        assert str(refused.value).startswith(f"{named}=")
+        assert str(refused.value).endswith(f"allowed: {ALLOWED[named]}")
+    assert whole is False or most is None or str(most) in ALLOWED[key]
+
+
+@pytest.mark.parametrize("key", ["inputs.factor_min", "inputs.factor_max", "inputs.channels"])
+def test_0_is_no_factor_and_no_share(compose, key):
+    with pytest.raises(InputError, match=f"^{key}=0"):
+        check(with_value(compose("inputs=outliers"), key, 0.0))
+
+
+def test_what_needs_no_value_may_be_null(compose):
+    for key in ("threads", "quant.group_size"):
+        check(with_value(compose(), key, None))
+    for key in ("tokens", "layers"):
+        check(with_value(compose("inputs=file", "inputs.path=layers.h5"), key, None))
+        with pytest.raises(InputError, match=f"^{key}=null: allowed: "):
+            check(with_value(compose(), key, None))
+
+
+@pytest.mark.parametrize("study", ["a", "a/b", "a.b-c_d/E9"])
+def test_names_of_studies(compose, study):
+    check(with_value(compose(), "study", study))
+
+
+@pytest.mark.parametrize("study", ["", ".", "..", "a/..", "/a", "a/", "a//b", "a b", "ä", "-a", "a\n"])
+def test_what_is_no_name_of_a_study(compose, study):
+    with pytest.raises(InputError, match=r"^study="):
+        check(with_value(compose(), "study", study))
+
+
+def keys_of(node, prefix=""):
+    """Every dotted key of a config with its value."""
+    for item in dataclasses.fields(node):
+        value = getattr(node, item.name)
+        yield from (
+            keys_of(value, f"{prefix}{item.name}.")
+            if dataclasses.is_dataclass(value)
+            else [(prefix + item.name, value)]
+        )
+
+
+@pytest.mark.parametrize("inputs", [("inputs=outliers",), ("inputs=file", "inputs.path=layers.h5")], ids=str)
+def test_the_hash_tells_every_value_of_every_key_apart(compose, inputs):
+    base = compose(*inputs)
+    hashes, count = {config_hash(base)}, 1
+    for key, value in keys_of(base):
+        if isinstance(value, Enum):
+            others = [member for member in type(value) if member is not value]
+        else:
+            others = [[0.0, 1.0]] if isinstance(value, list) else [f"{value}x"]
+        for other in others:
+            changed = config_hash(with_value(base, key, other))
+            assert (changed == config_hash(base)) == (key == "study"), key
+            hashes.add(changed)
+            count += key != "study"
+    assert len(hashes) == count
+
+
+def test_the_hash_is_of_the_config_as_the_user_writes_it(compose):
+    """Enums by their names and nothing of how Python holds them: a study outlives the version that began it."""
+    written = {
+        "n": 8,
+        "tokens": 8,
+        "tile": 16,
+        "layers": 3,
+        "gammas": [0.0, 0.5],
+        "seed": 0,
+        "backend": "cpu",
+        "stats": "atomic",
+        "threads": None,
+        "save": "full",
+        "verify": True,
+        "inputs": {"kind": "synthetic", "weight_scale": "he"},
+        "quant": {"group_size": 4},
+        "search": {"objective": "output", "normalization": "sqrt_max_min"},
+        "matmul": {"kernel": "blocked"},
+        "timing": {"warmup": 1, "repeats": 3},
+    }
+    config = compose(
+        "n=8",
+        "gammas=[0,0.5]",
+        "backend=cpu",
+        "stats=atomic",
+        "save=full",
+        "verify=true",
+        "inputs.weight_scale=he",
+        "quant.group_size=4",
+        "search.objective=output",
+        "search.normalization=sqrt_max_min",
+        "matmul=blocked",
+    )
+    assert config_hash(config) == hashlib.sha256(json.dumps(written, sort_keys=True).encode()).hexdigest()

@@ -235,3 +235,24 @@ def test_killed_while_writing_leaves_no_file_under_the_final_name(tmp_path):
     assert done.returncode == -signal.SIGKILL
     assert list(tmp_path.rglob(".results.h5.*.tmp"))
     assert not list(tmp_path.rglob("results.h5"))
+
+
+@pytest.mark.parametrize(("name", "other"), [("SCHEMA", "other"), ("SCHEMA_VERSION", 99), ("SCHEMA_VERSION", 0)])
+def test_a_file_of_another_schema_has_no_status(monkeypatch, tmp_path, name, other):
+    """Written as a whole by another program or version: nothing else of it is wrong."""
+    record = results.RunRecord(results.status_attributes(None), [], results.NO_TIMINGS)
+    with monkeypatch.context() as patch:
+        patch.setattr(results, name, other)
+        results.write(tmp_path, record)
+    assert results.read_status(tmp_path) is None
+    results.write(tmp_path, record)
+    assert results.read_status(tmp_path) == ("complete", "")
+
+
+def test_status_is_complete_failed_with_its_reason_or_none(tmp_path):
+    assert results.read_status(tmp_path) is None
+    results.write(tmp_path, results.RunRecord(results.status_attributes("OSError: x"), [], results.NO_TIMINGS))
+    assert results.read_status(tmp_path) == ("failed", "OSError: x")
+    path = tmp_path / results.FILE_NAME
+    path.write_bytes(path.read_bytes()[:700])
+    assert results.read_status(tmp_path) is None

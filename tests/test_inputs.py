@@ -1,0 +1,128 @@
+"""The plan of the layers: shapes, sources, and the file behind them."""
+
+import hashlib
+import os
+
+import numpy as np
+import pytest
+
+from awq_pycuda import inputs
+from awq_pycuda.errors import InputError
+from awq_pycuda.inputs import LayerSpec, Salient, Uniform, file_sha256, plan_layers
+
+
+def save(path, **tensors):
+    np.savez(path, **{name.replace("__", "."): np.asarray(values, np.float32) for name, values in tensors.items()})
+
+
+@pytest.mark.parametrize("weight", [np.ones((5, 3), np.float32), Uniform(5, 3, 0, 0)], ids=["array", "uniform"])
+def test_a_layer_s_features_are_those_of_its_weight(weight):
+    spec = LayerSpec("a", 7, weight, None)
+    assert (spec.out_features, spec.in_features) == (5, 3)
+
+
+@pytest.mark.parametrize(("overrides", "tokens"), [((), 11), (("tokens=4",), 4)])
+def test_a_file_without_activations_gets_tokens_or_n_of_them(compose, tmp_path, overrides, tokens):
+    save(tmp_path / "a.npz", **{"000__weight": np.ones((5, 3)), "001__weight": np.ones((2, 5))})
+    config = compose("inputs=file", f"inputs.path={tmp_path / 'a.npz'}", "n=11", "seed=6", *overrides)
+    first, second = plan_layers(config)
+    assert (first.tokens, second.tokens) == (tokens, tokens)
+    assert first.activations == Uniform(tokens, 3, 6, 0)
+    assert second.activations is None
+
+
+def test_a_layer_with_activations_sets_the_tokens_of_those_that_follow(compose, tmp_path):
+    tensors = {"000__weight": np.ones((5, 3)), "000__activations": np.ones((6, 3)), "001__weight": np.ones((2, 5))}
+    tensors |= {"002__weight": np.ones((4, 8)), "002__activations": np.ones((9, 8)), "003__weight": np.ones((1, 4))}
+    save(tmp_path / "a.npz", **tensors)
+    specs = plan_layers(compose("inputs=file", f"inputs.path={tmp_path / 'a.npz'}"))
+    assert [spec.tokens for spec in specs] == [6, 6, 9, 9]
+    assert [spec.activations is None for spec in specs] == [False, True, False, True]
+    assert [(spec.out_features, spec.in_features) for spec in specs] == [(5, 3), (2, 5), (4, 8), (1, 4)]
+
+
+def test_a_group_size_must_divide_every_layer_s_in_features(compose, tmp_path):
+    save(tmp_path / "a.npz", **{"000__weight": np.ones((6, 4)), "001__weight": np.ones((3, 6))})
+    source = ("inputs=file", f"inputs.path={tmp_path / 'a.npz'}")
+    assert len(plan_layers(compose(*source, "quant.group_size=2"))) == 2
+    with pytest.raises(InputError, match=r"^quant\.group_size=4: layer 1 has in_features 6; allowed: "):
+        plan_layers(compose(*source, "quant.group_size=4"))
+
+
+@pytest.mark.parametrize(("held", "refused"), [(1000, False), (1001, True)])
+def test_a_file_of_more_layers_than_results_can_name_is_refused(compose, tmp_path, held, refused):
+    save(tmp_path / "a.npz", **{f"{index:04d}__weight": [[1]] for index in range(held)})
+    source = ("inputs=file", f"inputs.path={tmp_path / 'a.npz'}")
+    if refused:
+        with pytest.raises(InputError, match=r"^layers=null: inputs\.path=.* holds 1001 layers; allowed: "):
+            plan_layers(compose(*source))
+    else:
+        assert len(plan_layers(compose(*source))) == held
+    assert len(plan_layers(compose(*source, "layers=1"))) == 1
+
+
+def test_synthetic_layers_draw_from_subsequences_of_their_own(compose):
+    config = compose("n=4", "tokens=3", "layers=2", "seed=9", "inputs=outliers", "inputs.weight_scale=he")
+    salient = [Salient(9, layer, 0.01, 10, 100) for layer in range(2)]
+    bound = (6 / 4) ** 0.5
+    assert plan_layers(config) == [
+        LayerSpec("000", 3, Uniform(4, 4, 9, 1, bound, salient[1]), Uniform(3, 4, 9, 0, 1, None, salient[0])),
+        LayerSpec("001", 3, Uniform(4, 4, 9, 2, bound), None),
+    ]
+
+
+def test_salient_channels_draw_apart_from_x_and_weights(monkeypatch):
+    drawn = []
+
+    def uniform(seed, subsequence, count):
+        drawn.append((seed, subsequence, count))
+        return np.linspace(0.1, 1, count, dtype=np.float32)
+
+    monkeypatch.setattr(inputs.philox, "uniform", uniform)
+    gains = Salient(5, 3, 0.25, 2.0, 32.0).gains(8)
+    assert drawn == [(5, 2**32 + 3, 16)]
+    # The lowest two of the first eight are chosen; their factors come from the ninth and tenth.
+    exponents = np.linspace(0.1, 1, 16, dtype=np.float32)[8:10]
+    np.testing.assert_allclose(gains, [*(2 * 16**exponents), *[1] * 6], rtol=1e-6)
+
+
+def test_gains_are_none_where_all_are_1():
+    plain = Uniform(3, 2, 0, 0)
+    assert plain.row_gain() is plain.col_gain() is None
+    assert Uniform(3, 2, 0, 0, bound=0.5).row_gain().tolist() == [0.5] * 3
+    salient = Salient(0, 1, 0.5, 4, 4)
+    both = Uniform(3, 2, 0, 0, 0.5, salient, salient)
+    assert both.row_gain().tolist() == (salient.gains(3) / 2).tolist()
+    assert both.col_gain().tolist() == salient.gains(2).tolist()
+
+
+# --- a file that changes meanwhile --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", ["size", "time"])
+def test_a_changed_file_is_read_again(compose, tmp_path, what):
+    """By its size where the time is the same, by its time where the size is."""
+    path = tmp_path / "a.npz"
+    config = compose("inputs=file", f"inputs.path={path}")
+    seen = []
+    for value, rows in ((1, 2), (2, 2 if what == "time" else 3)):
+        save(path, **{"000__weight": np.full((rows, 2), value)})
+        os.utime(path, ns=(0, value if what == "time" else 0))
+        (spec,) = plan_layers(config)
+        seen.append((spec.weight.shape[0], spec.weight[0, 0], file_sha256(path)))
+        assert seen[-1][2] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert [row[:2] for row in seen] == [(2, 1), (2 if what == "time" else 3, 2)]
+    assert seen[0][2] != seen[1][2]
+
+
+def test_a_file_is_read_once_for_many_runs(compose, monkeypatch, tmp_path):
+    path = tmp_path / "a.npz"
+    save(path, **{"000__weight": np.ones((2, 2))})
+    config = compose("inputs=file", f"inputs.path={path}")
+    reads = []
+    load = inputs.load_layers
+    monkeypatch.setattr(inputs, "load_layers", lambda *asked: reads.append(asked) or load(*asked))
+    assert plan_layers(config)[0].weight is plan_layers(config)[0].weight
+    assert len(reads) == 1
+    assert plan_layers(compose("inputs=file", f"inputs.path={path}", "layers=1"))
+    assert len(reads) == 2
