@@ -113,10 +113,12 @@ def _analyze(arguments: Sequence[str]) -> int:
         for name in TABLES:
             _write_table(getattr(collection, name), out / name)
     with console.status("drawing figures"):
-        drawn = figures.write_figures(collection, out / "figures")
+        drawn, failures = figures.write_figures(collection, out / "figures")
     with console.status("writing the report"):
-        report.write_report(collection, out / "report.html")
+        report.write_report(collection, out / "report.html", failures)
     printing.print_runs(console, collection)
+    for failure in failures:
+        printing.print_line(console, f"left out {failure.part}: {failure.reason}")
     printing.print_line(console, f"tables {out}: {', '.join(TABLES)} as Parquet and CSV")
     printing.print_line(console, f"figures {out / 'figures'}: {len(drawn)} files, PNG and SVG")
     printing.print_line(console, f"report {out / 'report.html'}")

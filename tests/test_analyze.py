@@ -47,8 +47,8 @@ def command(tmp_path, monkeypatch, capfd):
 @pytest.fixture
 def quick(monkeypatch):
     """Without the pictures, which have tests of their own."""
-    monkeypatch.setattr(figures, "write_figures", lambda collection, folder: [])
-    monkeypatch.setattr(report, "write_report", lambda collection, path: path.write_text("report"))
+    monkeypatch.setattr(figures, "write_figures", lambda collection, folder: ([], []))
+    monkeypatch.setattr(report, "write_report", lambda collection, path, failures: path.write_text("report"))
 
 
 def slowed(real, folder, factor, config=None):

@@ -130,7 +130,7 @@ def figure(folders):
 
 
 def against(key):
-    return lambda collection: dict(figures_time.times_against(collection))[key]
+    return lambda collection: dict(figures_time.times_against(collection))[key]()
 
 
 def dots(panel, marker="o"):
@@ -152,7 +152,8 @@ def test_every_figure_is_two_whole_small_files_without_overlapping_text(folders,
         return paths
 
     monkeypatch.setattr(figure_style, "save", save_and_look)
-    paths = write_figures(collect([folders / case]), tmp_path / "out")
+    paths, failures = write_figures(collect([folders / case]), tmp_path / "out")
+    assert failures == []
     assert list(texts) == DRAWN.get(case, [*QUALITY, "stage_times"])
     assert [path.name for path in paths] == [f"{stem}.{kind}" for stem in texts for kind in ("png", "svg")]
     assert sorted((tmp_path / "out").glob("*")) == sorted(paths)
@@ -333,7 +334,7 @@ def test_figures_that_an_earlier_call_left_are_removed_and_other_files_kept(fold
     (tmp_path / "time_against_n.svg").write_text("of an earlier call")
     (tmp_path / "roofline.png").write_text("of an earlier call")
     (tmp_path / "mine.png").write_text("kept")
-    paths = write_figures(collect([folders / "one"]), tmp_path)
+    paths, _ = write_figures(collect([folders / "one"]), tmp_path)
     assert sorted(tmp_path.iterdir()) == sorted([*paths, tmp_path / "mine.png"])
 
 
@@ -341,10 +342,10 @@ def test_the_same_results_give_the_same_bytes_whatever_the_user_s_settings(folde
     import matplotlib as mpl
 
     collection = collect([folders / "one"])
-    first = [path.read_bytes() for path in write_figures(collection, tmp_path / "a")]
+    first = [path.read_bytes() for path in write_figures(collection, tmp_path / "a")[0]]
     monkeypatch.setitem(mpl.rcParams, "axes.grid", False)
     monkeypatch.setitem(mpl.rcParams, "font.size", 20.0)
-    assert [path.read_bytes() for path in write_figures(collection, tmp_path / "b")] == first
+    assert [path.read_bytes() for path in write_figures(collection, tmp_path / "b")[0]] == first
     assert mpl.rcParams["font.size"] == 20.0
 
 

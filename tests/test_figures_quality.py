@@ -39,7 +39,7 @@ def removed(collection, grid, kind):
 
 
 def test_a_line_is_the_median_over_seeds_and_its_band_their_range(sweep):
-    drawn = dict(error_removed_against(sweep))
+    drawn = {key: draw() for key, draw in error_removed_against(sweep)}
     assert list(drawn) == ["gamma_grid_size", "inputs.kind"]
     (panel,) = drawn["gamma_grid_size"].axes
     texts = [text.get_text() for text in drawn["gamma_grid_size"].legends[0].get_texts()]
@@ -55,7 +55,7 @@ def test_a_line_is_the_median_over_seeds_and_its_band_their_range(sweep):
 
 
 def test_categories_stand_side_by_side_unjoined(sweep):
-    (panel,) = dict(error_removed_against(sweep))["inputs.kind"].axes
+    (panel,) = dict(error_removed_against(sweep))["inputs.kind"]().axes
     labels = [label.get_text() for label in panel.get_xticklabels()]
     assert labels == ["outliers", "synthetic"]
     assert points(panel, 0)[0] == pytest.approx([-0.15, 0.85])
@@ -77,7 +77,8 @@ def test_without_seeds_the_layers_spread(tmp_path):
     for grid in ("rtn", "awq20"):
         make_run(tmp_path / grid, f"gamma_grid={grid}", "n=64")
     found = collect([tmp_path])
-    ((_, figure),) = error_removed_against(found)
+    ((_, draw),) = error_removed_against(found)
+    figure = draw()
     layers = found.layers[found.layers["gamma_grid_size"] == 20]["error_removed"]
     assert points(figure.axes[0], 0)[1] == pytest.approx([0, layers.median()])
     ends = figure.axes[0].collections[0].get_paths()[0].vertices[:, 1]
@@ -92,7 +93,7 @@ def test_many_combinations_give_one_line_of_quartiles(sweep, tmp_path):
             with editing(copy) as file:
                 for layer in file["layers"].values():
                     layer["metrics"].attrs["output_mse"] *= tile / 16 * (1 + index)
-    drawn = dict(error_removed_against(collect([tmp_path])))
+    drawn = {key: draw() for key, draw in error_removed_against(collect([tmp_path]))}
     (panel,) = drawn["tile"].axes
     assert not drawn["tile"].legends
     assert points(panel, 0)[0].tolist() == [8, 16]
@@ -137,7 +138,7 @@ def test_the_rate_of_the_product_is_work_over_time(sweep, tmp_path):
 
 
 def test_they_are_among_the_files(sweep, tmp_path):
-    names = {path.name for path in write_figures(sweep, tmp_path)}
+    names = {path.name for path in write_figures(sweep, tmp_path)[0]}
     assert {"error_removed_against_inputs_kind.svg", "curves_by_grid.png", "propagation_by_sweep.svg"} <= names
 
 

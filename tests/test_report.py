@@ -63,7 +63,7 @@ def opened(browser, folder):
 
     def open_report(name, **options):
         path = folder / name / "report.html"
-        write_report(collect([folder / name]), path)
+        write_report(collect([folder / name]), path, [])
         context = browser.new_context(viewport={"width": 1280, "height": 900}, **options)
         contexts.append(context)
         page = context.new_page()
@@ -374,12 +374,12 @@ def test_the_page_holds_so_many_curves_and_channels_and_says_so(opened, folder, 
     collection = collect([folder / "sweep"])
     removed = collection.layers.groupby("run")["error_removed"].mean().sort_values(ascending=False)
     monkeypatch.setattr(report_data, "MOST_CHANNEL_RUNS", 5)
-    data = report_data.page_data(collection)
+    data = report_data.page_data(collection, [])
     assert len(data["channels"]) == 5 * 3
     best = {data["runs"].index(run) for run in removed.index[:2]}
     monkeypatch.setattr(report_data, "MOST_CHANNELS", 16 * 3 * 2)
     monkeypatch.setattr(report_data, "MOST_CURVE_POINTS", 5 * 3 * 2 + 7)
-    data = report_data.page_data(collection)
+    data = report_data.page_data(collection, [])
     for held in (data["channels"], data["curves"]):
         assert len(held) == 2 * 3
         assert {item["run"] for item in held} == best

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -17,6 +18,7 @@ from awq_pycuda.analysis import (
     figures_time,
 )
 from awq_pycuda.analysis.collect import Collection
+from awq_pycuda.analysis.guard import Failure, left_out
 from awq_pycuda.analysis.selection import key_name
 
 _STEMS = {
@@ -30,10 +32,13 @@ _STEMS = {
     "curves_by_grid": figures_quality.curves_by_grid,
     "propagation_by_sweep": figures_quality.propagation_by_sweep,
 }
-_AGAINST = ("time_against_", "error_removed_against_")  # and the swept key
+_AGAINST = {  # and the swept key
+    "time_against_": figures_time.times_against,
+    "error_removed_against_": figures_quality.error_removed_against,
+}
 
 
-def write_figures(collection: Collection, folder: Path) -> list[Path]:
+def write_figures(collection: Collection, folder: Path) -> tuple[list[Path], list[Failure]]:
     """Writes every figure that the complete runs have data for; removes an earlier call's that they have none for.
 
     They are error_curves, channel_scales, sqnr, propagation, stage_times, roofline, product_rate, curves_by_grid,
@@ -45,33 +50,35 @@ def write_figures(collection: Collection, folder: Path) -> list[Path]:
         folder: where to; made if missing.
 
     Returns:
-        The files, PNG and SVG in turn.
+        The files, PNG and SVG in turn; and the figures that could not be drawn.
 
     Raises:
         OSError: the folder cannot be written to.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    paths = []
+    paths: list[Path] = []
+    failures: list[Failure] = []
     with figure_style.style():
-        for stem, figure in _figures(collection):
-            paths += figure_style.save(figure, folder, stem)
+        for stem, draw in _figures(collection, failures):
+            with left_out(f"figure {stem}", failures):
+                figure = draw()
+                if figure is not None:
+                    paths += figure_style.save(figure, folder, stem)
     for suffix in ("png", "svg"):
         for path in folder.glob(f"*.{suffix}"):
-            if path not in paths and (path.stem in _STEMS or path.stem.startswith(_AGAINST)):
+            if path not in paths and (path.stem in _STEMS or path.stem.startswith(tuple(_AGAINST))):
                 path.unlink()
-    return paths
+    return paths, failures
 
 
-def _figures(collection: Collection) -> Iterator[tuple[str, Figure]]:
-    """The figures one by one, so that no more than one is in memory."""
+def _figures(collection: Collection, failures: list[Failure]) -> Iterator[tuple[str, Callable[[], Figure | None]]]:
+    """Each figure's name, and how it is drawn: one by one, so that no more than one is in memory."""
     for stem, draw in _STEMS.items():
-        figure = draw(collection)
-        if figure is not None:
-            yield stem, figure
-    for key, figure in figures_time.times_against(collection):
-        yield f"{_AGAINST[0]}{_file_part(key)}", figure
-    for key, figure in figures_quality.error_removed_against(collection):
-        yield f"{_AGAINST[1]}{_file_part(key)}", figure
+        yield stem, partial(draw, collection)
+    for start, family in _AGAINST.items():
+        with left_out(f"figures {start}…", failures):
+            for key, draw_one in family(collection):
+                yield f"{start}{_file_part(key)}", draw_one
 
 
 def _file_part(key: str) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,8 +32,8 @@ _MOST_PANELS = 9
 _SAME = 5e-5  # a share of RTN's error below which a key is taken to change nothing: kernels sum in different orders
 
 
-def error_removed_against(collection: Collection) -> Iterator[tuple[str, Figure]]:
-    """One figure per swept key (columns and figures) but the seed: the error removed against its values.
+def error_removed_against(collection: Collection) -> Iterator[tuple[str, Callable[[], Figure]]]:
+    """One figure per swept key (columns, and what draws them) but the seed: the error removed against its values.
 
     The share of RTN's output MSE that AWQ removes, of a run as the median over its layers: a sum would show the last
     ones alone where the activations grow from layer to layer. A line for each combination of the other swept keys
@@ -54,7 +55,7 @@ def error_removed_against(collection: Collection) -> Iterator[tuple[str, Figure]
         if key != "seed" and _matters(by_run, key, [other for other in keys if other != key]):
             rows = by_run if "seed" in keys else by_layer
             few = _combinations(by_run, others).nunique() <= look.MOST_SERIES
-            yield key, _figure(rows if few else by_run, key, along, others, few, "seed" in keys)
+            yield key, partial(_figure, rows if few else by_run, key, along, others, few, "seed" in keys)
 
 
 def _matters(runs: pd.DataFrame, key: str, others: Sequence[str]) -> bool:

@@ -157,6 +157,7 @@ def _curves_of_variants(curves: pd.DataFrame, labels: dict[int, str], groups: li
 def _curves_of_many(curves: pd.DataFrame, labels: dict[int, str]) -> Figure:
     """A panel per layer: median and quartiles over the runs, and above it how often each γ was chosen."""
     curves, runs = _same_grid(curves)
+    labels = {layer: labels[layer] for layer in labels if layer in set(curves["layer"])}  # others have another grid
     note = f"By layer, over {runs}. γ = 0 is RTN."
     figure, above, below = _panels(len(labels), note, shares=True)
     gammas = np.unique(curves["gamma"])

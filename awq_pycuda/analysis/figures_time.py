@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -120,14 +121,14 @@ def _grouped(collection: Collection, sums: pd.DataFrame, pipeline: pd.Series) ->
     return rows, [f"{name}={value}" for value in order], f" by {name}, the key that sets times furthest apart"
 
 
-def times_against(collection: Collection) -> Iterator[tuple[str, Figure]]:
-    """One figure per swept key (columns and figures): the time of a pass, and of each stage, against its values."""
+def times_against(collection: Collection) -> Iterator[tuple[str, Callable[[], Figure]]]:
+    """One figure per swept key (columns, and what draws them): time of a pass and of its stages, against its values."""
     runs = complete_runs(collection)
     runs = runs[runs["pipeline_ms"].notna()]
     if runs.empty:
         return
     for key, along in swept_keys(collection).items():
-        yield key, _time_against(collection, runs.set_index("run"), key, along)
+        yield key, partial(_time_against, collection, runs.set_index("run"), key, along)
 
 
 def _time_against(collection: Collection, runs: pd.DataFrame, key: str, along: list[str]) -> Figure:

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from awq_pycuda.analysis.collect import Collection, collect
+from awq_pycuda.analysis.guard import Failure
 from awq_pycuda.analysis.report_data import page_data
 from awq_pycuda.analysis.selection import (
     complete_layers,
@@ -37,13 +38,14 @@ class Column:
     number: bool
 
 
-def write_report(collection: Collection, path: Path) -> None:
-    """Writes the report as one HTML file.
+def write_report(collection: Collection, path: Path, failures: list[Failure]) -> None:
+    """Writes the report as one HTML file; parts of it that fail join `failures`, which it names.
 
     Every text in it comes from result files and is escaped: by the template, and as JSON for the scripts.
 
     Args:
         collection: what to report.
+        failures: the figures that could not be drawn.
         path: the file; its folder is made if missing.
 
     Raises:
@@ -61,7 +63,7 @@ def write_report(collection: Collection, path: Path) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    data = page_data(collection)
+    data = page_data(collection, failures)
     bundle = _table_bundle()
     html = environment.get_template("report.html.j2").render(
         summary=_summary(collection),
@@ -70,7 +72,10 @@ def write_report(collection: Collection, path: Path) -> None:
         runs=list(collection.runs["run"]),
         statuses=list(collection.runs["status"]),
         failed=_failed(collection.runs),
-        left_out=[(str(item.path), item.reason) for item in collection.left_out],
+        left_out=[
+            *((str(item.path), item.reason) for item in collection.left_out),
+            *((failure.part, failure.reason) for failure in failures),
+        ],
         has_roofline=bool(data["roofs"]),
         data=Markup(_json_script(data)),
         table_script=Markup(_json_script(bundle.read_text(encoding="utf-8"))),

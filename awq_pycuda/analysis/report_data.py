@@ -11,6 +11,7 @@ import pandas as pd
 
 from awq_pycuda.analysis import roofline
 from awq_pycuda.analysis.collect import SALIENT_SHARE, Collection, channels
+from awq_pycuda.analysis.guard import Failure, attempt
 from awq_pycuda.analysis.selection import (
     complete_layers,
     complete_runs,
@@ -30,14 +31,20 @@ MOST_CHANNEL_RUNS = 24
 MOST_CHANNELS = 150_000  # 3 numbers each: about 3 MB of the page
 MOST_CURVE_POINTS = 300_000  # about 2 MB
 _DIGITS = 5
+_NO_CURVES: dict[str, Any] = {"grids": [], "curves": []}
+_NOTHING: list[dict[str, Any]] = []
 
 
-def page_data(collection: Collection) -> dict[str, Any]:
-    """Everything that the page's figures need; runs are referred to by their place in `runs`."""
+def page_data(collection: Collection, failures: list[Failure]) -> dict[str, Any]:
+    """Everything that the page's figures need; runs are referred to by their place in `runs`.
+
+    What a figure cannot be given is named in `failures`, and empty.
+    """
     runs = complete_runs(collection)
     ids = list(runs["run"])
     place = {run: index for index, run in enumerate(ids)}
     layers = complete_layers(collection).reset_index(drop=True)
+    paths = dict(zip(ids, runs["path"], strict=True))
     return {
         "runs": ids,
         "labels": list(run_labels(collection, ids).values()),
@@ -47,10 +54,10 @@ def page_data(collection: Collection) -> dict[str, Any]:
         "pipeline": _numbers(runs["pipeline_ms"]),
         "sums": {stage: _numbers(column) for stage, column in run_stages(collection).reindex(ids).items()},
         "layers": _layers(layers, place),
-        **_curves(collection.curves, layers, place),
-        "channels": _channels(dict(zip(ids, runs["path"], strict=True)), layers, place),
+        **attempt("error curves", failures, lambda: _curves(collection.curves, layers, place), _NO_CURVES),
+        "channels": attempt("channels", failures, lambda: _channels(paths, layers, place), _NOTHING),
         "salientShare": SALIENT_SHARE,
-        "roofs": _roofs(collection),
+        "roofs": attempt("roofline", failures, lambda: _roofs(collection), _NOTHING),
     }
 
 
