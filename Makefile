@@ -1,6 +1,8 @@
 # Every target does the set-up that it needs, in .venv. With PYTHON=python3 (or any other) given on the command line
 # that interpreter is used as it is and nothing is installed: for machines that reach no package registry.
 
+SHELL := bash
+.SHELLFLAGS := -o pipefail -c
 VENV := .venv
 ifeq ($(origin PYTHON),command line)
 CLANG_FORMAT := clang-format
@@ -13,21 +15,22 @@ SETUP := setup
 VENV_READY := $(VENV)/.stamp-venv
 CPU_READY := $(VENV)/.stamp-cpu
 DEV_READY := $(VENV)/.stamp-dev
+TORCH_READY := $(VENV)/.stamp-torch
 CAPTURE_READY := $(VENV)/.stamp-capture
 CLUSTER_READY := $(VENV)/.stamp-cluster
 CUDA_READY := $(VENV)/.stamp-cuda
 TOOLCHAIN_READY := toolchain
 endif
 
-PIP_INSTALL := $(PYTHON) -m pip install -q --disable-pip-version-check
+INSTALL := tools/install.sh $(PYTHON)
+# A log gets a line per file in place of hundreds.
+APT_PROGRESS := grep --line-buffered -E '^(Need to get|Get:)'
 SUPPORTED := (3, 11) <= sys.version_info < (3, 14)
 KERNELS := $(wildcard cuda/*.cu cuda/*.cuh)
 COMPUTE_SANITIZER := compute-sanitizer
-# These need PyTorch and no GPU.
-NO_TORCH := --ignore-glob 'tests/test_capture*.py'
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-cuda toolchain browser run test test-gpu test-slurm sanitize kernels lint format clean
+.PHONY: help setup setup-cuda toolchain browser run test test-gpu test-slurm sanitize kernels lint format locks clean
 .NOTPARALLEL:  # two pips at work in one environment would break it
 
 help:
@@ -42,6 +45,7 @@ help:
 	@echo 'make setup                         .venv with what a run needs; with PyCUDA where there is a GPU'
 	@echo 'make setup-cuda                    build PyCUDA into .venv, with nvcc from PyPI if the machine lacks it'
 	@echo 'make browser                       install Chromium for the tests of the report (Debian; root or sudo)'
+	@echo 'make locks                         renew locks/ from the requirement files (reaches PyPI and PyTorch'"'"'s index)'
 	@echo 'make clean                         remove caches and builds (neither .venv nor outputs/)'
 	@echo 'PYTHON=python3 after any of these: use that interpreter as it is, install nothing'
 
@@ -65,23 +69,32 @@ $(VENV_READY):
 	fi
 	@touch $@
 
-$(CPU_READY): requirements-cpu.txt | $(VENV_READY)
-	$(PIP_INSTALL) -r requirements-cpu.txt
+# The package itself is installed editable: from any folder, and with its commands.
+$(CPU_READY): locks/build.txt locks/run.txt pyproject.toml awq_pycuda/__init__.py | $(VENV_READY)
+	@$(INSTALL) locks/build.txt 'what builds packages'
+	@$(INSTALL) locks/run.txt 'what a run and its analysis need'
+	@$(PYTHON) -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-$(DEV_READY): requirements-dev.txt | $(CPU_READY)
-	$(PIP_INSTALL) -r requirements-dev.txt
+$(DEV_READY): locks/dev.txt | $(CPU_READY)
+	@$(INSTALL) $< 'tests and lint'
 	@touch $@
 
-$(CAPTURE_READY): requirements-capture.txt | $(CPU_READY)
-	$(PIP_INSTALL) -r requirements-capture.txt
+# Where PyTorch's own index cannot be reached, as behind a mirror of PyPI alone, there is only the build with CUDA.
+$(TORCH_READY): locks/torch.txt locks/torch-pypi.txt | $(CPU_READY)
+	@if [ "$$(uname)" = Linux ] && $(INSTALL) locks/torch.txt 'PyTorch without CUDA' --no-deps; then :; else \
+	    $(INSTALL) locks/torch-pypi.txt "PyTorch as PyPI has it (with CUDA on Linux)"; fi
 	@touch $@
 
-$(CLUSTER_READY): requirements-cluster.txt | $(CPU_READY)
-	$(PIP_INSTALL) -r requirements-cluster.txt
+$(CAPTURE_READY): locks/capture.txt | $(TORCH_READY)
+	@$(INSTALL) $< 'what captures need beside PyTorch'
 	@touch $@
 
-$(CUDA_READY): requirements.txt requirements-cuda-toolkit.txt tools/setup_cuda.sh | $(CPU_READY)
+$(CLUSTER_READY): locks/cluster.txt | $(CPU_READY)
+	@$(INSTALL) $< 'the launchers joblib, Ray and Slurm'
+	@touch $@
+
+$(CUDA_READY): locks/cuda.txt locks/cuda-toolkit.txt tools/setup_cuda.sh | $(CPU_READY)
 	tools/setup_cuda.sh $(PYTHON)
 	@touch $@
 
@@ -92,7 +105,7 @@ setup-cuda: $(CUDA_READY)
 
 toolchain: $(VENV_READY)
 	@$(PYTHON) -c 'from awq_pycuda.gpu.toolchain import find_toolchain; find_toolchain()' 2>/dev/null \
-	    || $(PIP_INSTALL) -r requirements-cuda-toolkit.txt
+	    || $(INSTALL) locks/cuda-toolkit.txt 'nvcc and the CUDA headers'
 
 # The tests of the report open it in a browser; without one they fail.
 browser:
@@ -100,8 +113,9 @@ browser:
 	    if command -v $$name >/dev/null; then exit 0; fi; \
 	done; \
 	install='apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -yq --no-install-recommends chromium'; \
-	if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then sh -c "$$install" >/dev/null; \
-	elif command -v apt-get >/dev/null && command -v sudo >/dev/null; then sudo sh -c "$$install" >/dev/null; \
+	echo "installing Chromium, for the tests of the report"; \
+	if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then sh -c "$$install" | $(APT_PROGRESS); \
+	elif command -v apt-get >/dev/null && command -v sudo >/dev/null; then sudo sh -c "$$install" | $(APT_PROGRESS); \
 	else echo 'the tests of the report need Chromium or Chrome on PATH (Debian: apt-get install chromium)' >&2; exit 2; fi
 
 else
@@ -119,7 +133,7 @@ test: $(SETUP) $(DEV_READY) $(CAPTURE_READY) $(CLUSTER_READY) browser
 	$(PYTHON) -m pytest -n 2 --dist loadfile $(ARGS)
 
 test-gpu: $(CUDA_READY) $(DEV_READY)
-	$(PYTHON) -m pytest -q -m gpu $(NO_TORCH) --receipt tests/gpu_receipt.json $(ARGS)
+	$(PYTHON) -m pytest -q -m gpu --receipt tests/gpu_receipt.json $(ARGS)
 
 test-slurm: $(SETUP) $(DEV_READY) $(CLUSTER_READY)
 	trap 'tools/slurm_node.sh stop' EXIT; trap 'exit 130' INT TERM; \
@@ -130,7 +144,7 @@ test-slurm: $(SETUP) $(DEV_READY) $(CLUSTER_READY)
 sanitize: $(CUDA_READY) $(DEV_READY)
 	for tool in 'memcheck --report-api-errors no' racecheck initcheck synccheck; do \
 	    $(COMPUTE_SANITIZER) --tool $$tool --error-exitcode 1 --target-processes all \
-	        $(PYTHON) -m pytest -q -m gpu $(NO_TORCH) -k sanitize || exit 1; \
+	        $(PYTHON) -m pytest -q -m gpu -k sanitize || exit 1; \
 	done
 
 kernels: $(TOOLCHAIN_READY)
@@ -146,6 +160,11 @@ format: $(DEV_READY)
 	$(PYTHON) -m ruff check --fix .
 	$(PYTHON) -m ruff format .
 	$(if $(KERNELS),$(CLANG_FORMAT) -i $(KERNELS))
+
+# uv is only needed here.
+locks: $(DEV_READY)
+	$(PYTHON) -m pip install -q --disable-pip-version-check uv==0.13.9
+	$(PYTHON) tools/lock.py $(dir $(PYTHON))uv
 
 clean:
 	rm -rf build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -35,6 +35,28 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--receipt", type=Path, help="write what the GPU tests ran on and their worst errors to this file")
 
 
+def may_hold_gpu_tests(module: Path) -> bool:
+    """By its text, without importing it."""
+    return bool(
+        re.search(r"mark\.gpu|BACKENDS|\(.*\bbackend\b.*\):$", module.read_text(encoding="utf-8"), re.MULTILINE)
+    )
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With `-m gpu` only modules with such tests are imported: a machine with a GPU needs no PyTorch, no notebook."""
+    chosen = config.getoption("markexpr") != "gpu" or not collection_path.name.startswith("test_")
+    return None if chosen or may_hold_gpu_tests(collection_path) else True
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What `-m gpu` leaves out holds no such test: seen in every run of all tests."""
+    missed = {item.path.name for item in items if item.get_closest_marker("gpu") and not may_hold_gpu_tests(item.path)}
+    if missed:
+        raise pytest.UsageError(
+            f"{', '.join(sorted(missed))}: marked gpu in a way that may_hold_gpu_tests does not see"
+        )
+
+
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """Only a run in which every GPU test passed leaves a receipt."""
     path = session.config.getoption("--receipt")

@@ -17,10 +17,6 @@ for tool in gcc g++ nm; do
     fi
 done
 
-install() {
-    "$python" -m pip install -q --disable-pip-version-check "$@"
-}
-
 # The folder of the machine's own toolkit, if it is complete. nvcc itself says where it lies: the one on PATH may be a
 # link or a script.
 machine_toolkit() {
@@ -43,7 +39,7 @@ PYTHON
 if toolkit=$(machine_toolkit) && [ -n "$toolkit" ]; then
     rpath=$toolkit/lib64
 else
-    install -r "$root/requirements-cuda-toolkit.txt"
+    "$root/tools/install.sh" "$python" "$root/locks/cuda-toolkit.txt" 'nvcc and the CUDA headers'
     site=$("$python" -c 'import sysconfig; print(sysconfig.get_path("platlib"))')
     toolkit=$site/nvidia/cu13
     # Seen from site-packages/pycuda/_driver.so, so that the environment can be moved.
@@ -57,7 +53,7 @@ echo | gcc -shared -x c -Wl,-soname,libcuda.so.1 -o "$work/libcuda.so" -
 # No cache: pip would hand out a PyCUDA that was built against another toolkit, with that one's library path.
 PATH="$toolkit/bin:$PATH" LIBRARY_PATH="$work${LIBRARY_PATH:+:$LIBRARY_PATH}" \
     LDFLAGS="-Wl,--no-as-needed -Wl,-rpath,$rpath" \
-    install --no-cache-dir -r "$root/requirements.txt"
+    "$root/tools/install.sh" "$python" "$root/locks/cuda.txt" 'PyCUDA, which takes two minutes to build' --no-cache-dir
 
 version=$("$python" -c 'from importlib.metadata import version; print(version("pycuda"))')
 if driver=$("$python" -c 'import pycuda.driver as d; print("%d.%d" % divmod(d.get_driver_version() // 10, 100))' \
