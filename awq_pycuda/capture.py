@@ -5,25 +5,28 @@ Works on the CPU and from local files alone. Needs what ``requirements-capture.t
 """
 
 import enum
-import hashlib
-import importlib
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from awq_pycuda.capturing.fault import Fault, one_line
+from awq_pycuda.capturing.loading import LIBRARIES, load
+from awq_pycuda.capturing.text import find_around, hash_text, read_windows
 from awq_pycuda.errors import InputError
-from awq_pycuda.layer_files import MAX_MAGNITUDE, describe_layers, find_fault
+from awq_pycuda.layer_files import describe_layers
 from awq_pycuda.layer_writer import LayerWriter
 from awq_pycuda.options import REQUIRED, SYNTAX, describe, member, nonempty, option, parse, refusal, serve, whole
+
+if TYPE_CHECKING:
+    from awq_pycuda.capturing.probing import Plan
 
 
 class Dtype(enum.Enum):
@@ -94,160 +97,98 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _work(arguments: Sequence[str]) -> int:
     options, _ = parse(Options, arguments)
     _check_options(options)
-    for name, reason in capture(options).items():
-        print(f"left out: {name} ({reason})", file=sys.stderr)
+    for line in capture(options):
+        print(line, file=sys.stderr)
     _print_summary(Path(options.out))
     return 0
 
 
-def capture(options: Options) -> dict[str, str]:
-    """Write the layer file; the linear layers left out are returned, each with the reason.
+def capture(options: Options) -> list[str]:
+    """Write the layer file; what is to be said about it is returned, line by line.
 
-    A layer is left out where its input is not one row per token of each window: one that never runs, that sees a
-    pooled or a routed selection of the tokens, or that runs in some windows only. Of a layer that runs more than once
-    a window, the first run counts. Raises `InputError` where model and text do not yield what the options ask for.
+    That is: windows shorter than the tokens asked for, what was left out with its share of the model's parameters, how
+    many tokens reached each expert. Raises `InputError` where model and text do not yield what the options ask for.
     """
-    text = _read_text(options.text)
-    model, tokenizer, unset = _load_model(options.model)
-    linears = _find_linears(model)
-    chosen = {name: module for name, module in linears.items() if re.search(options.include, name)}
-    if not chosen:
-        what = "finds no linear layer" if linears else f"finds nothing, for {options.model} has no linear layers"
-        raise _refuse("include", options.include, what)
-    windows = _split_windows(options, model, tokenizer, text)
+    try:
+        return _capture(options)
+    except Fault as fault:
+        value = getattr(options, fault.key) if fault.value is None else fault.value
+        if fault.allowed is None:
+            raise _refuse(fault.key, value, fault.what) from fault
+        raise InputError(f"{fault.key}={value}: {fault.what}; allowed: {fault.allowed}") from fault
+
+
+def _capture(options: Options) -> list[str]:
+    text = Path(options.text)
+    text_hash = hash_text(text)
+    loaded = load(Path(options.model))
+    # Only now: these modules need PyTorch, and `load` says what to do where it is missing.
+    from awq_pycuda.capturing import probing, windows
+    from awq_pycuda.capturing.account import take_account
+    from awq_pycuda.capturing.recording import Recorder
+    from awq_pycuda.capturing.report import report
+
+    model, tokenizer = loaded.model, loaded.tokenizer
+    around = find_around(text, tokenizer)
+    # A window need not be longer than what is asked for, but holds at least one token of the text.
+    window = windows.find_window(model, tokenizer, max(options.tokens, len(around) + 1), len(around))
+    ids = read_windows(text, tokenizer, around, options.tokens, window.length)
+    windows.check_ids(model, tokenizer, ids)
+    plan = probing.make_plan(model, windows.plain_ids(model, tokenizer), around, window.length)
+    plan = _choose(options, plan)
+    if plan.experts:
+        # Rows that go into experts do not say of which tokens they are: the last window ends with the tokens asked for.
+        ids[-1] = ids[-1][: options.tokens - sum(map(len, ids[:-1]))]
     try:
         with LayerWriter(Path(options.out), options.dtype.value) as writer:
-            recorder = _Recorder(writer, options, chosen)
-            recorder.run(model, windows)
-            skipped = recorder.finish(unset)
+            recorder = Recorder(writer, model, plan, options.tokens, np.dtype(options.dtype.value), loaded.absent)
+            recorder.add_layers()
+            recorder.run(ids)
+            left_out = {**plan.left_out, **recorder.left_out}
+            rows = recorder.rows()
+            if not any(rows.values()):
+                raise _none_left(options, left_out)
             writer.set_attributes(
                 {
                     "model": Path(options.model).resolve().name,
                     "model_type": model.config.model_type,
-                    "text_sha256": hashlib.sha256(text.encode()).hexdigest(),
+                    "text_sha256": text_hash,
                     "tokens": options.tokens,
-                    **{f"{library}_version": str(sys.modules[library].__version__) for library in _LIBRARIES},
+                    "window": window.length,
+                    **{f"{library}_version": str(sys.modules[library].__version__) for library in LIBRARIES},
                 },
             )
     except OSError as error:
-        raise _refuse("out", options.out, f"cannot be written ({_one_line(error)})") from error
-    return skipped
+        raise _refuse("out", options.out, f"cannot be written ({one_line(error)})") from error
+    account = take_account(model, plan, rows, left_out)
+    return report(window, plan, rows, left_out, account, loaded.heads)
 
 
-_LIBRARIES = ("torch", "transformers")
-_NOT_ALWAYS = "does not run in every window"
+def _choose(options: Options, plan: "Plan") -> "Plan":
+    """What of a plan the option `include` names; raises `InputError` where that is nothing."""
+    names = [*plan.layers, *plan.left_out, *(expert.name for stack in plan.experts.values() for expert in stack)]
+    if not any(re.search(options.include, name) for name in names):
+        what = "finds no linear layer" if names else f"finds nothing, for {options.model} has no linear layers"
+        raise _refuse("include", options.include, what)
+    chosen = plan.choose(lambda name: re.search(options.include, name) is not None)
+    if not chosen.order:
+        raise _none_left(options, chosen.left_out)
+    return chosen
 
 
-class _Recorder:
-    """Streams the inputs of the layers chosen into a writer while the model runs."""
-
-    def __init__(self, writer: LayerWriter, options: Options, chosen: dict[str, Any]) -> None:
-        self._writer = writer
-        self._options = options
-        self._chosen = chosen
-        self._ids: dict[str, str] = {}
-        self._skipped = dict.fromkeys(chosen, "never runs")
-        self._window = 0
-        self._length = 0
-        self._seen: set[str] = set()
-
-    def run(self, model: Any, windows: list[list[int]]) -> None:
-        """Run the windows, (tokens,) ids each, one after the other as batches of one: no padding is needed."""
-        torch = importlib.import_module("torch")
-        hooks = [
-            module.register_forward_pre_hook(self._hook(name), with_kwargs=True)
-            for name, module in self._chosen.items()
-        ]
-        try:
-            for self._window, window in enumerate(windows):
-                self._length = len(window)
-                self._seen = set()
-                ids = torch.tensor([window])
-                with torch.no_grad():
-                    model(input_ids=ids, attention_mask=torch.ones_like(ids))
-        except (InputError, OSError):
-            raise
-        except Exception as error:
-            # Whatever a model's code raises when it is not run as it should be, such as a decoder without its encoder.
-            what = f"fails on the text alone ({type(error).__name__}: {_one_line(error)})"
-            raise InputError(
-                f"model={self._options.model}: {what}; allowed are models that need only token ids"
-            ) from error
-        finally:
-            for hook in hooks:
-                hook.remove()
-
-    def finish(self, unset: set[str]) -> dict[str, str]:
-        """Take the layers back that missed a token, and check that weights of the others came from the folder."""
-        for name, layer_id in list(self._ids.items()):
-            if self._writer.rows(layer_id) < self._options.tokens:
-                self._writer.remove(layer_id)
-                del self._ids[name]
-                self._skipped.setdefault(name, _NOT_ALWAYS)
-        for name in self._ids:
-            if f"{name}.weight" in unset:
-                raise _refuse("model", self._options.model, f"its weights lack {name}.weight, which was made up")
-        if not self._ids:
-            reasons = "; ".join(sorted(set(self._skipped.values())))
-            raise _refuse("include", self._options.include, f"finds only layers that cannot be captured ({reasons})")
-        return self._skipped
-
-    def _hook(self, name: str) -> Any:
-        def record(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if name in self._seen:
-                return
-            self._seen.add(name)
-            (inputs,) = (*args, *kwargs.values())
-            inputs = inputs.reshape(-1, inputs.shape[-1])
-            if len(inputs) != self._length:
-                self._skipped[name] = f"row count {len(inputs)} in a window of {self._length} tokens"
-            elif name in self._ids or self._window == 0:
-                self._record(name, module, inputs.detach().numpy())
-            else:
-                self._skipped[name] = _NOT_ALWAYS
-
-        return record
-
-    def _record(self, name: str, module: Any, inputs: NDArray[np.float32]) -> None:
-        if name not in self._ids:
-            weight = module.weight.detach().numpy()
-            # transformers' Conv1D, a linear layer under another name, keeps (in_features, out_features).
-            weight = weight if hasattr(module, "in_features") else weight.T
-            bias = None if module.bias is None else module.bias.detach().numpy()
-            self._check(name, "weight", weight)
-            if bias is not None:
-                self._check(name, "bias", bias)
-            self._ids[name] = self._writer.add(name, weight, bias, self._options.tokens)
-            self._skipped.pop(name, None)
-        first = self._writer.rows(self._ids[name])
-        rows = inputs[: self._options.tokens - first]
-        self._check(name, "activations", rows, first)
-        self._writer.append(self._ids[name], rows)
-
-    def _check(self, name: str, tensor_name: str, array: NDArray[np.float32], first_row: int = 0) -> None:
-        """Refuse what `awq_pycuda.layer_files.load_layers` would not read back."""
-        dtype = self._options.dtype
-        fault = find_fault(array, MAX_MAGNITUDE[tensor_name], first_row)
-        if fault is not None:
-            raise InputError(f"model={self._options.model}: {name} {tensor_name}{fault}")
-        fault = find_fault(array, float(np.finfo(dtype.value).max), first_row)
-        if fault is not None:
-            raise InputError(f"dtype={dtype.name}: {name} {tensor_name}{fault}, or dtype=float32")
+def _none_left(options: Options, left_out: dict[str, str]) -> InputError:
+    reasons = "; ".join(sorted(set(left_out.values())))
+    return _refuse("include", options.include, f"finds only layers that cannot be captured ({reasons})")
 
 
 def _refuse(key: str, value: str, fault: str) -> InputError:
     return refusal(Options, key, value, fault)
 
 
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
-
-
 def _check_options(options: Options) -> None:
     model, text, out = Path(options.model), Path(options.text), Path(options.out)
     if not (model / "config.json").is_file():
-        fault = "holds no config.json" if model.is_dir() else "is no folder"
-        raise _refuse("model", options.model, fault)
+        raise _refuse("model", options.model, "holds no config.json" if model.is_dir() else _no_folder(options.model))
     if not text.is_file():
         raise _refuse("text", options.text, "is no file")
     if out.suffix.lower() not in (".h5", ".hdf5"):
@@ -264,85 +205,12 @@ def _check_options(options: Options) -> None:
         raise _refuse("include", options.include, f"is no regular expression ({error})") from error
 
 
-def _read_text(path: str) -> str:
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise _refuse("text", path, f"cannot be read ({_one_line(error)})") from error
-    if not text.strip():
-        raise _refuse("text", path, "is empty")
-    return text
-
-
-def _import(library: str, model: str) -> Any:
-    # Found by name and at need: bad arguments are told at once, and nothing else here depends on these libraries.
-    try:
-        return importlib.import_module(library)
-    except ImportError as error:
-        raise InputError(
-            f"model={model}: to load it, {library} is missing ({_one_line(error)}); "
-            "pip install -r requirements-capture.txt brings it"
-        ) from error
-
-
-def _load_model(folder: str) -> tuple[Any, Any, set[str]]:
-    """Load model and tokenizer from a folder; the third is the names of parameters that its weights do not set."""
-    # Read by transformers at import: nothing may be looked for elsewhere.
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    torch, transformers = (_import(library, folder) for library in _LIBRARIES)
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    # An absolute path is never taken for the name of a model on the hub.
-    path = str(Path(folder).resolve())
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-        model, report = transformers.AutoModel.from_pretrained(
-            path, local_files_only=True, trust_remote_code=False, dtype=torch.float32, output_loading_info=True
+def _no_folder(model: str) -> str:
+    if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", model):
+        return (
+            f"is no folder; of the model by that name on Hugging Face, hf download {model} --local-dir FOLDER makes one"
         )
-    except Exception as error:
-        # Its loaders raise whatever a damaged or foreign file makes them stumble over.
-        raise _refuse("model", folder, f"cannot be loaded ({type(error).__name__}: {_one_line(error)})") from error
-    if not tokenizer.is_fast:
-        raise _refuse("model", folder, "its tokenizer has no tokenizer.json")
-    return model.eval(), tokenizer, set(report["missing_keys"])
-
-
-def _find_linears(model: Any) -> dict[str, Any]:
-    torch = importlib.import_module("torch")
-    conv1d = importlib.import_module("transformers.pytorch_utils").Conv1D
-    return {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear | conv1d)}
-
-
-def _split_windows(options: Options, model: Any, tokenizer: Any, text: str) -> list[list[int]]:
-    """Cut the text into the windows, as token ids with the model's special ones, that give the tokens asked for."""
-    # A window need not be longer than what is asked for, but holds at least one token of the text.
-    longest = max(options.tokens, tokenizer.num_special_tokens_to_add() + 1)
-    longest = min(longest, *_maximum_lengths(model, tokenizer))
-    encoded = tokenizer(
-        text, truncation=True, max_length=longest, return_overflowing_tokens=True, return_attention_mask=False
-    )
-    return list(_take_windows(options, encoded["input_ids"]))
-
-
-def _maximum_lengths(model: Any, tokenizer: Any) -> Iterator[int]:
-    yield tokenizer.model_max_length
-    positions = getattr(model.config, "max_position_embeddings", None)
-    if positions is not None:
-        yield positions
-
-
-def _take_windows(options: Options, encoded: list[list[int]]) -> Iterator[list[int]]:
-    tokens = 0
-    for window in encoded:
-        if tokens >= options.tokens:
-            return
-        tokens += len(window)
-        yield window
-    if tokens < options.tokens:
-        raise InputError(
-            f"tokens={options.tokens}: text={options.text} holds {tokens} tokens of this model; "
-            f"allowed are 1 to {tokens}"
-        )
+    return "is no folder"
 
 
 def _print_summary(out: Path) -> None:

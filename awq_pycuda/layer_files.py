@@ -25,6 +25,9 @@ TENSOR_DIMS = {"weight": 2, "activations": 2, "bias": 1}
 # Larger values would overflow float32 in W*s (s is at most 8) and in the mean of x**2.
 MAX_MAGNITUDE = {"weight": 1e37, "activations": 1e18, "bias": 1e37}
 
+# Attribute of a layer in HDF5 that no token reached when it was captured: an expert without activations to run on.
+UNREACHED = "unreached"
+
 # What a damaged file raises, over h5py, zipfile, numpy and safetensors.
 _DAMAGE = (OSError, ValueError, KeyError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error, SafetensorError)
 
@@ -71,11 +74,13 @@ class _Source:
 
     name: str
     tensors: dict[str, _Tensor]
+    unreached: bool = False
 
 
 def load_layers(path: Path, layers: int | None = None, tokens: int | None = None) -> list[FileLayer]:
     """Read the first ``layers`` layers of a file (default: all), in the order of their group names.
 
+    Layers that no token reached are left out: they have nothing to run on, see `unreached_layers`.
     ``tokens`` takes only the first so many rows of every layer's own activations (default: all). Float16 tensors
     come back as float32. Raises `InputError` for any fault of the file, and for more layers or tokens than it holds.
     """
@@ -118,6 +123,15 @@ def describe_layers(path: Path, layers: int | None = None, tokens: int | None = 
     return shapes
 
 
+def unreached_layers(path: Path) -> list[str]:
+    """Names of the layers of a file that `load_layers` leaves out, since no token reached them when it was made.
+
+    Raises `InputError` as `describe_layers` does.
+    """
+    with _open_sources(path) as sources:
+        return [source.name for source in sources if source.unreached]
+
+
 def find_fault(array: NDArray[Any], limit: float, first_row: int = 0) -> str | None:
     """Say where and how an array breaks a limit on its magnitude, such as ``[17, 3] is nan; allowed are ...``, or None.
 
@@ -141,6 +155,20 @@ def find_fault(array: NDArray[Any], limit: float, first_row: int = 0) -> str | N
 @contextmanager
 def _open_checked(path: Path, layers: int | None, tokens: int | None) -> Iterator[list[_Source]]:
     """Open a file of any of the formats, with its structure and its shapes checked for the layers chosen."""
+    with _open_sources(path) as sources:
+        reached = [source for source in sources if not source.unreached]
+        if sources and not reached:
+            raise _refuse(path, "holds no layer that a token reached; allowed is a file with activations")
+        _check_layers(path, reached, layers)
+        chosen = reached[:layers]
+        _check_structure(path, chosen)
+        _check_tokens(chosen, tokens)
+        yield chosen
+
+
+@contextmanager
+def _open_sources(path: Path) -> Iterator[list[_Source]]:
+    """Open a file of any of the formats; whatever its damage raises, also while it is read, becomes an `InputError`."""
     readers = {".h5": _open_hdf5, ".hdf5": _open_hdf5, ".safetensors": _open_safetensors, ".npz": _open_npz}
     suffix = path.suffix.lower()
     if suffix not in readers:
@@ -148,11 +176,7 @@ def _open_checked(path: Path, layers: int | None, tokens: int | None) -> Iterato
     _check_file(path)
     try:
         with readers[suffix](path) as sources:
-            _check_layers(path, sources, layers)
-            chosen = sources[:layers]
-            _check_structure(path, chosen)
-            _check_tokens(chosen, tokens)
-            yield chosen
+            yield sources
     except InputError:
         raise
     except MemoryError as error:
@@ -205,7 +229,8 @@ def _open_hdf5(path: Path) -> Iterator[list[_Source]]:
                     raise _refuse(path, f"/layers/{key}/{tensor_name} is not a dataset; {_allowed_tensors()}")
                 # A dataset without a dataspace has the shape None; it then fails as one without dimensions.
                 tensors[tensor_name] = _Tensor(dataset.shape or (), dataset.dtype.name, _hdf5_reader(dataset))
-            sources.append(_Source(name.decode() if isinstance(name, bytes) else str(name), tensors))
+            unreached = bool(group.attrs.get(UNREACHED, False)) and "activations" not in tensors
+            sources.append(_Source(name.decode() if isinstance(name, bytes) else str(name), tensors, unreached))
         yield sources
 
 

@@ -10,6 +10,8 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from awq_pycuda.layer_files import UNREACHED
+
 
 class LayerWriter:
     """Writes a layer file in HDF5, tensor by tensor, so that a model is never held twice.
@@ -46,11 +48,12 @@ class LayerWriter:
         finally:
             self._temporary.unlink(missing_ok=True)
 
-    def add(self, name: str, weight: NDArray[Any], bias: NDArray[Any] | None = None, tokens: int = 0) -> str:
+    def add(self, name: str, weight: NDArray[Any], bias: NDArray[Any] | None = None, tokens: int | None = 0) -> str:
         """Add a layer and make room for its activations; its id is returned.
 
         ``weight`` is (out_features, in_features), ``bias`` (out_features,), of any floating dtype; ``tokens`` rows of
-        activations have to follow by `append`, none where it is 0.
+        activations have to follow by `append`, none where it is 0. None: as many as follow; a layer that gets none at
+        all is marked as one that no token reached, by the attribute ``unreached``.
         """
         layer_id = f"new-{self._next_id}"
         self._next_id += 1
@@ -59,17 +62,23 @@ class LayerWriter:
         self._dataset(group, "weight", weight.shape, ("out_features", "in_features"), "weights")[...] = weight
         if bias is not None:
             self._dataset(group, "bias", bias.shape, ("out_features",), "bias of the outputs")[...] = bias
-        if tokens:
-            self._dataset(
-                group, "activations", (tokens, weight.shape[1]), ("tokens", "in_features"), "inputs of the layer"
-            )
+        if tokens is None:
+            group.attrs[UNREACHED] = True
+        elif tokens:
+            self._activations(group, (tokens, weight.shape[1]))
         self._rows[layer_id] = 0
         return layer_id
 
     def append(self, layer_id: str, rows: NDArray[Any]) -> None:
         """Write the next rows, (rows, in_features), of a layer's activations."""
         start = self._rows[layer_id]
-        self._file["layers"][layer_id]["activations"][start : start + len(rows)] = rows
+        group = self._file["layers"][layer_id]
+        if UNREACHED in group.attrs:
+            del group.attrs[UNREACHED]
+            self._activations(group, (0, rows.shape[1]), maxshape=(None, rows.shape[1]))
+        if group["activations"].maxshape[0] is None:
+            group["activations"].resize(start + len(rows), axis=0)
+        group["activations"][start : start + len(rows)] = rows
         self._rows[layer_id] = start + len(rows)
 
     def rows(self, layer_id: str) -> int:
@@ -85,8 +94,13 @@ class LayerWriter:
         """Note where the layers come from, as attributes of the file."""
         self._file.attrs.update(attributes)
 
-    def _dataset(self, group: Any, name: str, shape: tuple[int, ...], dims: tuple[str, ...], description: str) -> Any:
-        dataset = group.create_dataset(name, shape, self._dtype)
+    def _activations(self, group: Any, shape: tuple[int, int], maxshape: tuple[int | None, int] | None = None) -> None:
+        self._dataset(group, "activations", shape, ("tokens", "in_features"), "inputs of the layer", maxshape=maxshape)
+
+    def _dataset(
+        self, group: Any, name: str, shape: tuple[int, ...], dims: tuple[str, ...], description: str, **options: Any
+    ) -> Any:
+        dataset = group.create_dataset(name, shape, self._dtype, **options)
         dataset.attrs["description"] = description
         dataset.attrs["units"] = "1"
         for dimension, label in zip(dataset.dims, dims, strict=True):

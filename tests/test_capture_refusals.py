@@ -12,22 +12,22 @@ import numpy as np
 import pytest
 import transformers
 from safetensors.torch import load_file, save_file
-from tiny_models import LAYERS, SPECIAL, WORDS, bert, captured, out, run, save_model, text, windows_of
+from tiny_models import (
+    LAYERS,
+    SPECIAL,
+    WORDS,
+    bert,
+    captured,
+    out,
+    refusal,
+    run,
+    save_model,
+    text,
+    windows_of,
+    with_weights,
+)
 
 from awq_pycuda.layer_writer import LayerWriter
-
-
-def refusal(capsys: pytest.CaptureFixture[str], out: Path, arguments: list[str]) -> str:
-    """Run the command, which has to refuse its arguments and to leave the folder of ``out`` as it was."""
-    before = {path: path.read_bytes() for path in out.parent.iterdir()}
-    assert run(*arguments) == 2
-    assert {path: path.read_bytes() for path in out.parent.iterdir()} == before
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    assert printed.err.count("\n") == 1
-    assert printed.err.startswith("error: ")
-    return printed.err.removeprefix("error: ").rstrip("\n")
-
 
 KEYS = "allowed: model, text, out, tokens, dtype, include"
 OUT = "allowed: a file name that ends in .h5 or .hdf5, in an existing folder that can be written"
@@ -45,7 +45,7 @@ OUT = "allowed: a file name that ends in .h5 or .hdf5, in an existing folder tha
         ("tokens=abc", "tokens=abc: is no whole number; allowed: whole numbers of at least 1"),
         ("tokens=1.5", "tokens=1.5: is no whole number; allowed: whole numbers of at least 1"),
         ("tokens=", "tokens=: is missing; allowed: whole numbers of at least 1"),
-        ("tokens=40", "tokens=40: text={text} holds 39 tokens of this model; allowed are 1 to 39"),
+        ("tokens=40", "tokens=40: text={text} holds 39 tokens of this model; allowed: 1 to 39"),
         ("dtype=bfloat16", "dtype=bfloat16: is none of these; allowed: float32, float16"),
         (
             "include=[",
@@ -55,7 +55,10 @@ OUT = "allowed: a file name that ends in .h5 or .hdf5, in an existing folder tha
             "include=nowhere",
             "include=nowhere: finds no linear layer; allowed: a regular expression that finds the path",
         ),
-        ("include=pooler", "include=pooler: finds only layers that cannot be captured (row count 1 in a window of 16"),
+        (
+            "include=pooler",
+            "include=pooler: finds only layers that cannot be captured (1 row whatever the number",
+        ),
         ("include=${x}", "include=${x}: finds no linear layer; allowed: a regular expression that finds the path"),
         ("model=", "model=: is missing; allowed: a folder with config.json, weights and tokenizer.json"),
         ("model={tmp}/no", "model={tmp}/no: is no folder; allowed: a folder with config.json"),
@@ -104,11 +107,12 @@ def test_names_what_to_install(
     monkeypatch.setitem(sys.modules, library, None)
     line = refusal(capsys, out, [f"model={bert}", f"text={text}", f"out={out}"])
     assert line.startswith(f"model={bert}: to load it, {library} is missing (")
-    assert line.endswith("); pip install -r requirements-capture.txt brings it")
+    assert line.endswith("); allowed: after pip install -r requirements-capture.txt")
 
 
 @pytest.mark.parametrize(
-    ("content", "fault"), [(b"", "is empty"), (b" \n", "is empty"), (b"\xff\xfe", "cannot be read (")]
+    ("content", "fault"),
+    [(b"", "is empty"), (b" \n", "is empty"), (b"ab\xff\xfe", "is no UTF-8 (byte 2: invalid start byte)")],
 )
 def test_refuses_texts_without_text(
     content: bytes, fault: str, bert: Path, text: Path, out: Path, capsys: pytest.CaptureFixture[str]
@@ -143,14 +147,6 @@ def test_refuses_damaged_models(
     assert line.startswith(f"model={model}: cannot be loaded (")
 
 
-def with_weights(bert: Path, folder: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
-    shutil.copytree(bert, folder)
-    state = load_file(folder / "model.safetensors")
-    change(state)
-    save_file(state, folder / "model.safetensors", {"format": "pt"})
-    return folder
-
-
 QUERY = "encoder.layer.1.attention.self.query"
 
 
@@ -160,20 +156,20 @@ def test_refuses_weights_that_the_folder_lacks(
     model = with_weights(bert, tmp_path / "model", lambda state: state.pop(f"{QUERY}.weight"))
     line = refusal(capsys, out, [f"model={model}", f"text={text}", f"out={out}", "tokens=20"])
     assert line.startswith(f"model={model}: its weights lack {QUERY}.weight, which was made up; allowed: ")
-    # Of a layer that is not asked for they do not matter.
-    captured(model, text, out, "tokens=20", "include=key")
+    # What runs behind the last layer that is asked for does not matter.
+    captured(model, text, out, "tokens=20", "include=layer.0")
 
 
 @pytest.mark.parametrize(
     ("tensor", "value", "dtype", "line"),
     [
-        ("weight", np.nan, "float32", "model={model}: {query} weight[3, 2] is nan; allowed are finite values"),
-        ("bias", np.inf, "float16", "model={model}: {query} bias[3] is inf; allowed are finite values"),
+        ("weight", np.nan, "float32", "model={model}: {query} weight[3, 2] is nan; allowed: finite values"),
+        ("bias", np.inf, "float16", "model={model}: {query} bias[3] is inf; allowed: finite values"),
         (
             "weight",
             7e4,
             "float16",
-            "dtype=float16: {query} weight[3, 2] is 70000; allowed are magnitudes up to 65504, or dtype=float32",
+            "dtype=float16: {query} weight[3, 2] is 70000; allowed: magnitudes up to 65504, or dtype=float32",
         ),
     ],
 )
@@ -206,7 +202,7 @@ def test_refuses_activations_that_are_not_finite(
 
     model = with_weights(bert, tmp_path / "model", change)
     line = refusal(capsys, out, [f"model={model}", f"text={text}", f"out={out}", "tokens=30"])
-    assert line == f"model={model}: {LAYERS[0]} activations[20, 0] is nan; allowed are finite values"
+    assert line == f"model={model}: {LAYERS[0]} activations[20, 0] is nan; allowed: finite values"
 
 
 def test_refuses_models_that_need_more_than_a_text(
@@ -223,8 +219,8 @@ def test_refuses_models_that_need_more_than_a_text(
     )
     model = save_model(tmp_path / "t5", config, special=True)
     line = refusal(capsys, out, [f"model={model}", f"text={text}", f"out={out}", "tokens=20"])
-    assert line.startswith(f"model={model}: fails on the text alone (ValueError: ")
-    assert line.endswith("; allowed are models that need only token ids")
+    assert line.startswith(f"model={model}: asks for decoder_input_ids beside the text (ValueError: ")
+    assert line.endswith("; allowed: models that need only token ids")
 
 
 def test_refuses_a_folder_that_cannot_be_written(

@@ -1,10 +1,14 @@
 """Random models of a few thousand weights with their tokenizers, and the capture command on them."""
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from awq_pycuda import capture
@@ -111,3 +115,23 @@ def windows_of(text: Path, special: bool, longest: int = WINDOW) -> list[list[in
     step = longest - 2 * special
     parts = [ids[start : start + step] for start in range(0, len(ids), step)]
     return [[2, *part, 3] for part in parts] if special else parts
+
+
+def refusal(capsys: pytest.CaptureFixture[str], out: Path, arguments: list[str]) -> str:
+    """Run the command, which has to refuse its arguments and to leave the folder of ``out`` as it was."""
+    before = {path: path.read_bytes() for path in out.parent.iterdir()}
+    assert run(*arguments) == 2
+    assert {path: path.read_bytes() for path in out.parent.iterdir()} == before
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.count("\n") == 1
+    assert printed.err.startswith("error: ")
+    return printed.err.removeprefix("error: ").rstrip("\n")
+
+
+def with_weights(bert: Path, folder: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
+    shutil.copytree(bert, folder)
+    state = load_file(folder / "model.safetensors")
+    change(state)
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+    return folder

@@ -1,0 +1,108 @@
+"""The files of a model's weights, looked into by themselves: what the loader leaves unsaid about them."""
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from awq_pycuda.capturing.fault import Fault
+
+# Types whose numbers are the weights themselves; all others are codes, or need a scale.
+_PLAIN = {"F64", "F32", "F16", "BF16", "float64", "float32", "float16", "bfloat16"}
+_PLAIN_SAVED = "weights saved as float32, float16 or bfloat16, with adapters merged and codes dequantized"
+_WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".ckpt"}
+_ADAPTER = re.compile("adapter|lora", re.IGNORECASE)
+_CODED = re.compile(r"scale|zero|q?weight_packed|qweight|absmax|quant|g_idx|\bSCB\b", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor of a weight file."""
+
+    file: Path
+    dtype: str
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse what would change the weights beside themselves: adapters in the folder, quantization in its config.
+
+    Raises `Fault`.
+    """
+    for path in sorted(folder.iterdir()):
+        adapter = _ADAPTER.search(path.name) is not None and path.suffix.lower() in _WEIGHT_SUFFIXES
+        if adapter or path.name == "adapter_config.json":
+            raise Fault("model", f"holds an adapter, {path.name}, which changes the weights", _PLAIN_SAVED)
+
+
+def check_config(config: dict[str, Any]) -> None:
+    """Refuse a configuration, at any depth, that says that the weights are codes. Raises `Fault`."""
+    for key, value in config.items():
+        if key in ("quantization_config", "compression_config") and value:
+            method = value.get("quant_method") if isinstance(value, dict) else None
+            what = f"its config.json has {key}" + (f" ({method})" if method else "")
+            raise Fault("model", f"{what}: its weights are codes that need scales", _PLAIN_SAVED)
+        if isinstance(value, dict):
+            check_config(value)
+
+
+def read_stored(files: Iterable[str]) -> dict[str, Stored]:
+    """The tensors of the weight files by name, without their values.
+
+    Raises `Fault` for a tensor that two files hold, and whatever a damaged file makes the libraries raise.
+    """
+    stored: dict[str, Stored] = {}
+    for file in map(Path, files):
+        for name, dtype in _read_dtypes(file).items():
+            if name in stored:
+                raise Fault("model", f"both {stored[name].file.name} and {file.name} hold {name}")
+            stored[name] = Stored(file, dtype)
+    return stored
+
+
+def _read_dtypes(file: Path) -> dict[str, str]:
+    if file.suffix == ".safetensors":
+        with safe_open(file, framework="np") as tensors:
+            return {name: tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118 - no mapping
+    import torch
+
+    state = torch.load(file, map_location="meta", weights_only=True)
+    return {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in state.items()}
+
+
+def check_dtypes(stored: dict[str, Stored], numbers: set[str]) -> None:
+    """Refuse tensors of a type that needs a scale, save those named in ``numbers``, which are no weights.
+
+    Raises `Fault`.
+    """
+    for name, tensor in stored.items():
+        if tensor.dtype not in _PLAIN and name not in numbers:
+            raise Fault("model", f"its weights hold {name} as {tensor.dtype}, a type that needs a scale", _PLAIN_SAVED)
+
+
+def describe_foreign(name: str) -> str:
+    """Say what a tensor may be that a model does not take up, as far as its name tells."""
+    if _ADAPTER.search(name):
+        return f"{name}, an adapter's"
+    if _CODED.search(name):
+        return f"{name}, a scale or code"
+    return name
+
+
+def looks_coded(name: str) -> bool:
+    """Whether a tensor's name speaks of scales, codes or adapters."""
+    return _ADAPTER.search(name) is not None or _CODED.search(name) is not None
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The folder's config.json. Raises `Fault` where it is no JSON object."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise Fault("model", f"cannot be loaded (config.json: {error})") from error
+    if not isinstance(config, dict):
+        raise Fault("model", "cannot be loaded (config.json is no JSON object)")
+    return config
