@@ -1,0 +1,182 @@
+"""The documents: their commands run and print what is shown, their links lead somewhere, and no block is left out."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+sys.path.insert(0, str(ROOT / "tools"))
+import renew_docs
+from renew_docs import Block, comparable, parse, unparse
+
+DOCUMENTS = renew_docs.documents()
+NAMES = [str(path.relative_to(ROOT)) for path in DOCUMENTS]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=NAMES)
+def test_every_block_is_run_or_says_why_not(document):
+    text = document.read_text(encoding="utf-8")
+    assert unparse(parse(text)) == text
+    # Whatever looks like a command in a block of another kind would be neither run nor marked.
+    assert len([part for part in parse(text) if isinstance(part, Block)]) == len(
+        re.findall(r"^```\w+$|^<!-- renewed by: ", text, re.MULTILINE)
+    )
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=NAMES)
+def test_commands_print_what_is_shown(document):
+    assert renew_docs.check(document, quick=True) == []
+
+
+def anchors(path):
+    """The anchors that GitHub gives the headings of a document."""
+    headings = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=NAMES)
+def test_links_lead_somewhere(document):
+    for target in re.findall(r"\]\(([^)\s]+)\)", document.read_text(encoding="utf-8")):
+        if "://" in target:
+            continue
+        name, _, anchor = target.partition("#")
+        path = (document.parent / name).resolve() if name else document
+        assert path.exists(), target
+        assert not anchor or anchor in anchors(path), target
+
+
+# --- the tool -----------------------------------------------------------------------------------------------------
+
+RUN = """Error
+ layer  gamma  RTN dB  error removed
+ 000     0.25   50.23         21.4 %
+Stage times in ms (median of 3)
+ layer  relu
+ 000    0.038
+pipeline 2.42 ms (median of 3), cold pass 10 ms
+results …/outputs/2026-11-23/00-04-31-997224/results.h5
+""".splitlines()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "same"),
+    [
+        ("0.038", "12.5", True),
+        (" layer  relu", " layer    relu", True),
+        ("2.42 ms", "31 ms", True),
+        ("2026-11-23/00-04-31-997224", "2027-01-02/10-00-00-000001", True),
+        ("50.23", "50.2300", True),
+        ("0.25", "0.5", False),
+        ("50.23", "50.24", False),
+        ("21.4 %", "21.5 %", False),
+        ("cold pass", "first pass", False),
+        ("relu", "gelu", False),
+        ("median of 3)", "median of 4)", False),
+    ],
+)
+def test_times_may_differ_and_figures_may_not(old, new, same):
+    changed = "\n".join(RUN).replace(old, new).splitlines()
+    assert changed != RUN
+    assert (comparable(RUN) == comparable(changed)) == same
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("```\nls\n```\n", "no language"),
+        ("```bash\nls\n```\n", "a block of bash"),
+        ("```sh\nls\n", "without its end"),
+        ("<!-- renewed by: ls -->\n|a|\n", "without its end"),
+        ("<!-- not run: why -->\ntext\n```sh\nls\n```\n", "marks nothing|no block below"),
+    ],
+)
+def test_documents_that_could_hide_a_command_are_refused(text, fault):
+    with pytest.raises(ValueError, match=fault):
+        parse(text)
+
+
+DOCUMENT = """# Title
+
+```console
+$ echo 3 dB
+2 dB
+$ sh -c 'echo to stderr >&2; exit 3'
+$ echo $?
+0
+$ echo a \\
+    b
+```
+
+<!-- slow: minutes -->
+```sh
+touch slow
+```
+
+<!-- not run: never -->
+```sh
+exit 1
+```
+
+```python
+value = 5
+```
+
+```python
+open("made", "w").write(str(value))
+```
+
+<!-- renewed by: cat made -->
+old
+<!-- end -->
+"""
+
+
+@pytest.fixture
+def document(monkeypatch, tmp_path):
+    """A document in a checkout of its own."""
+    for name in renew_docs.COPIED:
+        (tmp_path / name).mkdir()
+    for name in renew_docs.LINKED:
+        (tmp_path / name).symlink_to(ROOT / name)
+    monkeypatch.setattr(renew_docs, "ROOT", tmp_path)
+    path = tmp_path / "a.md"
+    path.write_text(DOCUMENT, encoding="utf-8")
+    return path
+
+
+def test_outputs_are_renewed_in_place_and_then_hold(document):
+    told = renew_docs.check(document)
+    assert document.read_text(encoding="utf-8") == DOCUMENT
+    assert len(told) == 2
+    assert "-2 dB\n+3 dB" in told[0]
+    assert renew_docs.check(document, write=True) == told
+    text = document.read_text(encoding="utf-8")
+    assert "$ echo 3 dB\n3 dB\n" in text
+    assert "to stderr\n$ echo $?\n3\n$ echo a \\\n    b\na b\n```" in text
+    assert "<!-- renewed by: cat made -->\n5\n<!-- end -->" in text
+    assert renew_docs.check(document) == []
+
+
+def test_a_command_that_fails_is_told_and_nothing_is_written(document):
+    document.write_text(DOCUMENT.replace("touch slow", "false"), encoding="utf-8")
+    (told,) = renew_docs.check(document, write=True)
+    assert told.startswith("line 14: exit code 1")
+    assert "2 dB" in document.read_text(encoding="utf-8")
+    assert len(renew_docs.check(document, quick=True)) == 2  # the slow block is left out
+
+
+def test_pictures_are_renewed(document, tmp_path):
+    document.write_text("```sh\necho drawn > docs/a.svg\n```\n", encoding="utf-8")
+    assert renew_docs.check(document) == ["docs/a.svg is drawn otherwise today"]
+    assert not (tmp_path / "docs/a.svg").exists()
+    renew_docs.check(document, write=True)
+    assert (tmp_path / "docs/a.svg").read_text() == "drawn\n"
+    assert renew_docs.check(document) == []
+
+
+def test_python_is_the_interpreter_in_use(tmp_path):
+    scratch = renew_docs.Scratch(tmp_path)
+    printed = scratch.run(["bash", "-c", "python -c 'import sys, awq_pycuda; print(sys.prefix)'; pwd"])
+    assert printed == f"{Path(sys.prefix)}\n…\n"
