@@ -30,7 +30,7 @@ KERNELS := $(wildcard cuda/*.cu cuda/*.cuh)
 COMPUTE_SANITIZER := compute-sanitizer
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-cuda toolchain browser run test test-gpu test-slurm sanitize kernels lint format locks clean
+.PHONY: help setup setup-cuda toolchain browser run test test-gpu test-slurm sanitize kernels lint format docs locks clean
 .NOTPARALLEL:  # two pips at work in one environment would break it
 
 help:
@@ -42,6 +42,7 @@ help:
 	@echo 'make kernels                       compile cuda/*.cu for every supported GPU, warnings as errors'
 	@echo 'make lint                          ruff, mypy, clang-format'
 	@echo 'make format                        mend what ruff and clang-format can mend'
+	@echo 'make docs                          run the commands of all documents, renew their outputs, tables and pictures'
 	@echo 'make setup                         .venv with what a run needs; with PyCUDA where there is a GPU'
 	@echo 'make setup-cuda                    build PyCUDA into .venv, with nvcc from PyPI if the machine lacks it'
 	@echo 'make browser                       install Chromium for the tests of the report (Debian; root or sudo)'
@@ -160,6 +161,10 @@ format: $(DEV_READY)
 	$(PYTHON) -m ruff check --fix .
 	$(PYTHON) -m ruff format .
 	$(if $(KERNELS),$(CLANG_FORMAT) -i $(KERNELS))
+
+# Minutes of CPU. The tests check what takes seconds: tests/test_docs.py.
+docs: $(SETUP) $(DEV_READY) $(CAPTURE_READY)
+	$(PYTHON) tools/renew_docs.py $(ARGS)
 
 # uv is only needed here.
 locks: $(DEV_READY)

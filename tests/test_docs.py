@@ -1,5 +1,6 @@
 """The documents: their commands run and print what is shown, their links lead somewhere, and no block is left out."""
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -10,6 +11,9 @@ from conftest import ROOT
 sys.path.insert(0, str(ROOT / "tools"))
 import renew_docs
 from renew_docs import Block, comparable, parse, unparse
+
+from awq_pycuda.config import ALLOWED, plain
+from awq_pycuda.paths import resource_dir
 
 DOCUMENTS = renew_docs.documents()
 NAMES = [str(path.relative_to(ROOT)) for path in DOCUMENTS]
@@ -45,6 +49,38 @@ def test_links_lead_somewhere(document):
         path = (document.parent / name).resolve() if name else document
         assert path.exists(), target
         assert not anchor or anchor in anchors(path), target
+
+
+def rows(name, heading):
+    """The rows of the first table under a heading, as lists of cells."""
+    text = (ROOT / "docs" / name).read_text(encoding="utf-8").split(f"## {heading}\n")[1]
+    lines = [line for line in text.split("\n## ")[0].splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines[2:]]
+
+
+def test_every_key_is_documented_with_its_default(compose):
+    composed = plain(compose("inputs=outliers"))
+    documented = {}
+    for keys, default, *_ in rows("config.md", "Keys"):
+        for key, value in zip(re.findall(r"`([^`]+)`", keys), re.split(", ", default), strict=False):
+            documented[key] = value.strip("`")
+    assert set(documented) == (set(ALLOWED) - {"inputs.kind"}) | {"hydra.run.dir"}
+    for key, value in documented.items():
+        if key in ("study", "tokens", "inputs.path", "hydra.run.dir"):
+            continue  # these depend on others, or on the time
+        node = composed
+        for part in key.split("."):
+            node = node[part]
+        shown = re.sub(r"\.0\b", "", json.dumps(node)).replace('"', "").replace(" ", "")
+        assert shown == value, key
+
+
+def test_every_group_and_option_is_documented():
+    documented = {row[0].strip("`"): set(re.findall(r"`(\w+)`", row[1])) for row in rows("config.md", "Groups")}
+    conf = resource_dir("conf")
+    assert set(documented) == {path.name for path in conf.iterdir() if path.is_dir() and path.name != "hydra"}
+    for group, options in documented.items():
+        assert {path.stem for path in (conf / group).glob("*.yaml")} <= options, group
 
 
 # --- the tool -----------------------------------------------------------------------------------------------------
