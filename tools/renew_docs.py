@@ -57,9 +57,10 @@ VOLATILE = (
 _TIMES = re.compile(r"^(Stage times|Times)\b")
 _VERDICT = re.compile(r"\b(slower|faster|same|unclear)\b")
 _NUMBER = re.compile(r"\d[\d,.]*")
-# The last bits of a product follow the machine's BLAS: of figures with more digits than this, this many must be the same.
-_DIGITS = 4
-_LONG = re.compile(r"(?<![\w.-])\d*\.\d+(?:e-?\d+)?(?![\w.])")
+# The last bits of a product follow the machine's BLAS: a figure with decimals may differ by one in its last place, or
+# by this share of it where it is longer.
+_SHARE = 1e-4
+_DECIMAL = re.compile(r"(\d*\.\d+(?:e[+-]?\d+)?)")
 
 
 @dataclass
@@ -227,9 +228,31 @@ def comparable(lines: Sequence[str]) -> list[str]:
         masked = _VERDICT.sub("<verdict>", _NUMBER.sub("#", line)) if times else line
         for pattern, mask in VOLATILE:
             masked = pattern.sub(mask, masked)
-        masked = _LONG.sub(lambda found: f"{float(found[0]):.{_DIGITS}g}", masked)
         result.append(masked.rstrip())
     return result
+
+
+def alike(said: str, seen: str) -> bool:
+    """Whether two lines are the same, but for the last place of figures with decimals."""
+    if said == seen:
+        return True
+    # Figures stand at the odd places.
+    old, new = _DECIMAL.split(said), _DECIMAL.split(seen)
+    return len(old) == len(new) and all(
+        _close(a, b) if index % 2 else re.sub(r" +", " ", a) == re.sub(r" +", " ", b)
+        for index, (a, b) in enumerate(zip(old, new, strict=True))
+    )
+
+
+def _close(said: str, seen: str) -> bool:
+    places = len(said.partition("e")[0].partition(".")[2])
+    last = 10.0**-places if "e" not in said else 0.0
+    return abs(float(said) - float(seen)) <= 1.01 * max(last, _SHARE * abs(float(said)))
+
+
+def all_alike(said: Sequence[str], seen: Sequence[str]) -> bool:
+    """Whether two texts are alike, line by line."""
+    return len(said) == len(seen) and all(map(alike, said, seen))
 
 
 def differences(before: Sequence[str | Block], after: Sequence[str | Block]) -> list[str]:
@@ -239,7 +262,7 @@ def differences(before: Sequence[str | Block], after: Sequence[str | Block]) -> 
         if isinstance(old, str) or isinstance(new, str):
             continue
         said, seen = comparable(old.lines), comparable(new.lines)
-        if said != seen:
+        if not all_alike(said, seen):
             found.append(f"line {old.line}:\n" + "\n".join(difflib.unified_diff(said, seen, "said", "seen", "", "", 1)))
     return found
 
@@ -265,7 +288,10 @@ def check(document: Path, quick: bool = False, write: bool = False) -> list[str]
         found = differences(before, after)
         for drawn in (path for pattern in PICTURES for path in Path(folder).glob(pattern)):
             kept = ROOT / drawn.relative_to(folder)
-            if not kept.exists() or kept.read_bytes() != drawn.read_bytes():
+            said, seen = (
+                path.read_text(encoding="utf-8").splitlines() if path.exists() else [] for path in (kept, drawn)
+            )
+            if not all_alike(said, seen):
                 found.append(f"{kept.relative_to(ROOT)} is drawn otherwise today")
                 if write:
                     shutil.copyfile(drawn, kept)

@@ -83,7 +83,13 @@ def gamma_grid() -> str:
             cells.append(spread(mine["removed"]))
             times.append(span(search[mine["run"].unique()]))
         rows.append([f"{kind}, `{objective}`", *cells, " / ".join(times)])
-    header = ["inputs, objective", "5 points: median (lowest–highest)", "20 points", "101 points", "`compute_s`, ms: 5 / 20 / 101"]
+    header = [
+        "inputs, objective",
+        "5 points: median (lowest–highest)",
+        "20 points",
+        "101 points",
+        "`compute_s`, ms: 5 / 20 / 101",
+    ]
     return table(header, rows)
 
 
