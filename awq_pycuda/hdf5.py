@@ -11,6 +11,7 @@ import hashlib
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import h5py
@@ -23,15 +24,27 @@ _MOST_LINKS = 100_000
 _MOST_DEPTH = 32
 _BLOCK = 1 << 20
 
+
+@dataclass(frozen=True)
+class Dataset:
+    """A dataset of an open file: h5py's low-level object, and how it is stored."""
+
+    id: Any
+    chunks: tuple[int, ...] | None
+    """Shape of its chunks; None where it has none."""
+    has_checksum: bool
+
+
 Objects = Mapping[str, Any]
+"""By path, each once: groups and named types as h5py's low-level objects, datasets as `Dataset`."""
 
 
 class RefusedError(Exception):
     """The file is not to be read any further; the message says where and why, in one line."""
 
 
-def objects(file: Any) -> dict[str, Any]:
-    """Every group, dataset and named type of an open file by path, each once, as h5py's low-level objects.
+def objects(file: Any) -> Objects:
+    """Every group, dataset and named type of an open file.
 
     Args:
         file: h5py's low-level file.
@@ -41,7 +54,7 @@ def objects(file: Any) -> dict[str, Any]:
             user-defined type), or more links or levels than any file of this project has.
     """
     root = h5g.open(file, b"/")
-    found = {"/": root}
+    found: dict[str, Any] = {"/": root}
     entered = {h5o.get_info(root).addr}
     left = [("", root)]
     count = 0
@@ -70,32 +83,46 @@ def objects(file: Any) -> dict[str, Any]:
             if address in entered:  # a second link to the same object, such as one to a group above
                 continue
             entered.add(address)
-            found[where] = child
-            if isinstance(child, h5d.DatasetID):
-                _check_layout(child, where)
-            elif isinstance(child, h5g.GroupID):
+            found[where] = dataset(child, where) if isinstance(child, h5d.DatasetID) else child
+            if isinstance(child, h5g.GroupID):
                 if where.count("/") > _MOST_DEPTH:
                     raise RefusedError(f"groups within groups, more than {_MOST_DEPTH} deep")
                 left.append((where, child))
     return found
 
 
-def check_stored(dataset: Any, where: str) -> None:
+def dataset(opened: Any, where: str) -> Dataset:
+    """How a dataset is stored, of h5py's low-level object.
+
+    Raises:
+        RefusedError: its data are in other files, or in other datasets.
+    """
+    stored = opened.get_create_plist()
+    layout = stored.get_layout()
+    if layout == h5d.VIRTUAL:
+        raise RefusedError(f"{where} is a virtual dataset")
+    if stored.get_external_count():
+        raise RefusedError(f"{where} has its data in external storage")
+    if layout != h5d.CHUNKED:
+        return Dataset(opened, None, False)
+    return Dataset(opened, stored.get_chunk(), stored.get_filter_by_id(h5z.FILTER_FLETCHER32) is not None)
+
+
+def check_stored(dataset: Dataset, where: str) -> None:
     """Refuses a dataset with less data than its shape says: HDF5 would make up the rest.
 
     Raises:
         RefusedError: it has no data, or chunks are missing.
     """
-    shape = dataset.shape
+    shape = dataset.id.shape
     if not shape or 0 in shape:
         return
-    layout = dataset.get_create_plist()
-    if layout.get_layout() == h5d.CHUNKED:
-        expected = math.prod(-(-size // chunk) for size, chunk in zip(shape, layout.get_chunk(), strict=True))
-        stored = dataset.get_num_chunks()
+    if dataset.chunks is not None:
+        expected = math.prod(-(-size // chunk) for size, chunk in zip(shape, dataset.chunks, strict=True))
+        stored = dataset.id.get_num_chunks()
         if stored < expected:
             raise RefusedError(f"{where} has the shape {shape}, but {stored:,} of {expected:,} chunks are stored")
-    elif dataset.get_storage_size() == 0:
+    elif dataset.id.get_storage_size() == 0:
         raise RefusedError(f"{where} has the shape {shape}, but no data are stored")
 
 
@@ -108,20 +135,20 @@ def sealed_image(file: h5py.File) -> list[bytes | memoryview]:
     """
     if DIGEST not in file:
         # Contiguous, so that its bytes stand alone: neither HDF5's checksums over metadata nor a heap hold them.
-        dataset = file.create_dataset(DIGEST, data=np.bytes_(b"0" * _DIGITS))
-        dataset.attrs["units"] = "1"
-        dataset.attrs["description"] = "SHA-256 of all bytes but these and the chunks of datasets with fletcher32"
+        own = file.create_dataset(DIGEST, data=np.bytes_(b"0" * _DIGITS))
+        own.attrs["units"] = "1"
+        own.attrs["description"] = "SHA-256 of all bytes but these and the chunks of datasets with fletcher32"
     file.flush()
     found = objects(file.id)
     image = file.id.get_file_image()
-    own = _own_place(found)
+    place = _own_place(found)
     digest = hashlib.sha256()
-    for begin, end in _uncovered(found, own, len(image)):
+    for begin, end in _uncovered(found, place, len(image)):
         digest.update(memoryview(image)[begin:end])
-    return [memoryview(image)[: own[0]], digest.hexdigest().encode(), memoryview(image)[own[1] :]]
+    return [memoryview(image)[: place[0]], digest.hexdigest().encode(), memoryview(image)[place[1] :]]
 
 
-def checked_objects(file: Any, stream: BinaryIO) -> dict[str, Any]:
+def checked_objects(file: Any, stream: BinaryIO) -> Objects:
     """`objects` of a file, which is held to its digest if it has one: `/sha256` is then among them.
 
     Args:
@@ -143,14 +170,6 @@ def _text(name: bytes) -> str:
     return text if text.isprintable() else ascii(text)[1:-1]
 
 
-def _check_layout(dataset: Any, where: str) -> None:
-    layout = dataset.get_create_plist()
-    if layout.get_layout() == h5d.VIRTUAL:
-        raise RefusedError(f"{where} is a virtual dataset")
-    if layout.get_external_count():
-        raise RefusedError(f"{where} has its data in external storage")
-
-
 def _check_digest(stream: BinaryIO, found: Objects) -> None:
     own = _own_place(found)
     stream.seek(own[0])
@@ -167,9 +186,9 @@ def _check_digest(stream: BinaryIO, found: Objects) -> None:
 
 def _own_place(found: Objects) -> tuple[int, int]:
     """Begin and end of the digest's own bytes."""
-    dataset = found[f"/{DIGEST}"]
-    begin = dataset.get_offset() if isinstance(dataset, h5d.DatasetID) else None
-    if begin is None or dataset.get_storage_size() != _DIGITS:
+    own = found[f"/{DIGEST}"]
+    begin = own.id.get_offset() if isinstance(own, Dataset) else None
+    if begin is None or own.id.get_storage_size() != _DIGITS:
         raise RefusedError(f"/{DIGEST} is not a digest")
     return begin, begin + _DIGITS
 
@@ -187,9 +206,9 @@ def _uncovered(found: Objects, own: tuple[int, int], size: int) -> Iterator[tupl
 
 def _checked(found: Iterable[Any]) -> Iterator[tuple[int, int]]:
     """Begin and end of every chunk that has a checksum."""
-    for dataset in found:
-        if isinstance(dataset, h5d.DatasetID) and dataset.get_create_plist().get_filter_by_id(h5z.FILTER_FLETCHER32):
-            for index in range(dataset.get_num_chunks()):
-                chunk = dataset.get_chunk_info(index)
+    for each in found:
+        if isinstance(each, Dataset) and each.has_checksum:
+            for index in range(each.id.get_num_chunks()):
+                chunk = each.id.get_chunk_info(index)
                 if chunk.filter_mask == 0:
                     yield chunk.byte_offset, chunk.byte_offset + chunk.size

@@ -97,8 +97,11 @@ def plan_layers(config: Config) -> list[LayerSpec]:
     inputs = config.inputs
     if isinstance(inputs, FileInputs):
         path = Path(inputs.path)
+        stamp = _file_stamp(path)
         _refuse_too_large(path, config)
-        specs = _from_file(config, _load(path, *_file_stamp(path), config.layers, config.tokens))
+        specs = _from_file(config, _load(path, stamp, config.layers, config.tokens))
+        if _file_stamp(path) != stamp:
+            raise refuse("inputs.path", path, "it changed while it was read")
     else:
         assert isinstance(inputs, SyntheticInputs)
         specs = _synthetic(config, inputs)
@@ -142,28 +145,31 @@ def _refuse_too_large(path: Path, config: Config) -> None:
     refuse_beyond_memory(f"inputs.path={path}", needed, psutil.virtual_memory().available, "host's memory")
 
 
-def _file_stamp(path: Path) -> tuple[int, int]:
-    """Size and time of change, so that the cache below never serves an older file; zeros where there is none."""
+def _file_stamp(path: Path) -> tuple[int, ...]:
+    """What changes with a file's content, so that the caches below never serve an older one; empty where there is none.
+
+    Size and time of change alone would not do: a program can set the time back. It cannot set that of the inode.
+    """
     try:
         status = path.stat()
     except OSError:
-        return 0, 0
-    return status.st_size, status.st_mtime_ns
+        return ()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's content, read again only when its size or time of change differ; 64 hex digits."""
-    return _sha256(path, *_file_stamp(path))
+    """SHA-256 of a file's content, read again only when it has been written to since; 64 hex digits."""
+    return _sha256(path, _file_stamp(path))
 
 
 @lru_cache(maxsize=64)
-def _sha256(path: Path, _size: int, _mtime_ns: int) -> str:
+def _sha256(path: Path, _stamp: tuple[int, ...]) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @lru_cache(maxsize=1)
-def _load(path: Path, _size: int, _mtime_ns: int, layers: int | None, tokens: int | None) -> list[FileLayer]:
+def _load(path: Path, _stamp: tuple[int, ...], layers: int | None, tokens: int | None) -> list[FileLayer]:
     # One load serves the checks before a run, the run itself and every job of a sweep over one file.
     return load_layers(path, layers, tokens)
 

@@ -18,6 +18,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
+from awq_pycuda import hdf5
 from awq_pycuda.errors import InputError
 
 TENSOR_DIMS = {"weight": 2, "activations": 2, "bias": 1}
@@ -179,6 +180,8 @@ def _open_sources(path: Path) -> Iterator[list[_Source]]:
             yield sources
     except InputError:
         raise
+    except hdf5.RefusedError as error:
+        raise _refuse(path, f"{error}; allowed is a file that holds all of its data itself") from None
     except MemoryError as error:
         raise _refuse(path, f"does not fit into memory ({error}); allowed are fewer layers or tokens") from error
     except _DAMAGE as error:
@@ -213,6 +216,7 @@ def _open_hdf5(path: Path) -> Iterator[list[_Source]]:
     if not h5py.is_hdf5(path):
         raise _refuse(path, "is not an HDF5 file; allowed is HDF5 with a group /layers")
     with h5py.File(path, "r") as file:
+        hdf5.objects(file.id)  # the file's hash shall be that of all that is read
         root = file.get("layers")
         if not isinstance(root, h5py.Group):
             raise _refuse(path, "has no group /layers; allowed is HDF5 with tensors such as /layers/000/weight")
@@ -228,14 +232,16 @@ def _open_hdf5(path: Path) -> Iterator[list[_Source]]:
                 if not isinstance(dataset, h5py.Dataset):
                     raise _refuse(path, f"/layers/{key}/{tensor_name} is not a dataset; {_allowed_tensors()}")
                 # A dataset without a dataspace has the shape None; it then fails as one without dimensions.
-                tensors[tensor_name] = _Tensor(dataset.shape or (), dataset.dtype.name, _hdf5_reader(dataset))
+                read = _hdf5_reader(dataset, f"/layers/{key}/{tensor_name}")
+                tensors[tensor_name] = _Tensor(dataset.shape or (), dataset.dtype.name, read)
             unreached = bool(group.attrs.get(UNREACHED, False)) and "activations" not in tensors
             sources.append(_Source(name.decode() if isinstance(name, bytes) else str(name), tensors, unreached))
         yield sources
 
 
-def _hdf5_reader(dataset: Any) -> Callable[[int], NDArray[np.float32]]:
+def _hdf5_reader(dataset: Any, where: str) -> Callable[[int], NDArray[np.float32]]:
     def read(rows: int) -> NDArray[np.float32]:
+        hdf5.check_stored(hdf5.dataset(dataset.id, where), where)
         array = np.empty((rows, *dataset.shape[1:]), np.float32)
         dataset.read_direct(array, np.s_[:rows])
         return array

@@ -23,7 +23,7 @@ def everything(path):
     result = read(path)
     arrays = [result.gpu_ms, result.host_ms, result.pipeline_ms]
     for layer in result.layers:
-        arrays += [layer.gamma, layer.error, *read_channels(path, layer.index).values()]
+        arrays += [layer.gamma, layer.error, *read_channels(path, [layer.index])[0].values()]
     return repr(result), [array.tobytes() for array in arrays]
 
 
@@ -48,7 +48,7 @@ def test_large_datasets_are_in_chunks_that_hdf5_can_hold(monkeypatch, tmp_path):
         assert file["layers/000/weights/Wq"].chunks == (6, 16)
         assert file["layers/000/stats/abs_mean"].chunks == (16,)
     assert results.read_status(tmp_path) == ("complete", "")
-    read_channels(path, 0)
+    read_channels(path, [0])
 
 
 def test_a_flipped_bit_is_told_or_changes_nothing(real, tmp_path):
@@ -119,7 +119,7 @@ def test_files_of_version_1_are_read(tmp_path):
     result = read(path)
     assert result.root["schema_version"] == 1
     assert [layer.gamma.tolist() for layer in result.layers] == [[0.0, 0.5]]
-    assert read_channels(path, 0)["s"].shape == (4,)
+    assert read_channels(path, [0])[0]["s"].shape == (4,)
     assert results.read_status(tmp_path) == ("complete", "")
     assert results.load(path)["layers/000/weights"]["Wq"].shape == (4, 4)
 

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from result_files import TABLES, edited, real
+from version_1 import write_version_1
 
 from awq_pycuda.analysis.collect import collect
 
@@ -23,14 +24,19 @@ def drop(name):
     return lambda file: file.__delitem__(name)
 
 
-def claim_a_terabyte(name, **options):
+def claim(name, size, **options):
+    """A dataset that says its size, and holds nothing."""
+
     def edit(file):
-        group = file["timings"]
-        if name in group:
-            del group[name]
-        group.create_dataset(name, (2**40,), "f8", **options)
+        del file[name]
+        file.create_dataset(name, (size,), "f8", **options)
 
     return edit
+
+
+def group_for(file, name):
+    del file[name]
+    file.create_group(name)
 
 
 def put(location, name, value):
@@ -77,13 +83,27 @@ def replace(name, values):
         (replace("layers/000/search/error", [1.0]), "3 gammas, but 1 errors"),
         (replace("layers/000/search/error", "text"), "/layers/000/search/error has 0 dimensions, not 1"),
         (replace("layers/000/search/error", ["a", "b", "c"]), "/layers/000/search/error holds no numbers"),
-        (replace("layers/000/search", 1.0), "damaged HDF5 file: "),
+        (replace("layers/000/search", 1.0), "/layers/000/search is no group"),
+        (lambda file: group_for(file, "layers/000/search/gamma"), "/layers/000/search/gamma is no dataset"),
+        (drop("layers/001/stats/abs_mean"), "/layers/001/stats/abs_mean is missing"),
+        (drop("layers/001/scales"), "/layers/001/scales/s is missing"),
+        (replace("layers/001/scales/s", np.ones(31)), "/layers/001: abs_mean, sq_mean and s differ in length"),
+        (put("layers/002", "in_features", 31), "/layers/002: 31 in_features, but 32 scales"),
+        (
+            claim("layers/000/stats/abs_mean", 2**27),
+            "/layers/000/stats/abs_mean has the shape (134217728,), but no data",
+        ),
+        (
+            claim("layers/000/scales/s", 2**27, chunks=(2**20,)),
+            "/layers/000/scales/s has the shape (134217728,), but 0 of 128 chunks are stored",
+        ),
+        (claim("timings/pipeline_ms", 3, fillvalue=1.0), "/timings/pipeline_ms has the shape (3,), but no data"),
         (replace("timings/host_ms", np.ones((3, 6, 2))), "/timings/host_ms has shape (3, 6, 2), not (3, 6, 3)"),
         (replace("timings/stage", np.arange(6)), "/timings/stage holds no text"),
         (replace("timings/stage", ["a"] * 6), "/timings/stage names one twice"),
         (replace("timings/layer", [0, 0, 1]), "/timings/layer names one twice"),
-        (claim_a_terabyte("pipeline_ms"), "/timings/pipeline_ms claims the shape (1099511627776,)"),
-        (claim_a_terabyte("pipeline_ms", chunks=(1024,)), "/timings/pipeline_ms claims the shape (1099511627776,)"),
+        (claim("timings/pipeline_ms", 2**40), "/timings/pipeline_ms claims the shape (1099511627776,)"),
+        (claim("timings/pipeline_ms", 2**40, chunks=(1024,)), "/timings/pipeline_ms claims the shape (1099511627776,)"),
     ],
 )
 def test_a_file_that_is_wrong_is_named_with_what_is_wrong(real, tmp_path, edit, expected):
@@ -115,16 +135,18 @@ def test_a_truncated_file_is_named_wherever_it_ends(real, tmp_path):
     assert {left_out.path for left_out in found.left_out} == set(paths)
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(st.data())
-def test_no_damage_is_fatal(real, tmp_path_factory, data):
+@pytest.mark.parametrize("version", [1, 2])
+def test_no_damage_is_fatal(real, tmp_path_factory, version, data):
     """Bytes overwritten anywhere, mostly in runs: a file is read or named, and the tables can be written."""
-    damaged = bytearray(real.read_bytes())
+    folder = tmp_path_factory.getbasetemp()
+    damaged = bytearray((real if version == 2 else write_version_1(folder / "whole")).read_bytes())
     for _ in range(data.draw(st.integers(1, 6))):
         start = data.draw(st.integers(0, len(damaged) - 1))
         replaced = data.draw(st.binary(min_size=1, max_size=24))
         damaged[start : start + len(replaced)] = replaced
-    path = tmp_path_factory.getbasetemp() / "damaged.h5"
+    path = folder / "damaged.h5"
     path.write_bytes(damaged)
     found = collect([path])
     assert len(found.runs) + len(found.left_out) == 1

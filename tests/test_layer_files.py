@@ -355,9 +355,9 @@ def test_refuses_other_hdf5(tmp_path: Path) -> None:
 
 
 def test_refuses_what_cannot_fit_into_memory(tmp_path: Path) -> None:
-    with h5py.File(tmp_path / "a.h5", "w") as file:
-        file.create_dataset("layers/000/weight", (2**29, 2**29), "f4", chunks=(1, 1024))
-    assert "does not fit into memory" in refusal(tmp_path / "a.h5")
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive, archive.open("000.weight.npy", "w") as member:
+        np.lib.format.write_array_header_1_0(member, {"shape": (2**29, 2**29), "descr": "<f4", "fortran_order": False})
+    assert "does not fit into memory" in refusal(tmp_path / "a.npz")
 
 
 def test_refuses_a_file_that_cannot_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

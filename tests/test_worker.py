@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 from result_files import make_run
+from version_1 import write_version_1
 
 from awq_pycuda.analysis import worker
 from awq_pycuda.analysis.reader import ResultFile
@@ -49,7 +50,7 @@ def test_relative_paths_are_those_of_this_process(real, monkeypatch):
 def test_zeros_in_the_strings_do_not_hang_it(real, tmp_path, monkeypatch, fresh):
     """What a power cut leaves: the first page alone. HDF5 2.0 loops for ever on it."""
     monkeypatch.setattr(worker, "CPU_SECONDS", 1)
-    whole = real.read_bytes()
+    whole = write_version_1(tmp_path).read_bytes()
     torn = tmp_path / "torn.h5"
     torn.write_bytes(whole[:4096] + bytes(len(whole) - 4096))
     before, outcome, after = worker.read_files([real, torn, real])
@@ -58,10 +59,10 @@ def test_zeros_in_the_strings_do_not_hang_it(real, tmp_path, monkeypatch, fresh)
     assert outcome.startswith("damaged HDF5 file: ")
 
 
-def test_strings_that_claim_gigabytes_do_not_take_them(real, tmp_path, monkeypatch, fresh):
+def test_strings_that_claim_gigabytes_do_not_take_them(tmp_path, monkeypatch, fresh):
     """A string is stored as its length and the address of its heap; HDF5 allocates the length before it looks there."""
     monkeypatch.setattr(worker, "CPU_SECONDS", 60)  # filling 4 GiB takes seconds, and shall not be what ends it
-    damaged = bytearray(real.read_bytes())
+    damaged = bytearray(write_version_1(tmp_path).read_bytes())
     heap = damaged.find(b"GCOL")
     reference = damaged.find(heap.to_bytes(8, "little"))
     damaged[reference - 4 : reference] = b"\xff" * 4

@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from awq_pycuda.analysis.reader import METRICS, LayerRecord, ResultFile, UnreadableError, read_channels
-from awq_pycuda.analysis.worker import read_files
+from awq_pycuda.analysis.worker import ask, read_files
 from awq_pycuda.errors import InputError
 from awq_pycuda.results import FILE_NAME
 from awq_pycuda.search import with_rtn
@@ -113,10 +114,25 @@ def channels(path: Path, layer: int) -> pd.DataFrame:
     Raises:
         InputError: the file is no result, or has no such layer.
     """
-    try:
-        vectors = read_channels(path, layer)
-    except UnreadableError as error:
-        raise InputError(f"{path}: {error}; allowed: a result file that has layer {layer}") from None
+    (table,) = channels_of([(path, layer)])
+    return table
+
+
+def channels_of(wanted: Sequence[tuple[Path, int]]) -> list[pd.DataFrame]:
+    """`channels` of each of these files and layers; layers of one file that stand together are read at once."""
+    calls = []
+    for path, of_path in groupby(wanted, key=lambda item: item[0]):
+        calls.append((read_channels, path, [layer for _, layer in of_path]))
+    tables: list[pd.DataFrame] = []
+    for (_, path, layers), answer in zip(calls, ask(calls), strict=True):
+        if isinstance(answer, UnreadableError):
+            named = f"layer{'s' if len(layers) > 1 else ''} {', '.join(map(str, layers))}"
+            raise InputError(f"{path}: {answer}; allowed: a result file that has {named}")
+        tables += map(_channel_table, answer)
+    return tables
+
+
+def _channel_table(vectors: Mapping[str, Any]) -> pd.DataFrame:
     abs_mean = vectors["abs_mean"]
     salient = np.zeros(abs_mean.size, bool)
     salient[np.argsort(-abs_mean, kind="stable")[: max(1, round(SALIENT_SHARE * abs_mean.size))]] = True

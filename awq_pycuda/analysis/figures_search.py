@@ -17,7 +17,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from awq_pycuda.analysis import figure_style as look
-from awq_pycuda.analysis.collect import SALIENT_SHARE, Collection, channels
+from awq_pycuda.analysis.collect import SALIENT_SHARE, Collection, channels_of
 from awq_pycuda.analysis.selection import (
     Variant,
     best_run,
@@ -209,7 +209,7 @@ def channel_scales(collection: Collection) -> Figure | None:
     title = "Activation statistics and AWQ scales by input channel"
     labels = layer_labels(mine)
     path = Path(runs.set_index("run").loc[run, "path"])
-    tables = [channels(path, int(layer)) for layer in shown["layer"]]
+    tables = channels_of([(path, int(layer)) for layer in shown["layer"]])
     note += _lift_zeros(tables)
     figure = look.new_figure(max(6.8, 2.7 * len(shown) + 0.6), 4.6, title, note)
     axes = figure.subplots(2, len(shown), sharex="col", sharey="row", squeeze=False)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import yaml
-from h5py import h5a, h5d, h5f, h5g, h5p, h5s, h5t
+from h5py import h5a, h5f, h5g, h5p, h5s, h5t
 from numpy.typing import NDArray
 
 from awq_pycuda import hdf5
@@ -87,29 +88,22 @@ def read(path: Path) -> ResultFile:
     return _guarded(path, _read_root)
 
 
-def read_channels(path: Path, layer: int) -> dict[str, Array]:
-    """`abs_mean`, `sq_mean` and `s` of one layer, (in_features,) each.
+def read_channels(path: Path, layers: Sequence[int]) -> list[dict[str, Array]]:
+    """`abs_mean`, `sq_mean` and `s` of each of these layers, (in_features,) each.
 
     Raises:
         UnreadableError: the file is no result, or has no such layer.
     """
 
-    def read_layer(path: Path, file: Any, root: Mapping[str, Scalar]) -> dict[str, Array]:
-        group = _group(_group(file, "layers", "/"), f"{layer:03d}", "/layers")
-        where = f"/layers/{layer:03d}"
-        vectors = {
-            name: _numbers(_group(group, folder, where), name, f"{where}/{folder}", 1)
-            for folder, name in (("stats", "abs_mean"), ("stats", "sq_mean"), ("scales", "s"))
-        }
-        if len({vector.size for vector in vectors.values()}) > 1:
-            raise UnreadableError(f"{where}: abs_mean, sq_mean and s differ in length")
-        return vectors
+    def read_layers(_path: Path, found: hdf5.Objects, _root: Mapping[str, Scalar]) -> list[dict[str, Array]]:
+        _group(found, "/layers")
+        return [_channels(found, f"/layers/{layer:03d}") for layer in layers]
 
-    return _guarded(path, read_layer)
+    return _guarded(path, read_layers)
 
 
-def _guarded(path: Path, reading: Callable[[Path, Any, Mapping[str, Scalar]], T]) -> T:
-    """Reads from the file, given its root attributes, and turns every way in which that can fail into the reason."""
+def _guarded(path: Path, reading: Callable[[Path, hdf5.Objects, Mapping[str, Scalar]], T]) -> T:
+    """Reads from the file's objects and root attributes, and turns every way in which that can fail into the reason."""
     try:
         if not path.is_file():
             path.stat()
@@ -132,9 +126,9 @@ def _guarded(path: Path, reading: Callable[[Path, Any, Mapping[str, Scalar]], T]
         try:
             with open(path, "rb") as stream:
                 found = hdf5.checked_objects(file, stream)
-            root = _attributes(file)
+            root = _attributes(found["/"])
             _check_schema(root, found)
-            return reading(path, file, root)
+            return reading(path, found, root)
         finally:
             file.close()
     except UnreadableError:
@@ -158,7 +152,7 @@ def _check_schema(root: Mapping[str, Scalar], found: hdf5.Objects) -> None:
         raise UnreadableError(f"/{hdf5.DIGEST} is missing")
 
 
-def _read_root(path: Path, file: Any, root: Mapping[str, Scalar]) -> ResultFile:
+def _read_root(path: Path, found: hdf5.Objects, root: Mapping[str, Scalar]) -> ResultFile:
     status = _attribute(root, "/", "status", str)
     if status not in ("complete", "failed"):
         raise UnreadableError(f"status is {status!r}, not complete or failed")
@@ -166,10 +160,10 @@ def _read_root(path: Path, file: Any, root: Mapping[str, Scalar]) -> ResultFile:
         _attribute(root, "/", name, str)
     config = dict(_flat(_parsed(root, "config", lambda text: yaml.load(text, yaml.CSafeLoader) or {}), ""))
     device = _parsed(root, "device", json.loads)
-    layers = _read_layers(file, complete=status == "complete")
-    if status == "failed" and b"timings" not in file:
+    layers = _read_layers(found, complete=status == "complete")
+    if status == "failed" and "/timings" not in found:
         return ResultFile(path, root, config, device, layers)
-    timed = _read_timings(_group(file, "timings", "/"))
+    timed = _read_timings(found)
     if status == "complete" and [layer.index for layer in layers] != timed["timed_layers"]:
         raise UnreadableError(f"complete, but it holds {len(layers)} of {len(timed['timed_layers'])} layers")
     return ResultFile(path, root, config, device, layers, **timed)
@@ -199,34 +193,34 @@ def _scalar(value: Any) -> Scalar | None:
     return value if value is None or isinstance(value, str | int | float) else str(value)
 
 
-def _read_layers(file: Any, complete: bool) -> list[LayerRecord]:
-    if b"layers" not in file:
-        return []
-    group = _group(file, "layers", "/")
-    names = sorted(name.decode() for name in group if name.isdigit() and len(name) == 3)
-    return [_read_layer(_group(group, name, "/layers"), name, complete) for name in names]
+def _read_layers(found: hdf5.Objects, complete: bool) -> list[LayerRecord]:
+    paths = sorted(path for path in found if re.fullmatch(r"/layers/[0-9]{3}", path))
+    return [_read_layer(found, path, complete) for path in paths]
 
 
-def _read_layer(group: Any, number: str, complete: bool) -> LayerRecord:
-    where = f"/layers/{number}"
-    layer = _attributes(group)
-    search = _group(group, "search", where)
-    chosen = _attributes(search)
-    gamma, error = (_numbers(search, name, f"{where}/search", 1) for name in ("gamma", "error"))
+def _read_layer(found: hdf5.Objects, where: str, complete: bool) -> LayerRecord:
+    layer = _attributes(_group(found, where))
+    chosen = _attributes(_group(found, f"{where}/search"))
+    gamma, error = (_numbers(found, f"{where}/search/{name}", 1) for name in ("gamma", "error"))
     if gamma.shape != error.shape:
         raise UnreadableError(f"{where}/search: {gamma.size} gammas, but {error.size} errors")
     metrics = {
         name: float(value)
-        for name, value in _attributes(_group(group, "metrics", where)).items()
+        for name, value in _attributes(_group(found, f"{where}/metrics")).items()
         if isinstance(value, int | float)
     }
     if complete:
         for name in METRICS:
             _attribute(metrics, f"{where}/metrics", name, float)
+    sizes = {name: _attribute(layer, where, name, int) for name in ("tokens", "in_features", "out_features")}
+    # Read here and not only when a figure asks, so that a file that is damaged there is left out as a whole.
+    channels = _channels(found, where)["s"].size
+    if channels != sizes["in_features"]:
+        raise UnreadableError(f"{where}: {sizes['in_features']} in_features, but {channels} scales")
     return LayerRecord(
-        index=int(number),
+        index=int(where[-3:]),
         name=_attribute(layer, where, "name", str),
-        **{name: _attribute(layer, where, name, int) for name in ("tokens", "in_features", "out_features")},
+        **sizes,
         gamma=gamma,
         error=error,
         **{
@@ -238,15 +232,24 @@ def _read_layer(group: Any, number: str, complete: bool) -> LayerRecord:
     )
 
 
-def _read_timings(group: Any) -> dict[str, Any]:
+def _channels(found: hdf5.Objects, where: str) -> dict[str, Array]:
+    parts = ("stats/abs_mean", "stats/sq_mean", "scales/s")
+    vectors = {part.partition("/")[2]: _numbers(found, f"{where}/{part}", 1) for part in parts}
+    if len({vector.size for vector in vectors.values()}) > 1:
+        raise UnreadableError(f"{where}: abs_mean, sq_mean and s differ in length")
+    return vectors
+
+
+def _read_timings(found: hdf5.Objects) -> dict[str, Any]:
     where = "/timings"
-    stages = _texts(group, "stage", where)
-    layers = [int(index) for index in _numbers(group, "layer", where, 1)]
+    _group(found, where)
+    stages = _texts(found, f"{where}/stage")
+    layers = [int(index) for index in _numbers(found, f"{where}/layer", 1)]
     for name, axis in (("stage", stages), ("layer", layers)):
         if len(set(axis)) < len(axis):
             raise UnreadableError(f"{where}/{name} names one twice")
-    gpu, host = (_numbers(group, name, where, 3) for name in ("gpu_ms", "host_ms"))
-    pipeline = _numbers(group, "pipeline_ms", where, 1)
+    gpu, host = (_numbers(found, f"{where}/{name}", 3) for name in ("gpu_ms", "host_ms"))
+    pipeline = _numbers(found, f"{where}/pipeline_ms", 1)
     shape = (len(layers), len(stages), pipeline.size)
     for name, samples in (("gpu_ms", gpu), ("host_ms", host)):
         if samples.shape != shape:
@@ -257,49 +260,49 @@ def _read_timings(group: Any) -> dict[str, Any]:
         "gpu_ms": gpu,
         "host_ms": host,
         "pipeline_ms": pipeline,
-        "cold_ms": float(_numbers(group, "cold_ms", where, 0)),
+        "cold_ms": float(_numbers(found, f"{where}/cold_ms", 0)),
     }
 
 
-# h5py's low-level calls, with the types that memory shall have: its objects take twice the time on small files.
+# h5py's low-level objects, with the types that memory shall have: those above them take twice the time on small files.
 
 
-def _opened(opening: Callable[[Any, bytes], T], parent: Any, name: str, inside: str) -> T:
-    try:
-        return opening(parent, name.encode())
-    except (KeyError, ValueError):  # both are what h5py raises for a name that is not there
-        if name.encode() in parent:
-            raise
-        raise UnreadableError(f"{inside} is missing") from None
+def _group(found: hdf5.Objects, where: str) -> Any:
+    if where not in found:
+        raise UnreadableError(f"{where} is missing")
+    if not isinstance(found[where], h5g.GroupID):
+        raise UnreadableError(f"{where} is no group")
+    return found[where]
 
 
-def _group(parent: Any, name: str, where: str) -> Any:
-    return _opened(h5g.open, parent, name, f"{where.rstrip('/')}/{name}")
-
-
-def _dataset(group: Any, name: str, where: str, rank: int) -> tuple[Any, tuple[int, ...]]:
-    dataset = _opened(h5d.open, group, name, f"{where}/{name}")
-    shape = dataset.shape
+def _dataset(found: hdf5.Objects, where: str, rank: int) -> tuple[Any, tuple[int, ...]]:
+    if where not in found:
+        raise UnreadableError(f"{where} is missing")
+    dataset = found[where]
+    if not isinstance(dataset, hdf5.Dataset):
+        raise UnreadableError(f"{where} is no dataset")
+    shape = dataset.id.shape
     if len(shape) != rank:
-        raise UnreadableError(f"{where}/{name} has {len(shape)} dimensions, not {rank}")
-    if math.prod(shape) * max(8, dataset.get_type().get_size()) > _MAX_BYTES:
-        raise UnreadableError(f"{where}/{name} claims the shape {shape}")
-    return dataset, shape
+        raise UnreadableError(f"{where} has {len(shape)} dimensions, not {rank}")
+    if math.prod(shape) * max(8, dataset.id.get_type().get_size()) > _MAX_BYTES:
+        raise UnreadableError(f"{where} claims the shape {shape}")
+    hdf5.check_stored(dataset, where)
+    return dataset.id, shape
 
 
-def _numbers(group: Any, name: str, where: str, rank: int) -> Array:
-    dataset, shape = _dataset(group, name, where, rank)
+def _numbers(found: hdf5.Objects, where: str, rank: int) -> Array:
+    dataset, shape = _dataset(found, where, rank)
     if dataset.get_type().get_class() not in (h5t.FLOAT, h5t.INTEGER):
-        raise UnreadableError(f"{where}/{name} holds no numbers")
+        raise UnreadableError(f"{where} holds no numbers")
     values = np.empty(shape)
     dataset.read(h5s.ALL, h5s.ALL, values, h5t.NATIVE_DOUBLE)
     return values
 
 
-def _texts(group: Any, name: str, where: str) -> list[str]:
-    dataset, shape = _dataset(group, name, where, 1)
+def _texts(found: hdf5.Objects, where: str) -> list[str]:
+    dataset, shape = _dataset(found, where, 1)
     if dataset.get_type().get_class() != h5t.STRING:
-        raise UnreadableError(f"{where}/{name} holds no text")
+        raise UnreadableError(f"{where} holds no text")
     values = np.empty(shape, dataset.dtype)
     dataset.read(h5s.ALL, h5s.ALL, values)
     return [value.decode() for value in values]

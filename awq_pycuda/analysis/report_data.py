@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from awq_pycuda.analysis import roofline
-from awq_pycuda.analysis.collect import SALIENT_SHARE, Collection, channels
+from awq_pycuda.analysis.collect import SALIENT_SHARE, Collection, channels_of
 from awq_pycuda.analysis.guard import Failure, attempt
 from awq_pycuda.analysis.selection import (
     complete_layers,
@@ -143,9 +143,11 @@ def _channels(paths: dict[str, str], layers: pd.DataFrame, place: dict[str, int]
     means = layers.groupby("run")["error_removed"].mean().fillna(-np.inf).sort_values(ascending=False, kind="stable")
     some = layers[layers["run"].isin(means.index[:MOST_CHANNEL_RUNS])]
     held = _held(some, some["in_features"], MOST_CHANNELS)
+    tables = channels_of(
+        [(Path(paths[run]), int(layer)) for run, layer in held[["run", "layer"]].itertuples(index=False)]
+    )
     found = []
-    for run, layer in zip(held["run"], held["layer"], strict=True):
-        table = channels(Path(paths[run]), int(layer))
+    for run, layer, table in zip(held["run"], held["layer"], tables, strict=True):
         found.append(
             {
                 "run": place[run],

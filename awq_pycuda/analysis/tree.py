@@ -14,7 +14,8 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from awq_pycuda.analysis.collect import Collection, collect
-from awq_pycuda.analysis.worker import read_files
+from awq_pycuda.analysis.reader import UnreadableError, read
+from awq_pycuda.analysis.worker import ask
 from awq_pycuda.errors import InputError
 
 _ALLOWED = "allowed: a result file of awq_pycuda, or a folder that holds some"
@@ -55,14 +56,25 @@ def load(paths: Path | str | Sequence[Path | str]) -> xr.DataTree | xr.Dataset:
 
 
 def _load_file(path: Path) -> xr.DataTree:
-    (outcome,) = read_files([path])
-    if isinstance(outcome, str):
-        raise InputError(f"{path}: {outcome}; {_ALLOWED}")
+    (answer,) = ask([(_read_tree, path)])
+    if isinstance(answer, UnreadableError):
+        raise InputError(f"{path}: {answer}; {_ALLOWED}")
+    assert isinstance(answer, xr.DataTree)
+    return answer
+
+
+def _read_tree(path: Path) -> xr.DataTree:
+    """The whole file, in a worker.
+
+    Raises:
+        UnreadableError: it is no result, or damaged, be it in a part that the tables do not need.
+    """
+    read(path)
     try:
         with xr.open_datatree(path, engine="h5netcdf") as tree:
             return tree.load()
-    except Exception as error:  # damage in a part that the tables do not need; HDF5 may raise anything
-        raise InputError(f"{path}: damaged HDF5 file: {' '.join(str(error).split())}; {_ALLOWED}") from None
+    except Exception as error:  # HDF5 may raise anything
+        raise UnreadableError(f"damaged HDF5 file: {' '.join(str(error).split())}") from None
 
 
 def _combine(collection: Collection) -> xr.Dataset:

@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Sequence
 from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -28,14 +29,17 @@ from awq_pycuda.analysis.reader import ResultFile, UnreadableError, read
 CPU_SECONDS = 2  # computing time for one file; a usual one takes 0.005
 _BYTES_PER_SECOND = 4 << 20  # one second more for so much of a file: its layers may be many
 _MOST_SECONDS = 30
-_MEMORY = 2 << 30  # bytes beyond what the process has when it starts
+_MEMORY = 2 << 30  # bytes beyond what the process has before it reads
+_MEMORY_PER_BYTE = 4  # and beyond that, of a file's own
 _FILES_PER_WORKER = 100  # starting a worker takes as long as reading about so many
 _BATCH = 20  # files that a worker is sent at once, so that it never waits for the next
 _READY = "ready"
 
+Call = tuple[Any, ...]
+
 
 class _Worker:
-    """A process that answers each path with what is read of it, or with the reason why nothing is."""
+    """A process that answers each call with what it gives, or with the reason why the file cannot be read."""
 
     def __init__(self) -> None:
         self.ready = False
@@ -70,14 +74,28 @@ def read_files(paths: Sequence[Path]) -> list[ResultFile | str]:
     Raises:
         OSError: no worker can be started.
     """
-    outcomes: list[ResultFile | str] = [""] * len(paths)
-    left = deque(range(len(paths)))
+    return [
+        str(answer) if isinstance(answer, UnreadableError) else answer for answer in ask([(read, p) for p in paths])
+    ]
+
+
+def ask(calls: Sequence[Call]) -> list[Any]:
+    """What each call gives, made in a worker, or the `UnreadableError` of its file.
+
+    Args:
+        calls: a function of a module, the file that it reads, and its further arguments.
+
+    Raises:
+        OSError: no worker can be started.
+    """
+    outcomes: list[Any] = [None] * len(calls)
+    left = deque(range(len(calls)))
     busy: list[_Worker] = []
     try:
         while left or busy:
-            while left and len(busy) < min(os.cpu_count() or 1, -(-len(paths) // _FILES_PER_WORKER)):
+            while left and len(busy) < min(os.cpu_count() or 1, -(-len(calls) // _FILES_PER_WORKER)):
                 busy.append(_take_worker())
-                _send_batch(busy[-1], paths, left)
+                _send_batch(busy[-1], calls, left)
             answered = wait([worker.connection for worker in busy])
             for worker in [worker for worker in busy if worker.connection in answered]:
                 try:
@@ -86,7 +104,7 @@ def read_files(paths: Sequence[Path]) -> list[ResultFile | str]:
                     busy.remove(worker)
                     reason = _why_it_ended(worker)
                     if worker.batch:
-                        outcomes[worker.batch.popleft()] = reason
+                        outcomes[worker.batch.popleft()] = UnreadableError(reason)
                     left.extendleft(reversed(worker.batch))
                     continue
                 if answer == _READY:
@@ -94,7 +112,7 @@ def read_files(paths: Sequence[Path]) -> list[ResultFile | str]:
                     continue
                 outcomes[worker.batch.popleft()] = answer
                 if not worker.batch and left:
-                    _send_batch(worker, paths, left)
+                    _send_batch(worker, calls, left)
                 elif not worker.batch:
                     busy.remove(worker)
                     _idle.append(worker)
@@ -114,10 +132,12 @@ def _take_worker() -> _Worker:
     return _Worker()
 
 
-def _send_batch(worker: _Worker, paths: Sequence[Path], left: deque[int]) -> None:
+def _send_batch(worker: _Worker, calls: Sequence[Call], left: deque[int]) -> None:
     worker.batch = deque(left.popleft() for _ in range(min(_BATCH, len(left))))
+    # The worker stays in the folder in which it was started.
+    batch = [(call[0], Path(os.path.abspath(call[1])), *call[2:]) for call in map(calls.__getitem__, worker.batch)]
     try:
-        worker.connection.send([os.path.abspath(paths[index]) for index in worker.batch])
+        worker.connection.send(batch)
     except OSError:  # it ended before, by no fault of these files; waiting for its answer will tell
         left.extendleft(reversed(worker.batch))
         worker.batch.clear()
@@ -134,30 +154,39 @@ def _why_it_ended(worker: _Worker) -> str:
 
 
 def serve(descriptor: int, cpu_seconds: int) -> None:
-    """The worker: reads lists of paths from the pipe until it is closed, and answers each path in turn."""
+    """The worker: takes lists of calls from the pipe until it is closed, and answers each in turn."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    _limit(resource.RLIMIT_AS, psutil.Process().memory_info().vms + _MEMORY)
+    process = psutil.Process()
     with Connection(descriptor) as connection:
         connection.send(_READY)
         while True:
+            for which in (resource.RLIMIT_CPU, resource.RLIMIT_AS):
+                _limit(which, None)  # a function's module is imported as it is received
             try:
                 batch = connection.recv()
             except EOFError:
                 return
-            for path in batch:
-                _limit(resource.RLIMIT_CPU, math.ceil(time.process_time() + _allowed(path, cpu_seconds)))
+            memory = process.memory_info().vms + _MEMORY
+            for function, path, *arguments in batch:
+                size = _size(path)
+                seconds = cpu_seconds + min(size / _BYTES_PER_SECOND, _MOST_SECONDS)
+                _limit(resource.RLIMIT_CPU, math.ceil(time.process_time() + seconds))
+                _limit(resource.RLIMIT_AS, memory + _MEMORY_PER_BYTE * size)
                 try:
-                    connection.send(read(Path(path)))
+                    connection.send(function(path, *arguments))
                 except UnreadableError as error:
-                    connection.send(str(error))
+                    connection.send(error)
 
 
-def _allowed(path: str, cpu_seconds: int) -> float:
+def _size(path: Path) -> int:
     with contextlib.suppress(OSError):
-        return cpu_seconds + min(os.path.getsize(path) / _BYTES_PER_SECOND, _MOST_SECONDS)
-    return cpu_seconds
+        return os.path.getsize(path)
+    return 0
 
 
-def _limit(which: int, soft: int) -> None:
+def _limit(which: int, soft: int | None) -> None:
+    """Sets a limit, as far as the hard one allows; None: to that."""
     hard = resource.getrlimit(which)[1]
-    resource.setrlimit(which, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
+    resource.setrlimit(
+        which, (hard if soft is None else soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard)
+    )
