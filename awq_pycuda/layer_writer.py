@@ -1,7 +1,7 @@
 """Writes layer files in HDF5, the form that `awq_pycuda.layer_files` reads."""
 
-import os
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from awq_pycuda.layer_files import UNREACHED
+from awq_pycuda.temporary import replacing
 
 
 class LayerWriter:
@@ -23,30 +24,28 @@ class LayerWriter:
 
     def __init__(self, path: Path, dtype: type[np.floating[Any]] = np.float32) -> None:
         self._path = path
-        self._temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         self._dtype = np.dtype(dtype)
         self._next_id = 0
         # Insertion order is file order; the value counts the rows of activations written so far.
         self._rows: dict[str, int] = {}
 
     def __enter__(self) -> Self:
-        self._file = h5py.File(self._temporary, "w")
-        self._file.create_group("layers")
+        with ExitStack() as stack:
+            temporary = stack.enter_context(replacing(self._path))
+            # HDF5's own lock would meet the one by which others see that this process is alive.
+            self._file = stack.enter_context(h5py.File(temporary, "w", locking=False))
+            self._file.create_group("layers")
+            self._open = stack.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
-            if kind is None:
+        if kind is None:
+            with self._open:
                 self._number_layers()
-            self._file.close()
-            if kind is None:
-                with self._temporary.open("rb") as written:
-                    os.fsync(written.fileno())
-                self._temporary.replace(self._path)
-        finally:
-            self._temporary.unlink(missing_ok=True)
+        else:
+            self._open.__exit__(kind, error, trace)
 
     def add(self, name: str, weight: NDArray[Any], bias: NDArray[Any] | None = None, tokens: int | None = 0) -> str:
         """Add a layer and make room for its activations; its id is returned.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 
 from awq_pycuda import hdf5, provenance
 from awq_pycuda.pipeline import STAGES, LayerResult, Timings
+from awq_pycuda.temporary import replacing
 from awq_pycuda.verify import TOLERANCES
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ SCHEMA_VERSION = 2
 FIRST_WITH_CHECKSUMS = 2
 FILE_NAME = "results.h5"
 _CHUNK_BYTES = 64 << 20  # of one dataset's chunk, which is read as a whole; HDF5's limit is 4 GB
-TEMPORARY = f".{FILE_NAME}.{{}}.tmp"  # of the process that writes it
 
 
 NO_TIMINGS = Timings(np.empty((0, len(STAGES), 0)), np.empty((0, len(STAGES), 0)), np.empty(0), float("nan"))
@@ -96,15 +95,8 @@ def write(folder: Path, record: RunRecord) -> Path:
         image = hdf5.sealed_image(file)
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / FILE_NAME
-    temporary = folder / TEMPORARY.format(os.getpid())
-    try:
-        with open(temporary, "wb") as written:
-            written.writelines(image)
-            written.flush()
-            os.fsync(written.fileno())
-        os.replace(temporary, final)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(final) as temporary, open(temporary, "wb") as written:
+        written.writelines(image)
     return final
 
 

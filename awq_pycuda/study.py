@@ -20,6 +20,7 @@ from awq_pycuda.backends.base import Backend
 from awq_pycuda.config import Config, FileInputs, config_hash
 from awq_pycuda.inputs import file_sha256
 from awq_pycuda.spread import Spread
+from awq_pycuda.temporary import remove_left
 
 INTERNAL = ".sweep"  # in a study's folder: locks, and what the jobs of each sweep report
 _FOLDER_DIGITS = 16
@@ -90,8 +91,7 @@ def claim(folder: Path) -> Iterator[bool]:
         yield False
         return
     try:
-        for half_written in folder.glob(results.TEMPORARY.format("*")):
-            half_written.unlink(missing_ok=True)
+        remove_left(folder / results.FILE_NAME)
         yield True
     finally:
         lock.release()

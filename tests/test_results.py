@@ -1,6 +1,7 @@
 """results.h5: the layout, other readers, and that no reader ever sees half a file."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -198,7 +199,7 @@ def test_a_full_disk_is_one_line_and_leaves_no_file(monkeypatch, tmp_path, cli):
     def no_space(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(results.os, "fsync", no_space)
+    monkeypatch.setattr(os, "fsync", no_space)
     code, _, err = cli("n=8", "layers=1", "backend=cpu")
     assert code == 1
     assert err.startswith("failed: ")
@@ -226,8 +227,8 @@ def test_killed_while_writing_leaves_no_file_under_the_final_name(tmp_path):
     """The moment that matters, hit every time: the process dies when all is written but not yet renamed."""
     script = (
         "import os, signal, sys\n"
-        "from awq_pycuda import results, run\n"
-        "results.os.fsync = lambda handle: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "from awq_pycuda import run\n"
+        "os.fsync = lambda handle: os.kill(os.getpid(), signal.SIGKILL)\n"
         "sys.argv = ['run', 'n=16', 'layers=1', 'backend=cpu']\n"
         "run.main()\n"
     )
@@ -256,3 +257,13 @@ def test_status_is_complete_failed_with_its_reason_or_none(tmp_path):
     path = tmp_path / results.FILE_NAME
     path.write_bytes(path.read_bytes()[:700])
     assert results.read_status(tmp_path) is None
+
+
+def test_what_killed_runs_left_is_removed_by_the_next_into_that_folder(cli, tmp_path):
+    left = tmp_path / "work/run/.results.h5.4711.tmp"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half")
+    code, _, err = cli("n=8", "layers=1", "backend=cpu", f"hydra.run.dir={left.parent}")
+    assert (code, err) == (0, "")
+    assert not left.exists()
+    assert (left.parent / "results.h5").exists()

@@ -107,7 +107,7 @@ def ask(calls: Sequence[Call]) -> list[Any]:
                         outcomes[worker.batch.popleft()] = UnreadableError(reason)
                     left.extendleft(reversed(worker.batch))
                     continue
-                if answer == _READY:
+                if not worker.ready:  # its first word says so
                     worker.ready = True
                     continue
                 outcomes[worker.batch.popleft()] = answer
