@@ -83,6 +83,33 @@ def test_every_group_and_option_is_documented():
         assert {path.stem for path in (conf / group).glob("*.yaml")} <= options, group
 
 
+def test_the_layout_names_every_module():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("| module | holds |")[1].split("\n\n")[0]
+    named = {
+        name for row in text.splitlines() for name in re.findall(r"`([^`]+)`", row.split("|")[1] if "|" in row else "")
+    }
+    package = ROOT / "awq_pycuda"
+    modules = {path.stem for path in package.glob("*.py")} - {"__init__"}
+    assert named == modules | {f"{path.parent.name}/" for path in package.glob("*/__init__.py")}
+
+
+def test_what_is_said_of_minilm_is_what_its_table_says():
+    page = (ROOT / "docs" / "real-layers.md").read_text(encoding="utf-8")
+    removed = [float(value) for value in re.findall(r"^ \d\..* (-?[\d.]+) %$", page, re.MULTILINE)]
+    median = float(re.search(r"^error removed ([\d.]+) %", page, re.MULTILINE)[1])
+    better, same, worse = (
+        sum(rule(value) for value in removed) for rule in (lambda v: v > 0, lambda v: v == 0, lambda v: v < 0)
+    )
+    assert f"AWQ helps {better} layers, leaves {same} at RTN and hurts {worse}," in page.replace("\n", " ")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8").replace("\n", " ")
+    assert (
+        f"half of the layers lose at least {median:.0f} % of RTN's output error, one loses {max(removed):.0f} %, two"
+        in readme
+    )
+    assert len(removed) == 36
+    assert worse == 2
+
+
 # --- the tool -----------------------------------------------------------------------------------------------------
 
 RUN = """Error
