@@ -178,7 +178,7 @@ ALLOWED: dict[str, str] = {
     "seed": f"a whole number from 0 to {MAX_SEED}",
     "backend": _choices(BackendChoice),
     "stats": _choices(StatsKernel),
-    "threads": "null (all cores) or a whole number, at least 1",
+    "threads": "null (all cores that the process may use) or a whole number, at least 1",
     "save": _choices(Save),
     "verify": "true, false",
     "inputs.kind": "what inputs=... sets: synthetic, outliers, file",

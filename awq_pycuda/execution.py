@@ -17,7 +17,6 @@ from awq_pycuda.backends.choose import choose_backend
 from awq_pycuda.config import Config, FileInputs, config_hash
 from awq_pycuda.inputs import LayerSpec, plan_layers
 from awq_pycuda.limits import refuse_beyond_memory
-from awq_pycuda.parallel import host_threads
 from awq_pycuda.pipeline import Pipeline, required_bytes
 
 
@@ -127,14 +126,13 @@ def attempt(
         on_progress: see `Pipeline.run`.
         interruptible: held while the pipeline runs.
 
-    NumPy's BLAS gets as many threads as the other host stages: launchers of sweeps set its environment variables each
-    in its own way, and the number of threads decides how a product's sums are split.
+    NumPy's BLAS gets one thread, since products are shared among the host threads by `parallel.product`.
     """
     failure: str | None = None
     interrupted = False
     pipeline = Pipeline(backend, specs, config)
     try:
-        with interruptible, threadpool_limits(host_threads(config.threads), "blas"):
+        with interruptible, threadpool_limits(1, "blas"):
             pipeline.run(on_progress)
     except (Exception, KeyboardInterrupt) as error:
         failure = f"{type(error).__name__}: {error}".removesuffix(": ")

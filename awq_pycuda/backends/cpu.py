@@ -13,18 +13,18 @@ from numpy.typing import DTypeLike, NDArray
 
 from awq_pycuda import philox
 from awq_pycuda.backends.base import Backend, Mark
-from awq_pycuda.parallel import host_threads, map_row_blocks, scratch
+from awq_pycuda.parallel import host_threads, map_row_blocks, product, scratch
 from awq_pycuda.steps import QMAX
 
 Array = NDArray[Any]
 
 
 class CpuBackend(Backend[Array]):
-    """NumPy on row blocks over host threads; matrix products through NumPy's BLAS.
+    """NumPy on row blocks over host threads; matrix products through NumPy's BLAS, which is to have one thread.
 
     Args:
         dtype: float32 to run, float64 to be the oracle.
-        threads: host threads; None for all cores.
+        threads: host threads; None for all cores that the process may use.
     """
 
     name = "cpu"
@@ -154,7 +154,7 @@ class CpuBackend(Backend[Array]):
     def _product(self, x: Array, w: Array, y: Array) -> None:
         # An overflow shows in the values, as on a GPU; the pipeline refuses it by name.
         with np.errstate(over="ignore", invalid="ignore"):
-            np.matmul(x, w.T, out=y)
+            product(x, w, y, self.threads)
 
     def error_sums(self, reference: Array, value: Array) -> tuple[float, float]:
         """See `Backend.error_sums`."""
