@@ -6,6 +6,7 @@ Needs no GPU, no CUDA and none of the configs; reads result files only.
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -121,7 +122,9 @@ def _analyze(arguments: Sequence[str]) -> int:
         printing.print_line(console, f"left out {failure.part}: {failure.reason}")
     printing.print_line(console, f"tables {out}: {', '.join(TABLES)} as Parquet and CSV")
     printing.print_line(console, f"figures {out / 'figures'}: {len(drawn)} files, PNG and SVG")
-    printing.print_line(console, f"report {out / 'report.html'}")
+    page = out / "report.html"
+    printing.print_line(console, f"report {page}")
+    printing.print_line(console, f"next: python -m webbrowser {shlex.quote(page.resolve().as_uri())}")
     return 0
 
 

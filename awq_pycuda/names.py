@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
-def shorten(text: str, most: int, mark: str = "…") -> str:
+def shorten(text: str, most: int = 40, mark: str = "…") -> str:
     """The text with its middle left out where it is too long."""
     if len(text) <= most:
         return text

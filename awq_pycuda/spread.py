@@ -13,10 +13,12 @@ Runs that differ in nothing but the seed are replicates: their median, with the 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from awq_pycuda.names import listed
 
 QUARTILES = (0.25, 0.5, 0.75)
 
@@ -59,6 +61,12 @@ def _quantile(ordered: list[float], share: float) -> float:
 def error_removed(output_mse: float, rtn_output_mse: float) -> float:
     """The share of RTN's output error that AWQ removes from a layer; NaN where there is none to remove."""
     return 1 - output_mse / rtn_output_mse if rtn_output_mse > 0 else math.nan
+
+
+def no_signal(names: Sequence[str]) -> str:
+    """The line about layers whose output is all 0."""
+    many = "s" if len(names) > 1 else ""
+    return f"no signal reaches layer{many} {listed(names)}: the exact output is all 0, so there is no SQNR"
 
 
 def percent(share: float, digits: int = 1) -> str:

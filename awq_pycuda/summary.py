@@ -18,13 +18,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from awq_pycuda.config import Config, SyntheticInputs
-from awq_pycuda.names import fitting, listed
+from awq_pycuda.names import fitting
 from awq_pycuda.pipeline import STAGES, LayerResult, Timings
 from awq_pycuda.spread import (
     Spread,
     error_removed,
     milliseconds,
     milliseconds_range,
+    no_signal,
     percent,
     percent_range,
 )
@@ -78,12 +79,6 @@ def print_line(console: Console, line: str) -> None:
 def next_command(folder: Path) -> str:
     """The command that analyses the results below a folder, as a shell takes it."""
     return f"python -m awq_pycuda.analyze {shlex.quote(str(folder))}"
-
-
-def no_signal(names: Sequence[str]) -> str:
-    """The line about layers whose output is all 0."""
-    many = "s" if len(names) > 1 else ""
-    return f"no signal reaches layer{many} {listed(names)}: the exact output is all 0, so there is no SQNR"
 
 
 def figure(layer: LayerResult, name: str) -> float:

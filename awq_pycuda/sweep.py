@@ -32,7 +32,7 @@ from awq_pycuda.study import Outcome, State, claim
 
 _POLL_SECONDS = 0.2
 _ABANDONED_SECONDS = 30
-_TITLE = "Jobs (noise: IQR / median of the passes; error removed: median and quartiles of the layers)"
+_TITLE = "Jobs (pipeline: median of passes, noise IQR / median; error removed: median of layers)"
 _SPREADS = ("pipeline_ms", "error_removed")  # of a job that is complete
 _FINAL: tuple[State, ...] = ("complete", "failed", "skipped", "interrupted")
 

@@ -21,12 +21,17 @@ from awq_pycuda.analysis.worker import ask, read_files
 from awq_pycuda.errors import InputError
 from awq_pycuda.results import FILE_NAME
 from awq_pycuda.search import with_rtn
+from awq_pycuda.spread import Spread, error_removed
 
 SUFFIXES = (".h5", ".hdf5")  # what is read of a folder
 SALIENT_SHARE = 0.01  # the share of salient channels in the AWQ paper's 1 % experiments (Lin et al., 2023, section 3.1)
 _LONG_LIST = 8
 
-_ONLY_IN_RUNS = ("config", "overrides", "device", "versions", "git_commit", "git_dirty", "kernels_sha256")
+_ORIGIN = ("overrides", "device", "versions", "git_commit", "git_dirty", "kernels_sha256")
+_QUARTILES = ("pipeline_ms_q25", "pipeline_ms_q75")
+_OVER_LAYERS = ("error_removed", "output_sqnr_db", "rtn_output_sqnr_db")
+_SPREADS = (*_QUARTILES, *(f"{name}_{part}" for name in _OVER_LAYERS for part in ("median", "q25", "q75")))
+_ONLY_IN_RUNS = ("config", *_ORIGIN, *_SPREADS)
 _RUN_COLUMNS = (
     *("run", "path", "status", "error", "created", "backend", "device_name", "config_hash", "study"),
     *("pipeline_ms", "cold_ms", "layers_finished", "clock", "gamma_grid_size", *_ONLY_IN_RUNS),
@@ -219,6 +224,7 @@ def column_of(key: str) -> str:
 def _run_row(run: str, result: ResultFile) -> dict[str, Any]:
     root, config = result.root, result.config
     gammas = config.get("gammas")
+    passes = Spread.of(result.pipeline_ms)
     return {
         "run": run,
         "path": str(result.path),
@@ -228,15 +234,28 @@ def _run_row(run: str, result: ResultFile) -> dict[str, Any]:
         "device_name": str(result.device.get("name", "")),
         "config_hash": root["config_hash"],
         "study": str(config.get("study") or ""),
-        "pipeline_ms": float(np.median(result.pipeline_ms)) if result.pipeline_ms.size else math.nan,
+        "pipeline_ms": passes.median,
+        **dict(zip(_QUARTILES, (passes.low, passes.high), strict=True)),
+        **_over_layers(result.layers),
         "cold_ms": result.cold_ms,
         "layers_finished": len(result.layers),
         "clock": _clock(result),
         "gamma_grid_size": len(with_rtn(gammas)) if gammas and _is_grid(gammas) else None,
         "config": json.dumps(config, sort_keys=True),
-        **{name: root.get(name) for name in _ONLY_IN_RUNS[1:]},
+        **{name: root.get(name) for name in _ORIGIN},
         **{column_of(key): _shown(value) for key, value in config.items() if key != "study"},
     }
+
+
+def _over_layers(layers: Sequence[LayerRecord]) -> dict[str, float]:
+    """Median and quartiles over a run's layers."""
+    removed = [_derived(layer.metrics)[0] for layer in layers]
+    values = {name: [layer.metrics.get(name, math.nan) for layer in layers] for name in _OVER_LAYERS[1:]}
+    found: dict[str, float] = {}
+    for name, of_layers in (("error_removed", removed), *values.items()):
+        spread = Spread.of(of_layers)
+        found |= {f"{name}_median": spread.median, f"{name}_q25": spread.low, f"{name}_q75": spread.high}
+    return found
 
 
 def _clock(result: ResultFile) -> str:
@@ -265,15 +284,15 @@ def _layer_row(run: str, result: ResultFile, layer: LayerRecord, taken: Set[str]
     if layer.index in result.timed_layers and result.pipeline_ms.size:
         medians = np.median(samples[result.timed_layers.index(layer.index)], axis=1)
         row |= {f"ms.{stage}": float(value) for stage, value in zip(result.stages, medians, strict=True)}
-    error_removed, propagated = _derived(figures)
-    return {"run": run, "layer": layer.index, **row, "error_removed": error_removed, "propagated_sqnr_db": propagated}
+    removed, propagated = _derived(figures)
+    return {"run": run, "layer": layer.index, **row, "error_removed": removed, "propagated_sqnr_db": propagated}
 
 
 def _derived(figures: Mapping[str, float]) -> tuple[float, float]:
     """The share of RTN's output error that AWQ removed, and the SQNR against the unquantized chain in dB.
 
     The signal's power is not stored: it is `output_mse · 10^(output_sqnr_db / 10)`, or the same of RTN where AWQ's
-    error is 0.
+    error is 0. A layer without signal has no SQNR, and so none against the chain.
     """
 
     def figure(name: str) -> np.float64:
@@ -281,8 +300,8 @@ def _derived(figures: Mapping[str, float]) -> tuple[float, float]:
 
     awq, rtn, propagated = (figure(f"{kind}output_mse") for kind in ("", "rtn_", "propagated_"))
     signal = awq * 10 ** (figure("output_sqnr_db") / 10) if awq > 0 else rtn * 10 ** (figure("rtn_output_sqnr_db") / 10)
-    removed = 1 - awq / rtn if rtn > 0 else math.nan
-    return float(removed), math.inf if propagated == 0 else float(10 * np.log10(signal / propagated))
+    exact = propagated == 0 and not math.isnan(figure("output_sqnr_db"))
+    return float(error_removed(awq, rtn)), math.inf if exact else float(10 * np.log10(signal / propagated))
 
 
 def _frame(rows: list[dict[str, Any]], columns: Sequence[str]) -> pd.DataFrame:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from awq_pycuda.analysis.collect import Collection
 from awq_pycuda.analysis.intervals import Ratio, ratio_of_medians
+from awq_pycuda.analysis.selection import stage_passes
 from awq_pycuda.errors import InputError
 
 PIPELINE = "pipeline"
@@ -171,10 +172,7 @@ def _samples(collection: Collection) -> dict[str, Samples]:
     """By run: the time of each pass, of the pipeline and of each stage summed over the layers, (repeats,) in ms."""
     passes = collection.passes.groupby("run", sort=False)["pipeline_ms"]
     found: dict[str, Samples] = {str(run): {PIPELINE: values.to_numpy()} for run, values in passes}
-    clock = collection.timings["run"].map(collection.runs.set_index("run")["clock"])
-    own = collection.timings[collection.timings["clock"] == clock]
-    sums = own.groupby(["run", "stage", "repeat"], sort=False)["ms"].sum()
-    for (run, stage), values in sums.groupby(level=["run", "stage"], sort=False):
+    for (run, stage), values in stage_passes(collection).groupby(level=["run", "stage"], sort=False):
         found[run][stage] = values.to_numpy()
     return found
 

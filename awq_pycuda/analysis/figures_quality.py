@@ -22,10 +22,10 @@ from awq_pycuda.analysis.selection import (
     key_name,
     numeric,
     plural,
-    shorten,
     starts_chain,
     swept_keys,
 )
+from awq_pycuda.names import shorten
 
 _QUARTILES = [0.25, 0.5, 0.75]
 _MOST_PANELS = 9

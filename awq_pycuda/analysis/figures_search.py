@@ -27,10 +27,10 @@ from awq_pycuda.analysis.selection import (
     layer_labels,
     plural,
     run_labels,
-    shorten,
     variants,
     who,
 )
+from awq_pycuda.names import shorten
 
 _MOST_PANELS = 9
 _MOST_CHANNEL_LAYERS = 4
@@ -201,7 +201,7 @@ def channel_scales(collection: Collection) -> Figure | None:
     shown = most.sort_values("layer")
     note = f"Run {run}."
     if len(runs) > 1:
-        label = run_labels(collection, list(runs["run"]))[run]
+        label = run_labels(collection)[run]
         note = f"Of {len(runs)} runs the one in which AWQ removes the most error: {label}."
     if len(shown) < len(mine):
         note += f" The {len(shown)} of its {len(mine)} layers with the most error removed."

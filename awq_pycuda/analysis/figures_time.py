@@ -27,11 +27,11 @@ from awq_pycuda.analysis.selection import (
     plural,
     run_labels,
     run_stages,
-    shorten,
     stages_of,
     swept_keys,
     without_folders,
 )
+from awq_pycuda.names import shorten
 
 _MOST_BARS = 40
 _MOST_RUNS_AS_BARS = 24
@@ -68,7 +68,7 @@ def stage_times(collection: Collection) -> Figure | None:
         labels = list(layer_labels(layers).values())
         note = f"Run {sums.index[0]}, by layer: medians over its passes, {clock}."
     elif len(sums) <= _MOST_RUNS_AS_BARS:
-        rows, labels = sums, list(run_labels(collection, list(sums.index)).values())
+        rows, labels = sums, list(map(run_labels(collection).__getitem__, sums.index))
         note = f"By run: medians over its passes, summed over its layers, {clock}."
     else:
         rows, labels, by = _grouped(collection, sums, runs["pipeline_ms"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pandas as pd
@@ -13,8 +14,17 @@ from rich.table import Table
 from awq_pycuda.analysis.collect import Collection
 from awq_pycuda.analysis.compare import Comparison
 from awq_pycuda.analysis.intervals import CONFIDENCE
+from awq_pycuda.analysis.selection import (
+    complete_runs,
+    no_signal_line,
+    pass_spreads,
+    removed_spreads,
+    run_labels,
+)
+from awq_pycuda.spread import milliseconds, percent, percent_range
 
 _MOST_ROWS = 40  # of a table
+_WIDTH = 100  # of the table of runs where the console is wider: its names are folded
 
 
 def printable(text: object) -> str:
@@ -40,6 +50,30 @@ def print_runs(console: Console, collection: Collection) -> None:
         print_line(console, f"failed {run}: {error}")
     for left_out in collection.left_out:
         print_line(console, f"left out {left_out.path}: {left_out.reason}")
+    if complete:
+        _print_figures(console, collection)
+
+
+def _print_figures(console: Console, collection: Collection) -> None:
+    """Each complete run's figures with their spread, as `spread` defines them."""
+    runs = complete_runs(collection)
+    labels = run_labels(collection)
+    title = "Runs (pipeline: median of passes, noise IQR / median; others: median of layers)"
+    table = _table(console, title, ("run",), ("layers", "RTN\ndB", "AWQ\ndB", "error\nremoved", "quartiles"))
+    for heading in ("pipeline\nms", "noise"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.collapse_padding = True
+    passes, removed = pass_spreads(collection), removed_spreads(collection)
+    columns = ["run", "layers_finished", "rtn_output_sqnr_db_median", "output_sqnr_db_median"]
+    for run, layers, *decibels in runs[columns].head(_MOST_ROWS).itertuples(index=False):
+        quality = (*(_number(value, ".2f") for value in decibels), percent(removed[run].median))
+        times = (milliseconds(passes[run].median), percent(passes[run].noise, 0))
+        table.add_row(escape(printable(labels[run])), str(layers), *quality, percent_range(removed[run]), *times)
+    console.print(table, width=min(console.width, _WIDTH))
+    if len(runs) > _MOST_ROWS:
+        print_line(console, f"{len(runs) - _MOST_ROWS} more runs are in the table runs and in the report")
+    if line := no_signal_line(collection):
+        print_line(console, line)
 
 
 def print_set(console: Console, name: str, path: Path, collection: Collection) -> None:
@@ -76,7 +110,7 @@ def print_comparison(console: Console, result: Comparison) -> None:
     if len(changed):
         table = _table(console, "Metrics that are not the same", ("config", "layer", "metric"), ("A", "B", "B - A", ""))
         for row in changed.head(_MOST_ROWS).itertuples():
-            values = (f"{row.a:.6g}", f"{row.b:.6g}", f"{row.difference:+.3g}")
+            values = (_number(row.a, ".6g"), _number(row.b, ".6g"), _number(row.difference, "+.3g"))
             table.add_row(escape(row.config), escape(printable(row.name)), row.metric, *values, row.verdict)
         console.print(table)
     _count(console, "metrics", metrics, changed)
@@ -85,6 +119,10 @@ def print_comparison(console: Console, result: Comparison) -> None:
     if result.apart:
         keys = ",".join(result.apart)
         print_line(console, f"The runs without a counterpart never agree in {keys}; ignore={keys} sets that aside.")
+
+
+def _number(value: float, form: str) -> str:
+    return "-" if math.isnan(value) else format(value, form)
 
 
 def _table(console: Console, title: str, texts: tuple[str, ...], numbers: tuple[str, ...]) -> Table:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,9 +22,17 @@ from awq_pycuda.analysis.selection import (
     format_value,
     is_missing,
     key_name,
+    named_study,
+    no_signal_line,
+    pass_spreads,
     plural,
+    removed_spreads,
+    run_labels,
     without_copies,
 )
+from awq_pycuda.spread import milliseconds, milliseconds_range, percent, percent_range
+
+_MOST_NAMED = 3  # studies, commits or devices at the head of the page
 
 
 @dataclass(frozen=True)
@@ -36,6 +44,25 @@ class Column:
     texts: list[str]
     order: list[Any]
     number: bool
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A figure at the top: its value, its name, and what it is of."""
+
+    value: str
+    name: str
+    of: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """A run in the table: its name, its file, how it ended, and its place among the complete runs of the figures."""
+
+    label: str
+    path: str
+    status: str
+    place: int | str
 
 
 def write_report(collection: Collection, path: Path, failures: list[Failure]) -> None:
@@ -64,14 +91,17 @@ def write_report(collection: Collection, path: Path, failures: list[Failure]) ->
         lstrip_blocks=True,
     )
     data = page_data(collection, failures)
+    labels = run_labels(collection)
     bundle = _table_bundle()
     html = environment.get_template("report.html.j2").render(
-        summary=_summary(collection),
+        title=_title(collection),
+        about=_about(collection.runs),
+        tiles=_tiles(collection),
+        no_signal=no_signal_line(collection),
         common=_common(collection.runs),
         columns=_columns(collection),
-        runs=list(collection.runs["run"]),
-        statuses=list(collection.runs["status"]),
-        failed=_failed(collection.runs),
+        runs=_rows(collection, labels),
+        failed=_failed(collection.runs, labels),
         left_out=[
             *((str(item.path), item.reason) for item in collection.left_out),
             *((failure.part, failure.reason) for failure in failures),
@@ -103,22 +133,74 @@ def _json_script(value: Any) -> str:
     return text.replace("<", "\\u003c")
 
 
-def _summary(collection: Collection) -> list[tuple[str, str]]:
-    """The figures at the top: their value and what it is of."""
-    runs, layers = collection.runs, complete_layers(collection)
-    complete = len(complete_runs(collection))
-    found = [
-        (f"{len(runs) + len(collection.left_out):,}", "files looked at"),
-        (f"{complete:,}", "complete"),
-        (f"{len(runs) - complete:,}", "failed"),
-        (f"{len(collection.left_out):,}", "left out"),
-        (f"{len(layers):,}", "layers of complete runs"),
+def _title(collection: Collection) -> str:
+    """What the page is about: the study, or the one run, or how many runs."""
+    runs = collection.runs
+    studies = [study for study in dict.fromkeys(map(named_study, runs["study"])) if study]
+    if studies and len(studies) <= _MOST_NAMED:
+        return f"{'Study' if len(studies) == 1 else 'Studies'} {', '.join(studies)}"
+    if len(runs) == 1:
+        return f"Run {run_labels(collection, most=200)[runs['run'].iloc[0]]}"
+    return plural(len(runs), "run")
+
+
+def _about(runs: pd.DataFrame) -> list[tuple[str, str]]:
+    """When, on which state of the code and on what the runs were made."""
+    days = sorted({str(created)[:16].replace("T", " ") for created in runs["created"]})
+    commits = [
+        f"{str(commit)[:7]}{' (changed)' if dirty is True or dirty is np.True_ else ''}"
+        for commit, dirty in zip(runs["git_commit"], runs["git_dirty"], strict=True)
+        if not is_missing(commit) and commit
     ]
-    removed = layers["error_removed"].dropna()
-    if len(removed):
-        found.append((f"{100 * removed.median():.1f} %", "of RTN's error removed by AWQ (median layer)"))
-        found.append((f"{int((removed < 0).sum()):,}", "layers in which AWQ is worse than RTN"))
+    devices = [
+        f"{name or 'unknown device'} ({backend})"
+        for name, backend in zip(runs["device_name"], runs["backend"], strict=True)
+    ]
+    found = [("date", " to ".join(dict.fromkeys((days[0], days[-1]))) + " UTC")] if days else []
+    for name, values in (("commit", commits), ("device", devices)):
+        unique = list(dict.fromkeys(values))
+        many = f"{len(unique)} {name}s"
+        if unique:
+            found.append((name, ", ".join(unique) if len(unique) <= _MOST_NAMED else many))
     return found
+
+
+def _tiles(collection: Collection) -> list[Tile]:
+    """The figures at the top. Of several runs the median of their figures, with the range from lowest to highest."""
+    runs = list(complete_runs(collection)["run"])
+    found = []
+    removed = [spread for run, spread in removed_spreads(collection).items() if run in runs and spread.count]
+    if len(removed) == 1:
+        of = f"median of {plural(removed[0].count, 'layer')}, quartiles {percent_range(removed[0])}"
+        found.append(Tile(percent(removed[0].median), "error removed", of))
+    elif removed:
+        medians = np.array([spread.median for spread in removed])
+        of = f"median of {len(removed)} runs, {100 * medians.min():.1f} to {percent(medians.max())}"
+        found.append(Tile(percent(np.median(medians)), "error removed", f"{of}; of a run the median of its layers"))
+    every = complete_layers(collection)["error_removed"].dropna()
+    if len(every):
+        worse = f"{int((every < 0).sum()):,}"
+        found.append(Tile(worse, "layers worse than RTN", f"of {len(every):,} in complete runs, by output error"))
+    timed = [spread for run, spread in pass_spreads(collection).items() if run in runs and spread.count]
+    noises = np.array([spread.noise for spread in timed])
+    if len(timed) == 1:
+        of = f"median of {plural(timed[0].count, 'pass', 'passes')}"
+        of += f", IQR {milliseconds_range(timed[0])}" if timed[0].count > 1 else ""
+        found.append(Tile(f"{milliseconds(timed[0].median)} ms", "pipeline", of))
+    elif np.isfinite(noises).any():
+        of = f"IQR / median of a run's passes: the median run, highest {percent(np.nanmax(noises), 0)}"
+        found.append(Tile(percent(float(np.nanmedian(noises)), 0), "noise of the times", of))
+    of = f"{len(collection.runs) - len(runs):,} failed, {len(collection.left_out):,} left out"
+    found.append(Tile(f"{len(runs):,}", f"complete run{'' if len(runs) == 1 else 's'}", of))
+    return found
+
+
+def _rows(collection: Collection, labels: Mapping[str, str]) -> list[Row]:
+    complete = {run: place for place, run in enumerate(complete_runs(collection)["run"])}
+    return [
+        Row(labels[run], path, status, complete.get(run, ""))
+        for run, path, status in collection.runs[["run", "path", "status"]].itertuples(index=False)
+    ]
 
 
 def _config_columns(runs: pd.DataFrame) -> list[str]:
@@ -134,41 +216,56 @@ def _common(runs: pd.DataFrame) -> list[tuple[str, str]]:
 
 
 def _columns(collection: Collection) -> list[Column]:
-    """The table's columns: keys that differ between runs, then what came out."""
+    """The table's columns: what came out, then the keys that differ between runs."""
     runs = collection.runs
     differing = [
         column
         for column in ("study", "backend", "device_name", *_config_columns(runs))
         if runs[column].map(format_value).nunique() > 1
     ]
-    found = [_config_column(runs[column]) for column in without_copies(runs, differing)]
-    layers = complete_layers(collection)
-    gain = layers["output_sqnr_db"] - layers["rtn_output_sqnr_db"]
-    # A layer without any error has an infinite SQNR, which no mean can hold.
-    finite = layers.assign(gain=gain.where(np.isfinite(gain)))
-    means = finite.groupby("run")[["gain", "error_removed"]].mean().reindex(runs["run"])
+    keys = [_config_column(runs[column]) for column in without_copies(runs, differing)]
+    passes = list(pass_spreads(collection).values())
+    removed = list(removed_spreads(collection).values())
+    decibels = "{:.2f}".format
+    found = [
+        _number_column(
+            "error removed",
+            "1 − AWQ's output MSE / RTN's, median over the layers",
+            [spread.median for spread in removed],
+            percent,
+        ),
+        Column(
+            "quartiles",
+            "of the error removed, over the layers",
+            [percent_range(spread) for spread in removed],
+            [_order(spread.low) for spread in removed],
+            True,
+        ),
+        _number_column(
+            "RTN dB", "SQNR of round-to-nearest, median over the layers", runs["rtn_output_sqnr_db_median"], decibels
+        ),
+        _number_column("AWQ dB", "SQNR of AWQ, median over the layers", runs["output_sqnr_db_median"], decibels),
+        _number_column(
+            "pipeline ms",
+            "a measured pass over all layers, median over the passes",
+            [spread.median for spread in passes],
+            milliseconds,
+        ),
+        _number_column(
+            "noise",
+            "interquartile range of the passes / their median",
+            [spread.noise for spread in passes],
+            lambda value: percent(value, 0),
+        ),
+        _number_column(
+            "cold ms", "the first pass with all before it: inputs, compiling", runs["cold_ms"], milliseconds
+        ),
+    ]
     if runs["layers_finished"].nunique() > 1:
         found.append(
-            _number_column("layers done", "layers that the run finished", runs["layers_finished"], "{:,.0f}".format)
+            _number_column("layers", "layers that the run finished", runs["layers_finished"], "{:,.0f}".format)
         )
-    removed = "1 − AWQ's output MSE / RTN's, mean over the layers"
-    return [
-        *found,
-        _number_column(
-            "pass, ms", "median time of a measured pass over all layers", runs["pipeline_ms"], _milliseconds
-        ),
-        _number_column(
-            "cold, ms", "the first pass with all before it: inputs, compiling", runs["cold_ms"], _milliseconds
-        ),
-        _number_column(
-            "gain, dB", "SQNR of AWQ less that of RTN, mean over the layers", means["gain"], "{:.2f}".format
-        ),
-        _number_column("error removed, %", removed, 100 * means["error_removed"], "{:.1f}".format),
-    ]
-
-
-def _milliseconds(value: float) -> str:
-    return f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+    return [*found, *keys]
 
 
 def _config_column(values: pd.Series) -> Column:
@@ -185,16 +282,21 @@ def _config_column(values: pd.Series) -> Column:
 
 
 def _number_column(head: str, hint: str, values: Iterable[Any], show: Callable[[float], str]) -> Column:
-    """Numbers; an empty cell where there is none."""
+    """Numbers; a dash where there is none, which sorts behind all."""
     floats = [math.nan if is_missing(value) else float(value) for value in values]
-    texts = [show(value) if math.isfinite(value) else "" for value in floats]
-    return Column(head, hint, texts, [value if math.isfinite(value) else "" for value in floats], True)
+    texts = ["-" if math.isnan(value) else show(value) for value in floats]
+    return Column(head, hint, texts, [_order(value) for value in floats], True)
 
 
-def _failed(runs: pd.DataFrame) -> list[dict[str, str]]:
+def _order(value: float) -> float | str:
+    """What a column is sorted by; JavaScript reads no `inf`."""
+    return "" if math.isnan(value) else min(max(value, -1e300), 1e300)
+
+
+def _failed(runs: pd.DataFrame, labels: Mapping[str, str]) -> list[dict[str, str]]:
     mine = runs[runs["status"] != "complete"]
     return [
-        {"run": row.run, "reason": row.error or "no reason stored", "path": row.path,
+        {"run": labels[row.run], "reason": row.error or "no reason stored", "path": row.path,
          "finished": plural(row.layers_finished, "layer")}
         for row in mine[["run", "error", "path", "layers_finished"]].itertuples()
     ]  # fmt: skip

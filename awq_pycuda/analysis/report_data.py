@@ -18,6 +18,7 @@ from awq_pycuda.analysis.selection import (
     format_value,
     in_order,
     key_name,
+    layer_labels,
     numeric,
     run_labels,
     run_stages,
@@ -26,6 +27,7 @@ from awq_pycuda.analysis.selection import (
     starts_chain,
     swept_keys,
 )
+from awq_pycuda.spread import QUARTILES
 
 MOST_CHANNEL_RUNS = 24
 MOST_CHANNELS = 150_000  # 3 numbers each: about 3 MB of the page
@@ -43,22 +45,44 @@ def page_data(collection: Collection, failures: list[Failure]) -> dict[str, Any]
     runs = complete_runs(collection)
     ids = list(runs["run"])
     place = {run: index for index, run in enumerate(ids)}
+    labels = run_labels(collection)
     layers = complete_layers(collection).reset_index(drop=True)
     paths = dict(zip(ids, runs["path"], strict=True))
     return {
         "runs": ids,
-        "labels": list(run_labels(collection, ids).values()),
+        "labels": [labels[run] for run in ids],
         "keys": [_key(runs[key], key, also) for key, also in swept_keys(collection).items()],
         "stages": stages_of(layers),
         "clock": list(runs["clock"]),
-        "pipeline": _numbers(runs["pipeline_ms"]),
-        "sums": {stage: _numbers(column) for stage, column in run_stages(collection).reindex(ids).items()},
+        "figures": {
+            "removed": _spread(runs, "error_removed_median", "error_removed"),
+            "awq": _spread(runs, "output_sqnr_db_median", "output_sqnr_db"),
+            "rtn": _spread(runs, "rtn_output_sqnr_db_median", "rtn_output_sqnr_db"),
+            "pipeline": _spread(runs, "pipeline_ms", "pipeline_ms"),
+        },
+        "sums": _sums(collection, ids),
+        "layerNames": layer_labels(layers),
         "layers": _layers(layers, place),
         **attempt("error curves", failures, lambda: _curves(collection.curves, layers, place), _NO_CURVES),
         "channels": attempt("channels", failures, lambda: _channels(paths, layers, place), _NOTHING),
         "salientShare": SALIENT_SHARE,
         "roofs": attempt("roofline", failures, lambda: _roofs(collection), _NOTHING),
     }
+
+
+def _spread(runs: pd.DataFrame, median: str, name: str) -> dict[str, list[float | None]]:
+    """Lower quartile, median and upper quartile of a figure of the runs, from the table of runs."""
+    columns = {"low": f"{name}_q25", "median": median, "high": f"{name}_q75"}
+    return {part: _numbers(runs[column]) for part, column in columns.items()}
+
+
+def _sums(collection: Collection, ids: Sequence[str]) -> dict[str, dict[str, list[float | None]]]:
+    """By stage: quartiles over the passes of its time, summed over the layers in each."""
+    parts = {
+        part: run_stages(collection, share).reindex(ids)
+        for part, share in zip(("low", "median", "high"), QUARTILES, strict=True)
+    }
+    return {stage: {part: _numbers(table[stage]) for part, table in parts.items()} for stage in parts["median"]}
 
 
 def _numbers(values: Any, digits: int = _DIGITS) -> list[float | None]:
@@ -96,6 +120,7 @@ def _layers(layers: pd.DataFrame, place: dict[str, int]) -> dict[str, Any]:
         "shape": shape.tolist(),
         "shapes": list(shapes),
         "fresh": starts_chain(layers).tolist(),
+        "silent": layers["output_sqnr_db"].isna().tolist(),
         **{name: _numbers(layers[column]) for name, column in columns.items()},
         "ms": {stage: _numbers(layers[f"ms.{stage}"]) for stage in stages_of(layers)},
     }
@@ -106,9 +131,9 @@ def _held(layers: pd.DataFrame, sizes: pd.Series, most: int) -> pd.DataFrame:
 
     Of a run that is too large alone, the layers with the most error removed.
     """
-    mean = layers.groupby("run")["error_removed"].transform("mean").fillna(-np.inf)
-    ranked = layers.assign(mean=mean, size=sizes).sort_values(
-        ["mean", "run", "error_removed"], ascending=[False, True, False], kind="stable"
+    median = layers.groupby("run")["error_removed"].transform("median").fillna(-np.inf)
+    ranked = layers.assign(median=median, size=sizes).sort_values(
+        ["median", "run", "error_removed"], ascending=[False, True, False], kind="stable"
     )
     fits = ranked["size"].cumsum() <= most
     whole = fits.groupby(ranked["run"]).transform("all") | (fits & ranked["run"].isin(ranked["run"].head(1)))
@@ -140,8 +165,9 @@ def _curves(curves: pd.DataFrame, layers: pd.DataFrame, place: dict[str, int]) -
 
 def _channels(paths: dict[str, str], layers: pd.DataFrame, place: dict[str, int]) -> list[dict[str, Any]]:
     # Each layer is a read of its file besides: no more than so many runs.
-    means = layers.groupby("run")["error_removed"].mean().fillna(-np.inf).sort_values(ascending=False, kind="stable")
-    some = layers[layers["run"].isin(means.index[:MOST_CHANNEL_RUNS])]
+    medians = layers.groupby("run")["error_removed"].median().fillna(-np.inf)
+    best = medians.sort_values(ascending=False, kind="stable")
+    some = layers[layers["run"].isin(best.index[:MOST_CHANNEL_RUNS])]
     held = _held(some, some["in_features"], MOST_CHANNELS)
     tables = channels_of(
         [(Path(paths[run]), int(layer)) for run, layer in held[["run", "layer"]].itertuples(index=False)]

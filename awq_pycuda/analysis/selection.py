@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,11 +16,14 @@ from numpy.typing import NDArray
 
 from awq_pycuda.analysis.collect import Collection, natural
 from awq_pycuda.analysis.reader import METRICS
+from awq_pycuda.names import shorten, without_shared
+from awq_pycuda.spread import Spread, no_signal
 
 # What a run measures of a layer's quality; times are left out, because no two runs share them.
 _QUALITY = ("gamma_chosen", "output_mse", "rtn_output_mse", "output_sqnr_db", "propagated_output_mse")
 _DERIVED = ("gamma_chosen", "error_removed", "propagated_sqnr_db")
-_MOST_LABEL = 40
+_DATED = re.compile(r"sweeps/\d{4}-\d\d-\d\d/[\d-]+")  # a sweep without a name, or a single run
+_NO_NAME = re.compile(r"[0-9a-f]{8,}|\d\d-\d\d-\d\d(-\d+)?")  # a job's hash, a single run's time of day
 
 
 @dataclass(frozen=True)
@@ -45,14 +50,6 @@ def format_value(value: Any) -> str:
     return str(value)
 
 
-def shorten(text: str, most: int = _MOST_LABEL) -> str:
-    """The text with its middle left out where it is too long: names tell most at their ends."""
-    if len(text) <= most:
-        return text
-    head = (most - 1) // 2
-    return f"{text[:head]}…{text[len(text) - (most - 1 - head) :]}"
-
-
 def without_folders(labels: Sequence[str]) -> list[str]:
     """Paths without the folders that all of them share."""
     folders = [label.split("/")[:-1] for label in labels]
@@ -62,9 +59,9 @@ def without_folders(labels: Sequence[str]) -> list[str]:
     return ["/".join(label.split("/")[shared:]) for label in labels]
 
 
-def plural(count: int, noun: str) -> str:
-    """`1 run`, `2 runs`."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+def plural(count: int, noun: str, many: str = "") -> str:
+    """`1 run`, `2 runs`; `many` where it is not the noun with an s."""
+    return f"{count:,} {noun if count == 1 else many or noun + 's'}"
 
 
 def complete_runs(collection: Collection) -> pd.DataFrame:
@@ -83,12 +80,43 @@ def stages_of(layers: pd.DataFrame) -> list[str]:
     return [column.removeprefix("ms.") for column in layers.columns if column.startswith("ms.")]
 
 
-def run_stages(collection: Collection) -> pd.DataFrame:
-    """Time of each stage in ms, summed over the layers: a row per complete run, in the order of the table of runs."""
+def stage_passes(collection: Collection) -> pd.Series:
+    """Time of each stage in each pass in ms, summed over the layers, on the run's own clock: by run, stage, repeat."""
+    clock = collection.timings["run"].map(collection.runs.set_index("run")["clock"])
+    own = collection.timings[collection.timings["clock"] == clock]
+    return own.groupby(["run", "stage", "repeat"], sort=False)["ms"].sum()
+
+
+def run_stages(collection: Collection, share: float = 0.5) -> pd.DataFrame:
+    """A quantile over the passes (the median) of each stage's time, summed over the layers in each pass, in ms.
+
+    A row per complete run with times, in the order of the table of runs; a column per stage, in the order run.
+    """
+    quantiles = stage_passes(collection).groupby(level=["run", "stage"], sort=False).quantile(share).unstack()
+    runs = [run for run in complete_runs(collection)["run"] if run in quantiles.index]
+    return quantiles.reindex(index=runs, columns=stages_of(collection.layers)).fillna(0.0)
+
+
+def pass_spreads(collection: Collection) -> dict[str, Spread]:
+    """By run: the time of a measured pass in ms."""
+    found = {str(run): Spread.of(values) for run, values in collection.passes.groupby("run")["pipeline_ms"]}
+    return {run: found.get(run, Spread.of([])) for run in collection.runs["run"]}
+
+
+def removed_spreads(collection: Collection) -> dict[str, Spread]:
+    """By run: the error removed, over its layers."""
+    found = {str(run): Spread.of(values) for run, values in collection.layers.groupby("run")["error_removed"]}
+    return {run: found.get(run, Spread.of([])) for run in collection.runs["run"]}
+
+
+def no_signal_line(collection: Collection) -> str:
+    """The line about the layers of complete runs whose output is all 0; empty where there are none."""
     layers = complete_layers(collection)
-    columns = {f"ms.{stage}": stage for stage in stages_of(layers)}
-    sums = layers.groupby("run", sort=False)[list(columns)].sum(min_count=1).rename(columns=columns)
-    return sums.dropna(how="all").fillna(0.0)
+    silent = layers[layers["output_sqnr_db"].isna() & layers["output_mse"].notna()]
+    if silent.empty:
+        return ""
+    runs, total = silent["run"].nunique(), layers["run"].nunique()
+    return no_signal(list(dict.fromkeys(silent["name"]))) + (f" (in {runs} of {total} runs)" if runs < total else "")
 
 
 def layer_labels(layers: pd.DataFrame) -> dict[int, str]:
@@ -101,12 +129,7 @@ def layer_labels(layers: pd.DataFrame) -> dict[int, str]:
         unique = group.unique()
         own = len(unique) == 1 and not str(unique[0]).isdigit()
         names[int(index)] = str(unique[0]) if own else f"layer {index}"
-    parts = [name.split(".") for name in names.values()]
-    shared = 0
-    if len(parts) > 1:
-        while all(len(part) > shared + 1 for part in parts) and len({part[shared] for part in parts}) == 1:
-            shared += 1
-    return {index: shorten(".".join(name.split(".")[shared:])) for index, name in names.items()}
+    return {index: shorten(own) for index, own in zip(names, without_shared(list(names.values())), strict=True)}
 
 
 def families(labels: dict[int, str]) -> dict[str, list[int]]:
@@ -141,21 +164,45 @@ def key_name(column: str) -> str:
     return column.removeprefix("config.")
 
 
-def run_labels(collection: Collection, runs: Sequence[str]) -> dict[str, str]:
-    """A label for each of these complete runs: its values of the keys that are swept among them, or its id."""
-    table = collection.runs.set_index("run").loc[list(runs)]
+def named_study(study: str) -> str:
+    """The name that a study was given; empty for those that have their date for one."""
+    return "" if _DATED.fullmatch(study) else study
+
+
+def run_labels(collection: Collection, most: int = 60) -> dict[str, str]:
+    """A name of `most` characters for each run: what was swept in its study, which is named where it is one of several.
+
+    Where nothing is swept, or too much, it is the folder's name, or what was given on the command line if that is a
+    hash or a time.
+    """
+    table = collection.runs.set_index("run")
     texts = {key: table[key].map(format_value) for key in swept_keys(collection)}
-    keys = [key for key, column in texts.items() if column.nunique() > 1]
-    labels = {run: _assignments({key: texts[key][run] for key in keys}) for run in runs}
-    shown = list(labels.values())
-    return {
-        run: label if label and shown.count(label) == 1 else f"{label} ({run})" if label else run
-        for run, label in labels.items()
-    }
+    studies = table["study"].map(named_study)
+    labels = {}
+    for study, members in studies.groupby(studies, sort=False):
+        differing = [key for key, text in texts.items() if text[members.index].nunique() > 1]
+        keys = list(without_copies(table.loc[members.index], differing))
+        for run, overrides in table.loc[members.index, "overrides"].items():
+            own = _own_name(str(run), overrides)
+            label = _assignments({key: texts[key][run] for key in keys}) or own
+            prefix = f"{study}: " if study and studies.nunique() > 1 else ""
+            labels[str(run)] = shorten(prefix + (own if len(label) > most else label), most)
+    count = Counter(labels.values())
+    return {run: labels[run] if count[labels[run]] == 1 else f"{labels[run]} ({run})" for run in table.index}
+
+
+def _own_name(run: str, overrides: Any) -> str:
+    if not _NO_NAME.fullmatch(run.rpartition("/")[2]):
+        return run
+    try:
+        given = [str(override) for override in json.loads(overrides)]
+    except (TypeError, ValueError):
+        return run
+    return " ".join(override for override in given if not override.startswith("hydra.")) or "defaults"
 
 
 def _assignments(values: dict[str, str]) -> str:
-    return ", ".join(f"{key_name(key)}={shorten(value, 24)}" for key, value in values.items())
+    return " ".join(f"{key_name(key)}={shorten(value, 24)}" for key, value in values.items())
 
 
 def variants(collection: Collection, most: int) -> list[Variant]:
@@ -211,8 +258,8 @@ def significant(values: NDArray[Any], digits: int) -> NDArray[Any]:
 
 
 def best_run(collection: Collection) -> str:
-    """The complete run in which AWQ removes the most of RTN's error, as the mean over its layers."""
-    removed = complete_layers(collection).groupby("run", sort=False)["error_removed"].mean()
+    """The complete run in which AWQ removes the most of RTN's error, as the median over its layers."""
+    removed = complete_runs(collection).set_index("run")["error_removed_median"].astype(float)
     return str(removed.fillna(-np.inf).idxmax())
 
 
