@@ -105,6 +105,7 @@ def folders(tmp_path_factory):
 CASES = ("one", "three", "sweep", "many", "deep", "named", "named_many", "gpu", "odd")
 QUALITY = ["error_curves", "channel_scales", "sqnr", "propagation"]
 DRAWN = {
+    "one": [*QUALITY[:-1], "stage_times"],  # one layer: nothing is carried over
     "sweep": [*QUALITY, "stage_times", "time_against_n", "time_against_tile", "error_removed_against_n"],
     "many": [*QUALITY, "stage_times", "time_against_n", "time_against_inputs_path", "time_against_seed"],
     "named_many": [*QUALITY, "stage_times", "time_against_n", "error_removed_against_n"],

@@ -5,32 +5,15 @@ import shutil
 from html.parser import HTMLParser
 
 import pytest
+from browser_pages import browser, plot, show
 from result_files import editing, make_run, vary
 
 from awq_pycuda.analysis import report_data
 from awq_pycuda.analysis.collect import collect
-from awq_pycuda.analysis.report import write_report
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-FLAGS = ("--disable-gpu", "--no-first-run", *(f"--disable-{what}" for what in ("background-networking", "sync")))
-FLAGS += ("--disable-component-update",)
 EVIL = '<img src=x onerror="window.hacked=1"><script>window.hacked=1</script></script><b>&amp;\''
 FAILED = "zz <img src=x onerror='window.hacked=1'> failed"
 TILES, SIZES = (8, 16, 32), (16, 32, 64, 128)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """One browser for all tests of this file."""
-    path = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if path is None:
-        pytest.fail(f"no browser for the tests of the report ({', '.join(BROWSERS)}): `make browser` installs one")
-    from playwright.sync_api import sync_playwright  # here, so that the GPU tests are collected without it
-
-    with sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=path, args=list(FLAGS))
-        yield found
-        found.close()
 
 
 @pytest.fixture(scope="module")
@@ -57,27 +40,9 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def opened(browser, folder):
+def opened(show, folder):
     """`opened(name)`: the report on a folder of results, in a page that has been read whole."""
-    contexts = []
-
-    def open_report(name, **options):
-        path = folder / name / "report.html"
-        write_report(collect([folder / name]), path, [])
-        context = browser.new_context(viewport={"width": 1280, "height": 900}, **options)
-        contexts.append(context)
-        page = context.new_page()
-        page.faults, page.requested = [], []
-        page.on("console", lambda message: page.faults.append(message.text))
-        page.on("pageerror", lambda error: page.faults.append(str(error)))
-        page.on("request", lambda request: page.requested.append(request.url))
-        page.goto(path.as_uri())
-        page.wait_for_selector("html[data-ready]")
-        return page
-
-    yield open_report
-    for context in contexts:
-        context.close()
+    return lambda name: show(folder / name)
 
 
 @pytest.fixture(scope="module")
@@ -113,13 +78,6 @@ def sort(page, head, order):
     """Clicks on a head and waits until the table is sorted: it sorts after the click's event."""
     page.locator("#runs thead .dt-column-title").get_by_text(head, exact=True).click()
     page.locator(f"#runs thead th[aria-sort={order}]", has_text=head).wait_for()
-
-
-def plot(page, figure, expression):
-    """What a figure's Plotly element `gd` says."""
-    return page.evaluate(
-        f"(() => {{ const gd = document.querySelector('#figure-{figure} .plot'); return {expression}; }})()"
-    )
 
 
 BARS = "document.querySelector('#figure-stages .plot').data[0].x.length === {}"

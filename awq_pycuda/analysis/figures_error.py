@@ -82,7 +82,10 @@ def _quartiles_and_points(left: Axes, right: Axes, layers: pd.DataFrame, y: Any)
 
 
 def propagation(collection: Collection) -> Figure | None:
-    """SQNR by depth: of each layer alone, and against the chain that is unquantized from its first layer on."""
+    """SQNR by depth: of each layer alone, and against the chain that is unquantized from its first layer on.
+
+    None where no layer takes over an error of those before it.
+    """
     kinds = {
         "output_sqnr_db": "error of this layer alone",
         "propagated_sqnr_db": "with the error of the layers before it",
@@ -90,12 +93,12 @@ def propagation(collection: Collection) -> Figure | None:
     layers = _finite_layers(collection, list(kinds))
     if layers.empty:
         return None
+    fresh = starts_chain(layers)
+    if fresh.all():  # every layer is the first or has activations of its own: no error is carried over
+        return None
     groups = variants(collection, look.MOST_SERIES)
     note = who(collection, groups, spread="bands")
-    fresh = starts_chain(layers)
-    if fresh.all():
-        note += " Every layer is the first or has activations of its own: no error is carried over."
-    elif groups and fresh[layers["layer"] > 0].any():
+    if groups and fresh[layers["layer"] > 0].any():
         note += " A line ends where a layer has activations of its own."
     figure = look.new_figure(6.8, 3.7, "Error propagation by depth (AWQ)", note)
     axes = figure.subplots()

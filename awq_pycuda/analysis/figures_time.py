@@ -32,10 +32,12 @@ from awq_pycuda.analysis.selection import (
     without_folders,
 )
 from awq_pycuda.names import shorten
+from awq_pycuda.spread import QUARTILES
 
 _MOST_BARS = 40
 _MOST_RUNS_AS_BARS = 24
 _MOST_DEVICES = 4
+_WHOLE: dict[str, Any] = {"fmt": "|", "color": look.BLACK, "markersize": 7, "markeredgewidth": 1.4, "elinewidth": 1.1}
 
 
 def _stage_style(stages: list[str]) -> dict[str, dict[str, Any]]:
@@ -66,13 +68,16 @@ def stage_times(collection: Collection) -> Figure | None:
         columns = {f"ms.{stage}": stage for stage in sums}
         rows = layers.set_index("layer").rename(columns=columns)[list(sums)].fillna(0.0)
         labels = list(layer_labels(layers).values())
-        note = f"Run {sums.index[0]}, by layer: medians over its passes, {clock}."
+        whole = _layer_quartiles(collection)
+        note = f"Run {sums.index[0]}, by layer: medians over its passes, {clock}. Black: a layer's whole time"
     elif len(sums) <= _MOST_RUNS_AS_BARS:
         rows, labels = sums, list(map(run_labels(collection).__getitem__, sums.index))
-        note = f"By run: medians over its passes, summed over its layers, {clock}."
+        whole = runs[["pipeline_ms_q25", "pipeline_ms", "pipeline_ms_q75"]]
+        note = f"By run: medians over its passes, summed over its layers, {clock}. Black: a whole pass"
     else:
-        rows, labels, by = _grouped(collection, sums, runs["pipeline_ms"])
-        note = f"Medians over {plural(len(sums), 'run')}{by}, summed over the layers, {clock}."
+        rows, labels, by, whole = _grouped(collection, sums, runs["pipeline_ms"])
+        note = f"Medians over {plural(len(sums), 'run')}{by}, summed over the layers, {clock}. Black: a whole pass"
+    note += ", with its interquartile range."
     if len(rows) > _MOST_BARS:
         height, thick = 9.0, 1.0
     else:
@@ -80,6 +85,9 @@ def stage_times(collection: Collection) -> Figure | None:
     figure = look.new_figure(7.8, height, "Time of the stages", note)
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=[3, 2])
     _stack(left, rows, thick)
+    low, middle, high = whole.to_numpy(dtype=float).T
+    spread = [middle - low, high - middle]
+    left.errorbar(middle, np.arange(len(rows)), xerr=spread, **_WHOLE)
     _stack(right, rows.div(rows.sum(axis=1).replace(0, np.nan), axis=0).fillna(0.0), thick)
     shown = [shorten(label, 44) for label in labels]
     if len(set(shown)) < len(shown):  # what tells the runs apart fell to the shortening
@@ -106,8 +114,22 @@ def _stack(panel: Axes, rows: pd.DataFrame, thick: float) -> None:
         start = start + width
 
 
-def _grouped(collection: Collection, sums: pd.DataFrame, pipeline: pd.Series) -> tuple[pd.DataFrame, list[str], str]:
-    """Medians by the swept key whose values set the times furthest apart, if one has few enough values."""
+def _layer_quartiles(collection: Collection) -> pd.DataFrame:
+    """Of the one run: quartiles over its passes of each layer's time, a row per layer."""
+    clock = complete_runs(collection)["clock"].iloc[0]
+    own = collection.timings[collection.timings["clock"] == clock]
+    passes = own[own["run"].isin(complete_runs(collection)["run"])].groupby(["layer", "repeat"])["ms"].sum()
+    return passes.groupby(level="layer").quantile(list(QUARTILES)).unstack()
+
+
+def _grouped(
+    collection: Collection, sums: pd.DataFrame, pipeline: pd.Series
+) -> tuple[pd.DataFrame, list[str], str, pd.DataFrame]:
+    """Medians by the swept key whose values set the times furthest apart, if one has few enough values.
+
+    Returns:
+        Stage times, a row per value; its label; what the note says of the key; quartiles of the passes over the runs.
+    """
     table = complete_runs(collection).set_index("run").loc[sums.index]
     best, spread = None, 1.0
     for key in swept_keys(collection):
@@ -115,10 +137,12 @@ def _grouped(collection: Collection, sums: pd.DataFrame, pipeline: pd.Series) ->
         if 1 < len(medians) <= _MOST_RUNS_AS_BARS and medians.max() > spread * medians.min():
             best, spread = key, medians.max() / medians.min()
     if best is None:
-        return sums.median().to_frame().T, ["all runs"], ""
+        whole = pipeline.quantile(list(QUARTILES)).to_frame().T
+        return sums.median().to_frame().T, ["all runs"], "", whole
     name, order = key_name(best), in_order(table[best])
     rows = sums.groupby(table[best].map(format_value)).median().loc[order]
-    return rows, [f"{name}={value}" for value in order], f" by {name}, the key that sets times furthest apart"
+    whole = pipeline.groupby(table[best].map(format_value)).quantile(list(QUARTILES)).unstack().loc[order]
+    return rows, [f"{name}={value}" for value in order], f" by {name}, the key that sets times furthest apart", whole
 
 
 def times_against(collection: Collection) -> Iterator[tuple[str, Callable[[], Figure]]]:
@@ -205,7 +229,7 @@ def _combo_names(runs: pd.DataFrame, others: list[str], combos: pd.Series) -> di
 
 
 def _quartile_line(panel: Axes, groups: Any, series: int, label: str, joined: bool, shift: float) -> None:
-    spread = groups.quantile([0.25, 0.5, 0.75]).unstack()
+    spread = groups.quantile(list(QUARTILES)).unstack()
     panel.errorbar(
         spread.index + shift,
         spread[0.5],
