@@ -16,7 +16,9 @@ from awq_pycuda.backends.base import Backend
 from awq_pycuda.backends.choose import choose_backend
 from awq_pycuda.config import Config, FileInputs, config_hash
 from awq_pycuda.inputs import LayerSpec, plan_layers
+from awq_pycuda.layer_files import unreached_layers
 from awq_pycuda.limits import refuse_beyond_memory
+from awq_pycuda.names import listed
 from awq_pycuda.pipeline import Pipeline, required_bytes
 
 
@@ -73,6 +75,9 @@ def execute(config: Config, folder: Path, overrides: Sequence[str] = (), config_
     console = summary.make_console()
     with _unread_output():
         console.print(reason, soft_wrap=True, markup=False)
+        if isinstance(config.inputs, FileInputs) and (idle := unreached_layers(Path(config.inputs.path))):
+            line = f"left out, since no token reached them when they were captured: {listed(idle)}"
+            console.print(line, soft_wrap=True, markup=False)
     with backend:
         origin = describe(config, backend, overrides, config_yaml)
         with summary.progress(console) as on_progress:

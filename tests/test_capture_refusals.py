@@ -167,6 +167,18 @@ def test_refuses_weights_that_the_folder_lacks(
         ("bias", np.inf, "float16", "model={model}: {query} bias[3] is inf; allowed: finite values"),
         (
             "weight",
+            2e-8,
+            "float16",
+            "dtype=float16: {query} weight[3, 2] is 2e-08; allowed: 0 and magnitudes above 2.98e-08, or dtype=float32",
+        ),
+        (
+            "bias",
+            -1e-9,
+            "float16",
+            "dtype=float16: {query} bias[3] is -1e-09; allowed: 0 and magnitudes above 2.98e-08, or dtype=float32",
+        ),
+        (
+            "weight",
             7e4,
             "float16",
             "dtype=float16: {query} weight[3, 2] is 70000; allowed: magnitudes up to 65504, or dtype=float32",

@@ -31,8 +31,13 @@ LAYERS = [
 ]
 
 
-def save_model(folder: Path, config: transformers.PreTrainedConfig, special: bool) -> Path:
-    """Save a random model and a tokenizer of whole words, with [CLS] and [SEP] around a text where special."""
+def save_model(
+    folder: Path, config: transformers.PreTrainedConfig, special: bool, longest: int | None = WINDOW
+) -> Path:
+    """Save a random model and a tokenizer of whole words, with [CLS] and [SEP] around a text where special.
+
+    ``longest`` is the window that the tokenizer names, None for none.
+    """
     torch.manual_seed(0)
     transformers.AutoModel.from_config(config).save_pretrained(folder)
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(SPECIAL + WORDS)}, unk_token="[UNK]"))
@@ -43,7 +48,7 @@ def save_model(folder: Path, config: transformers.PreTrainedConfig, special: boo
         )
     names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
     transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, model_max_length=WINDOW, **names if special else {"unk_token": "[UNK]"}
+        tokenizer_object=tokenizer, model_max_length=longest, **names if special else {"unk_token": "[UNK]"}
     ).save_pretrained(folder)
     return folder
 

@@ -49,6 +49,8 @@ class _Probe:
     """What went into the layers of one window: rows of the first run of each layer, and of all of each expert's."""
 
     length: int
+    padded: int
+    """The length with what the model itself adds behind the tokens, such as Longformer up to its attention's window."""
     rows: dict[str, NDArray[np.float32]]
     experts: dict[Expert, NDArray[np.float32]]
     weights: dict[Expert, Any]
@@ -67,8 +69,7 @@ def hooked(modules: dict[str, Any], hook: Any) -> Iterator[None]:
 
     def hook_of(name: str) -> Any:
         def call(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            (inputs,) = (*args, *kwargs.values())
-            hook(name, module, inputs.detach())
+            hook(name, module, next(iter((*args, *kwargs.values()))).detach())
 
         return call
 
@@ -78,14 +79,46 @@ def hooked(modules: dict[str, Any], hook: Any) -> Iterator[None]:
         yield
 
 
+class Padding:
+    """A context that finds out up to which length a model pads a window, by what it looks up in its token table."""
+
+    def __init__(self, model: Any) -> None:
+        try:
+            table = model.get_input_embeddings()
+        except NotImplementedError:
+            table = None
+        self._tables = {"": table} if isinstance(table, torch.nn.Module) else {}
+        self._window: list[int] = []
+        self.length = 0
+        """Length of the window last expected, with what the model has put behind it since."""
+
+    def __enter__(self) -> None:
+        self._stack = ExitStack()
+        self._stack.enter_context(hooked(self._tables, self._see))
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def expect(self, window: list[int]) -> None:
+        """Say which token ids run next."""
+        self._window = window
+        self.length = len(window)
+
+    def _see(self, _name: str, _module: Any, inputs: Any) -> None:
+        ids = inputs.reshape(-1)
+        if len(ids) > len(self._window) and ids[: len(self._window)].tolist() == self._window:
+            self.length = len(ids)
+
+
 def make_plan(model: Any, ids: list[int], around: Around, longest: int) -> Plan:
     """Probe the model with windows of random tokens, at most ``longest`` with the special ones.
 
     Where a layer's rows come from is told by what they answer to. They are tokens where their number is that of the
-    window's tokens for windows of two lengths, and where each row changes with its own token: rows of a position table
-    answer to no token, rows of a fixed number (pooled rows, learned queries, heads, channels of a transposed tensor)
-    do not follow the length, copies of one row do not answer each to its own token. Rows without any signal, all zero,
-    prove nothing and pass by their number. Raises `Fault` where the model fails.
+    window's tokens, and of what the model pads them with, for windows of two lengths; where most change when all
+    tokens do, since a model may put a row of its own before them; where some change when one token does; and where
+    they are unlike each other. Rows of a position table answer to no token; pooled rows, learned queries, heads and
+    the channels of a transposed tensor do not follow the length; copies of one row are alike. Rows without any signal,
+    all zero, prove nothing and pass by their number. Raises `Fault` where the model fails.
     """
     room = longest - len(around)
     lengths = [min(count, room) for count in _PROBES]
@@ -103,7 +136,7 @@ def make_plan(model: Any, ids: list[int], around: Around, longest: int) -> Plan:
         _try_probe(model, around, _change(ids, first_ids, [middle])),
         _try_probe(model, around, draw_ids(ids, lengths[1], seed=2)),
     ]
-    return _judge(model, probes, slice(len(around.before), len(around.before) + lengths[0]), middle)
+    return _judge(model, probes, slice(len(around.before), len(around.before) + lengths[0]))
 
 
 def _change(ids: list[int], window: list[int], places: Any) -> list[int]:
@@ -141,18 +174,20 @@ def _probe(model: Any, around: Around, ids: list[int]) -> _Probe:
         experts.setdefault(expert, []).append(inputs.numpy().copy())
 
     window = [*around.before, *ids, *around.behind]
-    with hooked(find_linears(model), see_layer), Interception(find_stacks(model), see_expert):
+    padding = Padding(model)
+    with padding, hooked(find_linears(model), see_layer), Interception(find_stacks(model), see_expert):
+        padding.expect(window)
         run_window(model, window)
     joined = {expert: np.concatenate(parts) for expert, parts in experts.items()}
-    return _Probe(len(window), rows, joined, weights, list(order))
+    return _Probe(len(window), padding.length, rows, joined, weights, list(order))
 
 
-def _judge(model: Any, probes: list[_Probe], text: slice, middle: int) -> Plan:
+def _judge(model: Any, probes: list[_Probe], text: slice) -> Plan:
     first, _, _, other = probes
     layers = {}
     left_out = {}
     for name, module in find_linears(model).items():
-        reason = _why_no_tokens(name, probes, text, middle)
+        reason = _why_no_tokens(name, probes, text)
         if reason is None:
             layers[name] = module
         else:
@@ -176,23 +211,24 @@ def _judge(model: Any, probes: list[_Probe], text: slice, middle: int) -> Plan:
     return Plan({name: layers[name] for name in order if name in layers}, experts, examples, left_out, order)
 
 
-def _why_no_tokens(name: str, probes: list[_Probe], text: slice, middle: int) -> str | None:
+def _why_no_tokens(name: str, probes: list[_Probe], text: slice) -> str | None:
     """Why the rows of a layer are not the window's tokens, or None where they are."""
     first, fresh, changed, other = probes
     if name not in first.rows:
         return f"does not run in a window of {first.length} tokens"
     counts = [len(probe.rows[name]) if name in probe.rows else 0 for probe in (first, other)]
     lengths = [first.length, other.length]
-    if counts != lengths:
+    if counts != [first.padded, other.padded]:
         if counts[0] == counts[1]:
             return f"{counts[0]} row{'s' * (counts[0] > 1)} whatever the number of tokens"
         return f"{counts[0]} rows of {lengths[0]} tokens, {counts[1]} of {lengths[1]}"
-    rows, other_rows, changed_rows = (probe.rows[name][text] for probe in (first, fresh, changed))
-    live = rows.any(axis=1) | other_rows.any(axis=1)
-    answers = (rows != other_rows).any(axis=1)
-    own = (rows[middle] != changed_rows[middle]).any() or not (rows[middle].any() or changed_rows[middle].any())
-    if not answers[live].all() or not own:
+    rows, fresh_rows, changed_rows = (probe.rows[name][text] for probe in (first, fresh, changed))
+    live = rows.any(axis=1) | fresh_rows.any(axis=1)
+    answers = (rows != fresh_rows).any(axis=1)[live]
+    if live.any() and (answers.mean() < 0.5 or (rows == changed_rows).all()):
         return "its rows do not come from the tokens"
+    if len(rows) > 1 and live.any() and (rows == rows[0]).all():
+        return "its rows are copies of one"
     return None
 
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from awq_pycuda.capturing.experts import Expert, Interception, bias_of, find_stacks, weight_of
 from awq_pycuda.capturing.fault import Fault
-from awq_pycuda.capturing.probing import Plan, hooked
+from awq_pycuda.capturing.probing import Padding, Plan, hooked
 from awq_pycuda.capturing.tracking import Watch
 from awq_pycuda.capturing.windows import diagnose, run_window
 from awq_pycuda.layer_files import MAX_MAGNITUDE, find_fault
@@ -35,6 +35,7 @@ class Recorder:
         self.left_out: dict[str, str] = {}
         """Layers of the plan that turned out not to see every token, by path, each with the reason."""
         self._length = 0
+        self._padding = Padding(model)
         self._pending: set[str] = set()
 
     def add_layers(self) -> None:
@@ -81,6 +82,7 @@ class Recorder:
         """
         absent = {name: self._model.get_parameter_or_buffer(name) for name in self._absent}
         with ExitStack() as stack:
+            stack.enter_context(self._padding)
             stack.enter_context(hooked(self._plan.layers, self._see_layer))
             stacks = {name: module for name, module in find_stacks(self._model).items() if name in self._plan.experts}
             stack.enter_context(Interception(stacks, self._see_expert))
@@ -88,6 +90,7 @@ class Recorder:
                 stack.enter_context(Watch(self._model, absent, self._see_use))
             for window in windows:
                 self._length = len(window)
+                self._padding.expect(window)
                 self._pending = {name for name in self._plan.order if name not in self.left_out}
                 self._run_window(window)
 
@@ -108,10 +111,11 @@ class Recorder:
             return
         self._pending.discard(name)
         rows = inputs.reshape(-1, inputs.shape[-1])
-        if len(rows) != self._length:
+        if len(rows) != self._padding.length:
             self._leave_out(name, f"{len(rows)} rows in a window of {self._length} tokens")
             return
-        self._append(name, rows[: self._tokens - self._writer.rows(self._ids[name])].numpy())
+        # What the model has padded the window with stands behind its tokens.
+        self._append(name, rows[: min(self._length, self._tokens - self._writer.rows(self._ids[name]))].numpy())
 
     def _see_expert(self, expert: Expert, _weight: Any, inputs: Any) -> None:
         self._pending.discard(expert.stack)
