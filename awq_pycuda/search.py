@@ -35,8 +35,8 @@ class SearchResult:
 
 
 def with_rtn(gammas: Sequence[float]) -> NDArray[np.float64]:
-    """The grid as (G,) float64, with gamma 0 (plain round-to-nearest) put in front where it is missing."""
-    grid = np.asarray(gammas, np.float64)
+    """The grid as (G,) float64, each gamma once, with 0 (plain round-to-nearest) put in front where it is missing."""
+    grid = np.array(list(dict.fromkeys(gammas)), np.float64) + 0.0  # which makes 0 of -0
     return grid if (grid == 0).any() else np.concatenate(([0.0], grid))
 
 
@@ -130,7 +130,7 @@ def compute_s(
     Args:
         abs_mean: (K,) mean of |x| per input channel.
         sq_mean: (K,) mean of x² per input channel.
-        gammas: the grid; 0 is added in front where it is missing.
+        gammas: the grid; what stands in it twice is searched once, 0 is added in front where it is missing.
         normalization: how the scales of one gamma are brought to a common size.
         errors_of: the objective: (G, K) candidate scales to (G,) errors.
 

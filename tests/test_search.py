@@ -96,10 +96,19 @@ def test_scales_are_finite_and_positive_for_any_statistics_and_gamma(abs_mean, g
 
 
 @pytest.mark.parametrize(
-    ("gammas", "expected"), [([0.5, 1], [0, 0.5, 1]), ([0, 1], [0, 1]), ([1, 0.5, 0], [1, 0.5, 0]), ([0.2], [0, 0.2])]
+    ("gammas", "expected"),
+    [
+        ([0.5, 1], [0, 0.5, 1]),
+        ([0, 1], [0, 1]),
+        ([1, 0.5, 0], [1, 0.5, 0]),
+        ([0.2], [0, 0.2]),
+        ([0.5, 0.5, 0], [0.5, 0]),
+        ([-0.0, 0.0, 1, 1.0], [0, 1]),
+    ],
 )
 def test_rtn_is_always_in_the_race(gammas, expected):
     assert with_rtn(gammas).tolist() == expected
+    assert not np.signbit(with_rtn(gammas)).any()
 
 
 def search(errors, gammas):
