@@ -84,14 +84,14 @@ metric better, worse or same. Runs without a counterpart are listed.
 
 {describe(CompareOptions)}
 {SYNTAX}
-Exit codes: 0 done, 1 fail_on has found something or writing failed, 2 bad input, 130 stopped by Ctrl-C.
+Exit codes: 0 done, 1 fail_on has found something or writing failed, 2 bad input, 128 + number stopped by a signal.
 """
 TABLES = ("runs", "layers", "curves", "timings", "passes")
 COMPARED = ("times", "metrics", "not_compared")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command with its arguments (default: the process's); returns the exit code 0, 1, 2 or 130 (Ctrl-C)."""
+    """Runs the command with its arguments (default: the process's); returns the exit code, one of USAGE."""
     return serve(sys.argv[1:] if arguments is None else arguments, USAGE, _work)
 
 

@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-import argparse
 import copy
+import math
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from typing import Any
 
 import hydra
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, OverrideType
+from hydra.core.override_parser.types import Override, OverrideType, RangeSweep
 from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigLoadError
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 
-from awq_pycuda.config import BackendChoice, Config, FileInputs, OutlierInputs, SyntheticInputs, check, refuse
+from awq_pycuda.config import BackendChoice, Config, FileInputs, OutlierInputs, SyntheticInputs, check
 from awq_pycuda.errors import InputError
+from awq_pycuda.hydra_errors import no_value, similar
 from awq_pycuda.isolation import visible_gpus
 from awq_pycuda.launchers import LAUNCHERS
+from awq_pycuda.overrides import check_overrides
 from awq_pycuda.paths import resource_dir
+
+MAX_JOBS = 10_000_000  # far beyond what anybody waits for; each is planned in about 5 ms
 
 
 def register_schemas() -> None:
@@ -44,26 +47,6 @@ def register_schemas() -> None:
             store.store(group="hydra/launcher", name=name, node=OmegaConf.merge(plugin.node, settings))
     for path in sorted(resource_dir("experiments").glob("*.yaml")):
         store.store(group="experiment", name=path.stem, node=OmegaConf.load(path), package="_global_")
-
-
-def ordered(arguments: list[str]) -> list[str]:
-    """A command line with its overrides at the end: Hydra's parser takes only those before or those after a flag.
-
-    Raises:
-        InputError: an option that Hydra does not have.
-    """
-    parser = get_args_parser()
-    parser.exit_on_error = False  # it would print its usage
-    try:
-        known, others = parser.parse_known_args(arguments)
-    except argparse.ArgumentError as error:
-        raise InputError(f"{error}; allowed: what --hydra-help shows") from None
-    for argument in others:
-        if argument.startswith("-"):
-            raise InputError(f"{argument}: no such option; allowed: what --hydra-help shows")
-    overrides = {*known.overrides, *others}
-    flags = [argument for argument in arguments if argument not in overrides]
-    return flags + [argument for argument in arguments if argument in overrides]
 
 
 def to_config(composed: DictConfig) -> Config:
@@ -86,12 +69,11 @@ def to_config(composed: DictConfig) -> Config:
 def _refuse_missing_and_added_keys(node: Any, prefix: str) -> None:
     known = {item.name for item in fields(node)}
     for name, value in vars(node).items():
-        if value == MISSING:
-            raise refuse(f"{prefix}{name}", MISSING, "no value")
+        key = f"{prefix}{name}"
         if name not in known:
-            raise InputError(
-                f"{prefix}{name}={value}: no such key; allowed: {', '.join(prefix + k for k in sorted(known))}"
-            )
+            raise InputError(f"{key}={value}: no such key; allowed: {similar(key)}")
+        if value == MISSING:
+            raise InputError(no_value(key))
         if is_dataclass(value):
             _refuse_missing_and_added_keys(value, f"{prefix}{name}.")
 
@@ -105,53 +87,131 @@ def task_overrides(settings: Any) -> list[str]:
 
 @dataclass(frozen=True)
 class PlannedJob:
-    """A job of a sweep: its config, also as resolved YAML; its overrides, and in `label` those that vary."""
+    """A job of a sweep: its config, also as resolved YAML; and its overrides."""
 
     config: Config
     config_yaml: str
     overrides: list[str]
-    label: str
 
 
-def plan_jobs(composed: DictConfig) -> list[PlannedJob]:
-    """Every job of a sweep, in the order in which the basic sweeper will number them.
+class _Column(Sequence[str]):
+    """What one override of a sweep makes of its key, job by job: a range is not written out."""
+
+    def __init__(self, override: Override) -> None:
+        self._key = override.get_key_element()
+        self._values: Sequence[str] | range
+        self.varies = override.is_sweep_override()
+        if not self.varies:
+            self._values = [override.get_value_element_as_str()]
+            return
+        value: Any = override.value()
+        if isinstance(value, RangeSweep) and value.step:
+            count = abs((value.stop - value.start) // value.step)  # type: ignore[operator]  # the grammar needs both
+            if not count <= MAX_JOBS:  # nor for inf
+                raise _too_many(override.input_line or "")
+        if isinstance(value, RangeSweep) and not value.shuffle and isinstance(numbers := value.range(), range):
+            self._values = numbers
+        else:
+            self._values = list(override.sweep_string_iterator())
+        if not self._values:
+            raise InputError(f"{override.input_line}: no values, so no jobs; allowed: at least one value")
+        self.varies = len(self._values) > 1 and (isinstance(self._values, range) or len(set(self._values)) > 1)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __getitem__(self, index: Any) -> Any:
+        return f"{self._key}={self._values[index]}"
+
+
+def _too_many(given: str) -> InputError:
+    return InputError(f"{given}: too many jobs for one sweep; allowed: at most {MAX_JOBS:,}")
+
+
+class Plan:
+    """The jobs of a sweep, in the order in which the basic sweeper numbers them; each is composed when asked for.
 
     Composing takes 0.05 s, so jobs that choose the same groups share one composition; plain values are then set in it
     as Hydra sets them.
 
     Raises:
-        InputError, HydraException, OmegaConfBaseException: what is wrong with the first bad job.
+        InputError, HydraException: what is wrong with the sweep itself.
     """
-    loader = GlobalHydra.instance().config_loader()
-    parser = OverridesParser.create(loader)
-    tasks = [f"{key}={value}" for key, value in (composed.hydra.sweeper.get("params") or {}).items()]
-    tasks += task_overrides(composed.hydra)
-    asked = parser.parse_overrides(tasks)
-    (batch,) = BasicSweeper.split_arguments(asked, max_batch_size=None)
-    for override in filter(Override.is_sweep_override, asked):
-        if override.key_or_group == "experiment":
-            # Its own sweep is in the settings of Hydra, which jobs do not have.
-            raise InputError(f"{override.input_line}: each is a sweep of its own; allowed: one of them")
-        if not batch and not list(override.sweep_string_iterator()):
-            raise InputError(f"{override.input_line}: no values, so no jobs; allowed: at least one value")
-    varying = [index for index, column in enumerate(zip(*batch, strict=True)) if len(set(column)) > 1]
-    bases: dict[tuple[str, ...], DictConfig] = {}
 
-    is_group = cache(lambda key: bool(loader.get_group_options(key)))
+    def __init__(self, composed: DictConfig) -> None:
+        self._loader = GlobalHydra.instance().config_loader()
+        self._parser = OverridesParser.create(self._loader)
+        self._config_name: str = composed.hydra.job.config_name
+        self.study: str = composed.study  # one name for all, also where it holds the time of day
+        tasks = [f"{key}={value}" for key, value in (composed.hydra.sweeper.get("params") or {}).items()]
+        check_overrides(tasks)
+        columns: dict[str, _Column] = {}
+        for override in self._parser.parse_overrides([*tasks, *task_overrides(composed.hydra)]):
+            if override.key_or_group == "experiment" and override.is_sweep_override():
+                # Its own sweep is in the settings of Hydra, which jobs do not have.
+                raise InputError(f"{override.input_line}: each is a sweep of its own; allowed: one of them")
+            columns[override.get_key_element()] = _Column(override)
+        self._columns = list(columns.values())
+        if math.prod(map(len, self._columns)) > MAX_JOBS:
+            raise _too_many(" ".join(column[0] for column in self._columns if column.varies))
+        self._bases: dict[tuple[str, ...], DictConfig] = {}
+        self._is_group = cache(lambda key: bool(self._loader.get_group_options(key)))
+        self.labels = _Labels(self)
 
-    def is_plain(override: Override) -> bool:
-        return override.type is OverrideType.CHANGE and not is_group(override.key_or_group)
+    def __len__(self) -> int:
+        return math.prod(map(len, self._columns))
 
-    jobs = []
-    for overrides in batch:
-        parsed = parser.parse_overrides(list(overrides))
-        choices = tuple(str(override.input_line) for override in parsed if not is_plain(override))
-        if choices not in bases:
-            bases[choices] = hydra.compose(composed.hydra.job.config_name, list(choices))
-            bases[choices].study = composed.study  # one name for all, also where it holds the time of day
-        config = copy.deepcopy(bases[choices])
-        for override in filter(is_plain, parsed):
+    def overrides(self, number: int, varying: bool = False) -> list[str]:
+        """Those of a job as they are given to Hydra; with `varying` only what tells it from other jobs."""
+        found = []
+        for column in reversed(self._columns):  # the last one changes from job to job
+            number, index = divmod(number, len(column))
+            if column.varies or not varying:
+                found.append(column[index])
+        return found[::-1]
+
+    def job(self, number: int) -> PlannedJob:
+        """A job with all that is stored of it.
+
+        Raises:
+            InputError, HydraException, OmegaConfBaseException: what is wrong with it.
+        """
+        config = self._composed(number)
+        return PlannedJob(to_config(config), OmegaConf.to_yaml(config, resolve=True), self.overrides(number))
+
+    def config(self, number: int) -> Config:
+        """A job's config alone, in half the time.
+
+        Raises:
+            InputError, HydraException, OmegaConfBaseException: what is wrong with it.
+        """
+        return to_config(self._composed(number))
+
+    def _composed(self, number: int) -> DictConfig:
+        parsed = self._parser.parse_overrides(self.overrides(number))
+        choices = tuple(str(override.input_line) for override in parsed if not self._is_plain(override))
+        if choices not in self._bases:
+            self._bases[choices] = hydra.compose(self._config_name, list(choices))
+            self._bases[choices].study = self.study
+        config = copy.deepcopy(self._bases[choices])
+        for override in filter(self._is_plain, parsed):
             OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
-        label = " ".join(overrides[index] for index in varying)
-        jobs.append(PlannedJob(to_config(config), OmegaConf.to_yaml(config, resolve=True), list(overrides), label))
-    return jobs
+        return config
+
+    def _is_plain(self, override: Override) -> bool:
+        return override.type is OverrideType.CHANGE and not self._is_group(override.key_or_group)
+
+
+class _Labels(Sequence[str]):
+    """The overrides that tell the jobs apart, made when shown."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+
+    def __len__(self) -> int:
+        return len(self._plan)
+
+    def __getitem__(self, number: Any) -> Any:
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        return " ".join(self._plan.overrides(number, varying=True))

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from omegaconf import MISSING
 
 from awq_pycuda.errors import InputError
 
 MAX_TILE = 32  # a block of tile x tile threads: CUDA allows 1,024 threads
+MAX_SIZE = 2**31 - 1  # CUDA's grids and our kernels count in 32 bits
 MAX_LAYERS = 1000  # result and layer files name them 000 to 999
 MAX_PASSES = 100_000  # every sample is kept in memory
 MAX_GAMMA = 10.0  # the literature searches 0 to 1; far beyond, every scale is at its clamp
@@ -170,15 +171,15 @@ def _choices(kind: type[Enum]) -> str:
 # What each key allows, in words: for the checks below, and for values that Hydra itself refuses for their type.
 ALLOWED: dict[str, str] = {
     "study": "a name of letters, digits, '.', '_' and '-', no part of it starting with '.'; '/' makes folders",
-    "n": "a whole number, at least 1",
-    "tokens": "a whole number, at least 1 (with inputs=file also null: all that the file holds)",
+    "n": f"a whole number from 1 to {MAX_SIZE}",
+    "tokens": f"a whole number from 1 to {MAX_SIZE} (with inputs=file also null: all that the file holds)",
     "tile": f"a whole number from 1 to {MAX_TILE}",
     "layers": f"a whole number from 1 to {MAX_LAYERS} (with inputs=file also null: all that the file holds)",
     "gammas": f"a list of at least one number from 0 to {MAX_GAMMA:g}, such as [0,0.5,1]",
     "seed": f"a whole number from 0 to {MAX_SEED}",
     "backend": _choices(BackendChoice),
     "stats": _choices(StatsKernel),
-    "threads": "null (all cores that the process may use) or a whole number, at least 1",
+    "threads": f"null (all cores that the process may use) or a whole number from 1 to {MAX_SIZE}",
     "save": _choices(Save),
     "verify": "true, false",
     "inputs.kind": "what inputs=... sets: synthetic, outliers, file",
@@ -196,6 +197,36 @@ ALLOWED: dict[str, str] = {
 }
 
 
+def _types(node: type, prefix: str = "") -> dict[str, Any]:
+    """The type of each key of a config class, by its dotted name."""
+    found: dict[str, Any] = {}
+    for name, kind in get_type_hints(node).items():
+        for part in (SyntheticInputs, OutlierInputs, FileInputs) if kind is InputsConfig else (kind,):
+            found |= _types(part, f"{prefix}{name}.") if is_dataclass(part) else {f"{prefix}{name}": kind}
+    return found
+
+
+TYPES = _types(Config)
+
+
+def fits(kind: Any, value: object) -> bool:
+    """Whether a value is of the type of a key: no text is a number, no number is a truth value, none is rounded.
+
+    Args:
+        kind: from `TYPES`.
+        value: an enum's member may also be given by its name.
+    """
+    if get_origin(kind) is UnionType:
+        return any(fits(part, value) for part in get_args(kind))
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(fits(get_args(kind)[0], item) for item in value)
+    if issubclass(kind, Enum):
+        return isinstance(value, kind) or (isinstance(value, str) and value in kind.__members__)
+    if kind is float:
+        return type(value) in (int, float)
+    return type(value) is kind
+
+
 def refuse(key: str, value: object, why: str = "") -> InputError:
     """The error for a value that `ALLOWED` rules out, as one line; `why` says more where the rule does not."""
     return InputError(f"{key}={value}: {why + '; ' if why else ''}allowed: {ALLOWED[key]}")
@@ -210,21 +241,21 @@ def check(config: Config) -> None:
     from_file = isinstance(config.inputs, FileInputs)
 
     def need(key: str, value: Any, rule: Callable[[Any], bool]) -> None:
-        if not rule(value):
+        if not fits(TYPES[key], value) or not rule(value):
             shown = str(value).replace(" ", "") if isinstance(value, list) else value
             raise refuse(key, "null" if shown is None else shown)
 
-    def count_or_all(value: int | None, most: float = math.inf) -> bool:
+    def count_or_all(value: int | None, most: int = MAX_SIZE) -> bool:
         return from_file if value is None else 1 <= value <= most
 
     need("study", config.study, lambda study: bool(_STUDY.fullmatch(study)))
-    need("n", config.n, lambda n: n >= 1)
+    need("n", config.n, lambda n: 1 <= n <= MAX_SIZE)
     need("tokens", config.tokens, count_or_all)
     need("tile", config.tile, lambda tile: 1 <= tile <= MAX_TILE)
     need("layers", config.layers, lambda layers: count_or_all(layers, MAX_LAYERS))
     need("gammas", config.gammas, lambda gammas: gammas and all(0 <= g <= MAX_GAMMA for g in gammas))
     need("seed", config.seed, lambda seed: 0 <= seed <= MAX_SEED)
-    need("threads", config.threads, lambda threads: threads is None or threads >= 1)
+    need("threads", config.threads, lambda threads: threads is None or 1 <= threads <= MAX_SIZE)
     need("quant.group_size", config.quant.group_size, lambda size: size is None or size >= 1)
     need("timing.warmup", config.timing.warmup, lambda warmup: 0 <= warmup <= MAX_PASSES)
     need("timing.repeats", config.timing.repeats, lambda repeats: 1 <= repeats <= MAX_PASSES)

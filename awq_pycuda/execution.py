@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -11,10 +13,11 @@ from typing import Any
 import psutil
 from threadpoolctl import threadpool_limits
 
-from awq_pycuda import provenance, results, summary
+from awq_pycuda import provenance, results, signals, summary
 from awq_pycuda.backends.base import Backend
 from awq_pycuda.backends.choose import choose_backend
 from awq_pycuda.config import Config, FileInputs, config_hash
+from awq_pycuda.errors import InputError
 from awq_pycuda.inputs import LayerSpec, plan_layers
 from awq_pycuda.layer_files import unreached_layers
 from awq_pycuda.limits import refuse_beyond_memory
@@ -73,19 +76,46 @@ def execute(config: Config, folder: Path, overrides: Sequence[str] = (), config_
     """
     specs, backend, reason = validate(config)
     console = summary.make_console()
-    with _unread_output():
-        console.print(reason, soft_wrap=True, markup=False)
-        if isinstance(config.inputs, FileInputs) and (idle := unreached_layers(Path(config.inputs.path))):
-            line = f"left out, since no token reached them when they were captured: {listed(idle)}"
-            console.print(line, soft_wrap=True, markup=False)
-    with backend:
-        origin = describe(config, backend, overrides, config_yaml)
-        with summary.progress(console) as on_progress:
-            record = attempt(config, specs, backend, origin, on_progress)
-    path = store(folder, record)
-    with _unread_output():
-        summary.print_summary(console, record.layers, record.timings, path, config)
+    with _alone_in(folder), signals.held():
+        with _unread_output():
+            console.print(reason, soft_wrap=True, markup=False)
+            if isinstance(config.inputs, FileInputs) and (idle := unreached_layers(Path(config.inputs.path))):
+                line = f"left out, since no token reached them when they were captured: {listed(idle)}"
+                console.print(line, soft_wrap=True, markup=False)
+        with backend:
+            origin = describe(config, backend, overrides, config_yaml)
+            with summary.progress(console) as on_progress:
+                record = attempt(config, specs, backend, origin, on_progress, signals.released())
+        path = store(folder, record)
+        with _unread_output():
+            summary.print_summary(console, record.layers, record.timings, path, config)
     return path
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """The folder of a single run, made if missing: no other run may be at work there, and no results are replaced.
+
+    Raises:
+        InputError: there are results, or another run is about to leave some.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks; results.h5 itself is still seen
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise _taken(folder, "another run is at work there") from None
+        if os.path.lexists(folder / results.FILE_NAME):
+            raise _taken(folder, f"holds the {results.FILE_NAME} of another run")
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _taken(folder: Path, why: str) -> InputError:
+    return InputError(f"hydra.run.dir={folder}: {why}; allowed: a folder without {results.FILE_NAME}")
 
 
 @contextmanager
@@ -121,7 +151,7 @@ def attempt(
     on_progress: Callable[[str, int, int], None] = lambda what, done, total: None,
     interruptible: AbstractContextManager[None] = nullcontext(),  # noqa: B008  # a nullcontext has no state
 ) -> results.RunRecord:
-    """Runs the pipeline on an entered backend; what it left, with a failure or Ctrl-C as the record's text.
+    """Runs the pipeline on an entered backend; what it left, with a failure or a signal as the record's text.
 
     Args:
         config: checked, with the layers `specs` that it asks for.
@@ -141,6 +171,8 @@ def attempt(
             pipeline.run(on_progress)
     except (Exception, KeyboardInterrupt) as error:
         failure = f"{type(error).__name__}: {error}".removesuffix(": ")
+        if isinstance(error, signals.Stopped):
+            failure = str(error)
         interrupted = isinstance(error, KeyboardInterrupt)
     root = results.status_attributes(failure) | origin
     return results.RunRecord(root, pipeline.layers, pipeline.timings, interrupted)

@@ -20,8 +20,9 @@ from filelock import FileLock, Timeout
 
 from awq_pycuda import results
 from awq_pycuda.config import BackendChoice, Config
+from awq_pycuda.signals import STOPPING, Stopped, ignore, stoppable
 from awq_pycuda.study import Job, Outcome, Started, store_death
-from awq_pycuda.worker import Finished, lock_folder
+from awq_pycuda.worker import Checked, Finished, lock_folder
 
 _INTERRUPT_SECONDS = 30  # a worker that has not stopped by then is killed
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -40,8 +41,8 @@ class Worker:
         package = str(Path(__file__).resolve().parent.parent)
         path = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
         # The worker inherits the mask, and so does every thread of its libraries, such as those that NumPy's BLAS makes
-        # while it is imported: an interrupt that one of them took would be raised anywhere in the main thread.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        # while it is imported: a signal that one of them took would be raised anywhere in the main thread.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
         try:
             with its:
                 self._process = subprocess.Popen(
@@ -51,7 +52,7 @@ class Worker:
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=self._errors,
-                    process_group=0,  # Ctrl-C reaches this process alone, which passes it on once
+                    process_group=0,  # what a terminal sends reaches this process alone, which passes it on once
                 )
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
@@ -63,11 +64,11 @@ class Worker:
         return self._process.poll() is None
 
     def ask(self, request: Any, on_started: Callable[[Started], None] = lambda started: None) -> Any:
-        """Sends a request and waits for its answer; Ctrl-C meanwhile stops a job, which still answers.
+        """Sends a request and waits for its answer; a signal meanwhile stops a job, which still answers.
 
         Raises:
             WorkerDied: the process ended first.
-            KeyboardInterrupt: the request is no job, and Ctrl-C came; the worker is of no more use.
+            KeyboardInterrupt: the request is no job, and a signal came; the worker is of no more use.
         """
         receive = self._receive if isinstance(request, Job) else self._connection.recv
         try:
@@ -81,9 +82,9 @@ class Worker:
     def _receive(self) -> Any:
         try:
             return self._connection.recv()
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             self.interrupted = True
-            self._process.send_signal(signal.SIGINT)
+            self._process.send_signal(stop.number if isinstance(stop, Stopped) else signal.SIGINT)
             if not self._connection.poll(_INTERRUPT_SECONDS):
                 self._process.kill()
             return self._connection.recv()
@@ -155,8 +156,8 @@ _host = _Host()
 
 @atexit.register
 def _close_at_exit() -> None:
-    # The worker takes a moment to go; Ctrl-C has nothing left to stop then, and would be told as a traceback.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # The worker takes a moment to go; a signal has nothing left to stop then, and would be told as a traceback.
+    ignore()
     _host.close()
 
 
@@ -174,15 +175,15 @@ def visible_gpus() -> list[str]:
     return [str(index) for index in range(count.value)]
 
 
-def refusals(configs: Sequence[Config]) -> list[str | None]:
-    """What speaks against each config on this machine, None where nothing: `validate`, in a worker.
+def checked(configs: Sequence[Config]) -> list[Checked]:
+    """What speaks against each config on this machine, and where it would run: `validate`, in a worker.
 
     Raises:
         WorkerDied: it could not be found out.
-        KeyboardInterrupt: Ctrl-C.
+        KeyboardInterrupt: a signal.
     """
     try:
-        answer: list[str | None] = _host.worker(configs[0]).ask(list(configs))
+        answer: list[Checked] = _host.worker(configs[0]).ask(list(configs))
     except KeyboardInterrupt:
         _host.close()
         raise
@@ -200,7 +201,8 @@ def run_isolated(job: Job) -> Outcome:
     started: list[Started] = []
     worker = _host.worker(job.config)
     try:
-        finished: Finished = worker.ask(job, started.append)
+        with stoppable():
+            finished: Finished = worker.ask(job, started.append)
         outcome, usable = finished.outcome, finished.usable and not worker.interrupted
     except WorkerDied as death:
         outcome, usable = _outcome_of_death(str(death), started), False

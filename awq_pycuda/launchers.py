@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import threading
 import time
-from typing import Any
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
+import psutil
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig, OmegaConf
 
 from awq_pycuda.errors import InputError
 
+if TYPE_CHECKING:
+    from awq_pycuda.sweep import Sweep
+
 _SWEEP_PID = "AWQ_PYCUDA_SWEEP_PID"  # of the process that joblib's are children of
 _PARENT_SECONDS = 1
 _CONNECT_SECONDS = 10
+_STOP_SECONDS = 40  # more than their workers are given
+_STOP_POLL_SECONDS = 0.1
 _SUBMITIT = "${hydra.sweep.dir}/.sweep/submitit/%j"  # scripts, logs and pickles of each job
 
 # What sweeps need of the launchers that Hydra's plugins bring (requirements-cluster.txt). A job that dies is told as
@@ -76,6 +84,22 @@ def end_with_sweep() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def stop_processes(number: signal.Signals, sweep: Sweep) -> None:
+    """Passes a signal on to joblib's processes, and waits for what they store: joblib would kill them at once."""
+    if _SWEEP_PID not in os.environ:
+        return
+    told = []
+    for report in sweep.runs():
+        with suppress(psutil.Error, ValueError):
+            process = psutil.Process(int(report.stem.rpartition("-")[2]))
+            if process.ppid() == os.getpid():
+                process.send_signal(number)
+                told.append(report)
+    deadline = time.monotonic() + _STOP_SECONDS
+    while set(told) & set(sweep.runs()) and time.monotonic() < deadline:
+        time.sleep(_STOP_POLL_SECONDS)
 
 
 def _connect_to_ray(config: DictConfig) -> None:

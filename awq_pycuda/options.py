@@ -16,8 +16,9 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar
 
-from awq_pycuda import __version__
+from awq_pycuda import __version__, streams
 from awq_pycuda.errors import InputError
+from awq_pycuda.signals import Stopped, stoppable
 
 T = TypeVar("T")
 E = TypeVar("E", bound=Enum)
@@ -173,9 +174,10 @@ def serve(arguments: Sequence[str], usage: str, work: Callable[[Sequence[str]], 
     """Runs a command and words whatever ends it; returns the exit code.
 
     `--help` and `--version` are answered wherever they stand before a `--`. Else the code is that of `work`; 2 for bad
-    input, 1 where the system fails it, 130 after Ctrl-C.
+    input, 1 where the system fails it, 128 + its number after a signal.
     """
     keys = list(arguments)[: arguments.index("--")] if "--" in arguments else list(arguments)
+    streams.prepare()
     try:
         if {"--help", "-h"} & set(keys):
             print(usage, end="")
@@ -183,7 +185,8 @@ def serve(arguments: Sequence[str], usage: str, work: Callable[[Sequence[str]], 
         if "--version" in keys:
             print(f"awq_pycuda {__version__}")
             return 0
-        return work(arguments)
+        with stoppable():
+            return work(arguments)
     except InputError as error:
         line = " ".join(str(error).splitlines())  # a value given may hold line breaks
         print(f"error: {line}", file=sys.stderr)
@@ -191,9 +194,9 @@ def serve(arguments: Sequence[str], usage: str, work: Callable[[Sequence[str]], 
     except OSError as error:
         print(f"failed: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    except Stopped as stop:
+        print(stop, file=sys.stderr)
+        return 128 + stop.number
 
 
 def _keys(options: type) -> dict[str, Field[Any]]:

@@ -70,6 +70,17 @@ def read_status(folder: Path) -> tuple[str, str] | None:
         return None
 
 
+def peek(path: Path) -> dict[str, Any]:
+    """The attributes of a result file as they stand, none where it cannot be opened; nothing is checked."""
+    try:
+        if path.is_file():
+            with h5py.File(path, locking=False) as file:
+                return dict(file.attrs)
+    except Exception:  # whatever HDF5 makes of damage
+        pass
+    return {}
+
+
 def _read_through(_name: str, node: Any) -> None:
     """Reads a dataset, so that HDF5 compares its checksums."""
     if isinstance(node, h5py.Dataset):

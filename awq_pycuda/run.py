@@ -1,15 +1,28 @@
 """`python -m awq_pycuda.run`: compose, validate, run, store, summarise; one run, or with -m a sweep.
 
-Beside `composition` and `hydra_errors`, nothing else in the package uses Hydra.
+Beside `composition`, `overrides`, `launchers` and `hydra_errors`, nothing else in the package uses Hydra.
 """
 
 from __future__ import annotations
 
-import os
 import sys
+
+if __name__ == "__main__":
+    # Before the imports below, which take a moment. Through the module's own name: launchers send the job function to
+    # other processes by name, not by value.
+    from awq_pycuda import signals
+
+    signals.exit_before_work()
+    from awq_pycuda.run import main as command
+
+    sys.exit(command())
+
+import os
+import signal
 import tempfile
+import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
@@ -23,27 +36,32 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
 
-from awq_pycuda import isolation, summary
-from awq_pycuda.composition import PlannedJob, ordered, plan_jobs, register_schemas, task_overrides, to_config
+from awq_pycuda import __version__, isolation, streams, summary
+from awq_pycuda.composition import Plan, register_schemas, task_overrides, to_config
 from awq_pycuda.errors import InputError
 from awq_pycuda.execution import RunFailed, execute, validate
-from awq_pycuda.hydra_errors import explain
+from awq_pycuda.hydra_errors import explain, hydra_overrides
 from awq_pycuda.inputs import plan_layers
-from awq_pycuda.launchers import end_with_sweep, prepare_launcher
+from awq_pycuda.launchers import end_with_sweep, prepare_launcher, stop_processes
+from awq_pycuda.overrides import check_overrides, split
 from awq_pycuda.paths import resource_dir
-from awq_pycuda.study import Job, Outcome
-from awq_pycuda.sweep import Reporter, Sweep
+from awq_pycuda.signals import stoppable
+from awq_pycuda.study import Job, Outcome, complete_jobs, job_folder
+from awq_pycuda.sweep import Reporter, Sweep, clock
 
-INTERRUPTED = 130  # the exit code that shells give a command stopped by Ctrl-C
+_CHECKED_AT_ONCE = 256  # jobs sent to the worker together
+_QUIET_JOBS = 1000  # planning more than these takes long enough to be told
+_TELL_SECONDS = 30  # between two lines about the planning where there is no terminal
 
 
 class _RunHere(BaseException):
     """Leaves Hydra when every job is planned: its own launcher would compose each of them again, at 0.1 s a job."""
 
-    def __init__(self, jobs: list[PlannedJob]) -> None:
+    def __init__(self, plan: Plan) -> None:
         super().__init__()
-        self.jobs = jobs
+        self.plan = plan
 
 
 class Preflight(Callback):
@@ -58,43 +76,83 @@ class Preflight(Callback):
                 if override.startswith(("study=", "experiment=")):
                     raise InputError(f"{override}: a study is a sweep; allowed: with -m")
             validate(to_config(config))
-            _check_writable("hydra.run.dir", Path(config.hydra.run.dir))
+            _check_writable("hydra.run.dir", config.hydra.run.dir)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Checks every job of a sweep, and begins its display."""
         with _exit_on_error():
-            jobs = plan_jobs(config)
-            _check_sweep(config, jobs)
-            folder = Path(config.hydra.sweep.dir)
-            _check_writable("hydra.sweep.dir", folder)
-            labels = [job.label for job in jobs]
-            Preflight.sweep = Sweep(folder, folder / config.hydra.sweep.subdir, labels, summary.make_console())
-            Preflight.sweep.start()
+            plan = Plan(config)
+            console = summary.make_console()
+            complete = _check_sweep(config, plan, console)
+            folder = _check_writable("hydra.sweep.dir", config.hydra.sweep.dir)
+            reports = Path.cwd() / folder / config.hydra.sweep.subdir
+            Preflight.sweep = Sweep(folder, reports, plan.labels, console)
+            Preflight.sweep.start(complete)
             # Every job is checked: the sweeper would compose each of them again for that, at 0.1 s a job.
             # Hydra's plugin scan has made the class anew since the module was first imported.
             setattr(basic_sweeper.BasicSweeper, "validate_batch_is_legal", lambda self, batch: None)  # noqa: B010
         if str(config.hydra.launcher._target_).endswith(".BasicLauncher"):
-            raise _RunHere(jobs)
+            raise _RunHere(plan)
 
 
-def _check_sweep(config: DictConfig, jobs: list[PlannedJob]) -> None:
-    if len({job.config.study for job in jobs}) > 1:
-        raise InputError("study: one sweep is one study; allowed: one value")
+def _check_sweep(config: DictConfig, plan: Plan, console: Console) -> int:
+    """Checks every job of a sweep; how many of them are complete already."""
     for override in config.hydra.overrides.hydra:
         if override.startswith("hydra.sweep.subdir="):
             raise InputError(f"{override}: a job's folder is named after its config; allowed: study=NAME for the sweep")
     launcher = str(config.hydra.launcher._target_)
-    configs = [job.config for job in jobs]
-    if launcher.rpartition(".")[2] in ("BasicLauncher", "JoblibLauncher"):
-        for refusal in isolation.refusals(configs):
-            if refusal is not None:
-                raise InputError(refusal)
-    else:
-        for job_config in configs:
-            plan_layers(job_config)
+    here = launcher.rpartition(".")[2] in ("BasicLauncher", "JoblibLauncher")
+    study = Path(config.hydra.sweep.dir)
+    finished = complete_jobs(study)
+    seen = set(finished.values())
+    complete = 0
+    with _planning(console, len(plan)) as advance:
+        for begin in range(0, len(plan), _CHECKED_AT_ONCE):
+            configs = [plan.config(number) for number in range(begin, min(begin + _CHECKED_AT_ONCE, len(plan)))]
+            if {each.study for each in configs} != {plan.study}:
+                raise InputError("study: one sweep is one study; allowed: one value")
+            if here:
+                answers = isolation.checked(configs)
+                for answer in answers:
+                    if answer.refusal is not None:
+                        raise InputError(answer.refusal)
+                devices = [{(answer.backend, answer.device)} for answer in answers]
+            else:
+                # On which devices the jobs will run is not known yet: any that this study has run on may be theirs.
+                for each in configs:
+                    plan_layers(each)
+                devices = [seen] * len(configs)
+            for each, its_devices in zip(configs, devices, strict=True):
+                complete += any(job_folder(study, each, *device).name in finished for device in its_devices & seen)
+            advance(len(configs))
     prepare_launcher(config)
     if not launcher.endswith(".BasicLauncher"):
         isolation.close_worker()
+    return complete
+
+
+@contextmanager
+def _planning(console: Console, total: int) -> Iterator[Callable[[int], None]]:
+    """Says how many jobs are about to be planned; yields what is told of those that are."""
+    if total <= _QUIET_JOBS:
+        yield lambda count: None
+        return
+    summary.print_line(console, f"planning {total:,} jobs")
+    begin = told = time.monotonic()
+    done = 0
+    with summary.progress(console) as show:
+
+        def advance(count: int) -> None:
+            nonlocal done, told
+            done += count
+            show("planning", done, total)
+            now = time.monotonic()
+            if not console.is_terminal and now - told > _TELL_SECONDS:
+                told = now
+                left = clock((now - begin) / done * (total - done))
+                summary.print_line(console, f"planned {done:,} of {total:,} jobs, {left} left")
+
+        yield advance
 
 
 @contextmanager
@@ -112,14 +170,16 @@ def _exit_on_error() -> Iterator[None]:
         raise SystemExit(1) from None
     except RunFailed as error:
         print(f"failed: {error}", file=sys.stderr)
-        raise SystemExit(INTERRUPTED if error.interrupted else 1) from None
-    except Exception:
-        traceback.print_exc()
         raise SystemExit(1) from None
+    except Exception as error:
+        raise SystemExit(_unexpected(error)) from None
 
 
-def _check_writable(key: str, folder: Path) -> None:
+def _check_writable(key: str, given: object) -> Path:
     """Makes the run's folder and tries to write there; root passes every permission check, so only trying tells."""
+    if not isinstance(given, str) or not given.strip():
+        raise InputError(f"{key}={given}: names no folder; allowed: a folder that can be written to")
+    folder = Path(given)
     missing = [path for path in (folder, *folder.parents) if not os.path.exists(path)]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -132,12 +192,25 @@ def _check_writable(key: str, folder: Path) -> None:
         raise InputError(
             f"{key}={folder}: {error.strerror or error}; allowed: a folder that can be written to"
         ) from None
+    return folder
 
 
 def _report(error: Exception) -> int:
-    line = " ".join(explain(error, sys.argv[1:]).splitlines())  # a value given may hold line breaks
-    print(f"error: {line}", file=sys.stderr)
+    line = " ".join(explain(error, sys.argv[1:]).splitlines())
+    # A value given may hold line breaks and what moves a terminal's cursor.
+    shown = "".join(each if each.isprintable() else repr(each)[1:-1] for each in line)
+    print(f"error: {shown}", file=sys.stderr)
     return 2
+
+
+def _unexpected(error: Exception) -> int:
+    """Tells of a fault of ours, or of a setting of Hydra's that Hydra itself does not check."""
+    given = hydra_overrides(sys.argv[1:])
+    if not given:
+        traceback.print_exception(error)
+        return 1
+    what = f"{type(error).__name__}: {error}".removesuffix(": ")
+    return _report(InputError(f"{given}: {what}; allowed: what --cfg hydra shows"))
 
 
 def job(composed: DictConfig) -> None:
@@ -148,14 +221,20 @@ def job(composed: DictConfig) -> None:
     settings = HydraConfig.get()
     config, config_yaml = to_config(composed), OmegaConf.to_yaml(composed, resolve=True)
     overrides = task_overrides(settings)
+    cwd = Path(settings.runtime.cwd)
     if settings.mode is RunMode.RUN:
+        os.chdir(cwd)  # with hydra.job.chdir it is the run's folder by now, and no relative path starts from there
         with _exit_on_error():
             execute(config, Path(settings.runtime.output_dir), overrides, config_yaml)
         return
-    cwd, folder = Path(settings.runtime.cwd), Path(settings.sweep.dir)
+    folder = Path(settings.sweep.dir)
     reporter = _reporter(cwd / folder / settings.sweep.subdir, str(settings.launcher._target_))
-    # Ctrl-C is not raised on: in a launcher's process it would count as a crash.
-    _run_in_sweep(settings.job.num, Job(config, cwd, folder, overrides, config_yaml), reporter)
+    if reporter.stopped:
+        return
+    # A signal is not raised on: in a launcher's process it would count as a crash.
+    its_job = Job(config, cwd, folder, overrides, config_yaml)
+    if _run_in_sweep(settings.job.num, its_job, reporter).stop:
+        reporter.stopped = True
 
 
 def _run_in_sweep(number: int, its_job: Job, reporter: Reporter) -> Outcome:
@@ -165,14 +244,15 @@ def _run_in_sweep(number: int, its_job: Job, reporter: Reporter) -> Outcome:
     return outcome
 
 
-def _run_here(jobs: list[PlannedJob], sweep: Sweep) -> int:
-    """Runs a sweep's jobs one after the other; the exit code."""
+def _run_here(plan: Plan, sweep: Sweep) -> None:
+    """Runs a sweep's jobs one after the other, until a signal comes."""
     reporter = Reporter(sweep.folder)
-    for number, planned in enumerate(jobs):
-        its_job = Job(planned.config, Path.cwd(), sweep.study, planned.overrides, planned.config_yaml)
+    cwd = Path.cwd()
+    for number in range(len(plan)):
+        planned = plan.job(number)
+        its_job = Job(planned.config, cwd, sweep.study, planned.overrides, planned.config_yaml)
         if _run_in_sweep(number, its_job, reporter).stop:
-            return INTERRUPTED
-    return 0
+            return
 
 
 @lru_cache(maxsize=1)
@@ -186,23 +266,28 @@ _hydra_main = hydra.main(version_base="1.3", config_path=str(resource_dir("conf"
 
 
 def _run_hydra() -> int:
-    """The exit code of all that Hydra runs."""
+    """The exit code of all that Hydra runs, signals aside."""
     try:
         try:
-            sys.argv[1:] = ordered(sys.argv[1:])
+            flags, overrides = split(sys.argv[1:])
+            check_overrides(overrides)
+            sys.argv[1:] = [*flags, *overrides]
             _hydra_main()
         except _RunHere as planned:
             assert Preflight.sweep is not None
-            return _run_here(planned.jobs, Preflight.sweep)
+            _run_here(planned.plan, Preflight.sweep)
+    except SystemExit as ended:  # of this module's, and of Hydra's flags
+        return ended.code if isinstance(ended.code, int) else 0
     except KeyboardInterrupt:
         if Preflight.sweep is None:
             print("interrupted before any work", file=sys.stderr)
         elif Preflight.sweep.abandoned:
             print("failed: the launcher went on waiting after the last job's process had ended", file=sys.stderr)
-            return 1
-        return INTERRUPTED
+        return 1
     except (InputError, HydraException, OmegaConfBaseException, ValueError) as error:
         return _report(error)
+    except RecursionError:
+        return _report(InputError("an override is nested too deep; allowed: key=value as --help shows"))
     except OSError as error:
         # Hydra makes the folders of a sweep's jobs one by one, after every check.
         if error.filename is None:
@@ -213,36 +298,41 @@ def _run_hydra() -> int:
         return _report(InputError(f"{error.filename}: {error.strerror}; allowed: a folder that can be written to"))
     except Exception as error:
         if Preflight.sweep is None:
-            raise
+            return _unexpected(error)
         # A launcher's own trouble, such as a process of its that was killed; what ran is still told.
         print(f"failed: {type(error).__name__}: {str(error).partition(chr(10))[0]}", file=sys.stderr)
         return 1
     return 0
 
 
+def _pass_on(number: signal.Signals) -> None:
+    """What a signal does first in the process that was asked to stop."""
+    if Preflight.sweep is not None:
+        stop_processes(number, Preflight.sweep)
+
+
 def main() -> int:
-    """The command. Returns the exit code: 0, 1 when a run failed, 2 for bad input, 130 when interrupted."""
+    """The command. Returns the exit code: 0, 1 when a run failed, 2 for bad input, 128 + number after a signal."""
     # Hydra would print its errors over several lines and exit with 1; raised, they become the one line of §3.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    # Where stdin, stdout or stderr is closed, their numbers must not go to files and sockets of ours.
-    while (null := os.open(os.devnull, os.O_RDWR)) <= 2:
-        pass
-    os.close(null)
+    streams.prepare()
+    if "--version" in sys.argv[1:]:
+        print(f"awq_pycuda {__version__}")
+        return 0
+    try:
+        os.getcwd()
+    except OSError as error:
+        return _report(InputError(f"the working folder: {error.strerror}; allowed: a folder that exists"))
     register_schemas()
     Preflight.sweep = None
-    code = _run_hydra()
-    if Preflight.sweep is None:
-        return code
-    jobs = Preflight.sweep.finish()
-    if Preflight.sweep.interrupted:
-        return INTERRUPTED
-    if code == 0 and any(job.state not in ("complete", "skipped") for job in jobs):
-        return 1
-    return code
-
-
-if __name__ == "__main__":
-    # Through the module's own name: launchers send the job function to other processes by name, not by value.
-    from awq_pycuda.run import main as command
-
-    sys.exit(command())
+    with stoppable(_pass_on) as stop:
+        code = _run_hydra()
+        sweep = Preflight.sweep
+        if sweep is None:
+            return stop.exit_code(code)
+        jobs = sweep.finish(wait=stop.number is None)
+        if sweep.abandoned:
+            return 1
+        if code == 0 and any(job.state not in ("complete", "skipped") for job in jobs):
+            code = 1
+        return stop.exit_code(code)

@@ -11,12 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from filelock import FileLock, Timeout
 
 from awq_pycuda import provenance, results
-from awq_pycuda.backends.base import Backend
 from awq_pycuda.config import Config, FileInputs, config_hash
 from awq_pycuda.inputs import file_sha256
 from awq_pycuda.spread import Spread
@@ -52,7 +51,7 @@ class Outcome:
     """How a job ended. `seconds`: its own work; `elsewhere`: another sweep is running it; `skipped`: it is complete.
 
     `pipeline_ms` over the measured passes and `error_removed` over the layers, of a job that is complete.
-    `stop`: the user pressed Ctrl-C meanwhile, whether or not the job could still finish.
+    `stop`: a signal asked this process to stop meanwhile, whether or not the job could still finish.
     """
 
     state: State
@@ -64,12 +63,12 @@ class Outcome:
     stop: bool = False
 
 
-def job_folder(study: Path, config: Config, backend: Backend[Any]) -> Path:
-    """The folder of a job's results: a hash of the resolved config, the kernels and the device.
+def job_folder(study: Path, config: Config, backend: str, device: str) -> Path:
+    """The folder of a job's results: a hash of the resolved config, the kernels, and the names of backend and device.
 
     The content of a layer file counts as config: a study never takes the results of an older file of the same name.
     """
-    parts = [config_hash(config), provenance.kernels_sha256(), backend.name, backend.device()["name"]]
+    parts = [config_hash(config), provenance.kernels_sha256(), backend, device]
     if isinstance(config.inputs, FileInputs):
         parts.append(file_sha256(Path(config.inputs.path)))
     return study / hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:_FOLDER_DIGITS]
@@ -97,6 +96,21 @@ def claim(folder: Path) -> Iterator[bool]:
         lock.release()
 
 
+def is_complete(folder: Path) -> bool:
+    """Whether a job's folder holds a complete result."""
+    return (results.read_status(folder) or ("", ""))[0] == "complete"
+
+
+def complete_jobs(study: Path) -> dict[str, tuple[str, str]]:
+    """The names of the folders of a study that say they are complete, with the names of backend and device there."""
+    found = {}
+    for path in study.glob(f"*/{results.FILE_NAME}"):
+        attributes = results.peek(path)
+        if attributes.get("status") == "complete":
+            found[path.parent.name] = (str(attributes["backend"]), str(json.loads(attributes["device"])["name"]))
+    return found
+
+
 def store_death(folder: Path, origin: dict[str, str | int | bool], reason: str) -> None:
     """Writes the failed result of a job whose process died, unless it had finished or another sweep has taken it.
 
@@ -104,5 +118,5 @@ def store_death(folder: Path, origin: dict[str, str | int | bool], reason: str) 
         OSError: the file cannot be written.
     """
     with claim(folder) as ours:
-        if ours and (results.read_status(folder) or ("", ""))[0] != "complete":
+        if ours and not is_complete(folder):
             results.write(folder, results.RunRecord(results.status_attributes(reason) | origin, [], results.NO_TIMINGS))

@@ -13,8 +13,8 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -65,6 +65,7 @@ class Reporter:
         self._path = folder / f"{platform.node()}-{os.getpid()}.jsonl"
         self._alive = _life_lock(self._path)
         self._alive.acquire()
+        self.stopped = False  # a signal came: this process begins no further job
 
     def started(self, number: int) -> None:
         """Job `number` begins."""
@@ -98,7 +99,6 @@ class Sweep:
     """The jobs of a sweep, by number.
 
     `folder` is where they report; `labels` are the overrides that tell them apart; `study` is what the user sees.
-    `interrupted`: Ctrl-C came while this process waited for jobs that others run, or told of them.
     `abandoned`: the launcher waited for a job whose process is gone, so this process's main thread was interrupted.
     """
 
@@ -107,7 +107,6 @@ class Sweep:
     labels: Sequence[str]
     console: Console
     jobs: list[JobStatus] = field(init=False)
-    interrupted: bool = field(init=False, default=False)
     abandoned: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
@@ -118,37 +117,38 @@ class Sweep:
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
-    def start(self) -> None:
-        """Says what is about to run and begins the live display."""
-        self._print(f"study {self.study}: {len(self.labels)} jobs")
+    def start(self, complete: int = 0) -> None:
+        """Says what is about to run, and how much of it is complete already; begins the live display."""
+        already = f", {complete} complete already" if complete else ""
+        self._print(f"study {self.study}: {len(self.labels)} jobs{already}")
         self._thread.start()
 
-    def finish(self) -> list[JobStatus]:
-        """Ends the display, waits for the jobs that other sweeps run, prints the table; returns the jobs."""
-        with self._interruptible():
+    def finish(self, wait: bool = True) -> list[JobStatus]:
+        """Ends the display, waits for the jobs that other sweeps run, prints the table; returns the jobs.
+
+        A signal ends the waiting.
+        """
+        with suppress(KeyboardInterrupt):
             # A launcher that gave up on one job may have left others running.
-            while any(job.state == "running" and self._is_alive(number) for number, job in enumerate(self.jobs)):
+            while wait and self.runs():
                 time.sleep(_POLL_SECONDS)
-        with self._interruptible():
+        with suppress(KeyboardInterrupt):
             self._stopped.set()
             self._thread.join()
-        with self._interruptible():
-            self._settle_elsewhere()
+        with suppress(KeyboardInterrupt):
+            if wait:
+                self._settle_elsewhere()
         self.jobs = [
             replace(job, state="failed", reason="the process that ran it ended") if job.state == "running" else job
             for job in self.jobs
         ]
-        with self._interruptible():
+        with suppress(KeyboardInterrupt):
             self._print_tables()
         return self.jobs
 
-    @contextmanager
-    def _interruptible(self) -> Iterator[None]:
-        """Ctrl-C ends the block, and is noted."""
-        try:
-            yield
-        except KeyboardInterrupt:
-            self.interrupted = True
+    def runs(self) -> list[Path]:
+        """The reports of the processes that are at work on a job."""
+        return [self._reports[n] for n, job in enumerate(self.jobs) if job.state == "running" and self._is_alive(n)]
 
     def _watch(self) -> None:
         on_terminal = self.console.is_terminal
@@ -228,7 +228,8 @@ class Sweep:
         if now - self._last_wait > _ABANDONED_SECONDS and not self.abandoned:
             self.abandoned = True
             # Unlike _thread.interrupt_main, a signal also ends the sleep that the launcher may be in.
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+            # SIGINT is ignored in a background job of a shell.
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
 
     def _settle_elsewhere(self) -> None:
         """Jobs that another sweep was running when their turn came: what became of them."""
@@ -251,7 +252,7 @@ class Sweep:
             parts.append(f"{count['elsewhere']} in another sweep")
         # Jobs already complete take no time, so only those that ran tell how long the rest will take.
         if ran and over < len(self.jobs):
-            parts.append(f"{_clock(elapsed / ran * (len(self.jobs) - over))} left")
+            parts.append(f"{clock(elapsed / ran * (len(self.jobs) - over))} left")
         line = Table.grid(padding=(0, 1))
         line.add_row(ProgressBar(total=len(self.jobs), completed=over, width=20), ", ".join(parts))
         return line
@@ -296,6 +297,8 @@ class Sweep:
                 self.console.print(failed)
         states = (f"{count[state]} {state}" for state in get_args(State) if count[state])
         self._print(f"{len(self.jobs)} jobs: {', '.join(states)}; results in {self.study}")
+        if count["complete"] or count["skipped"]:
+            self._print(f"next: {summary.next_command(self.study)}")
 
 
 def _settled(job: JobStatus) -> JobStatus | None:
@@ -315,7 +318,8 @@ def _first_line(text: str) -> str:
     return text.partition("\n")[0]
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """A time as h:mm:ss or m:ss."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

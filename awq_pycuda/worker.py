@@ -22,13 +22,13 @@ from typing import Any
 
 from filelock import FileLock
 
-from awq_pycuda import results
 from awq_pycuda.backends.base import Backend
 from awq_pycuda.config import Config
 from awq_pycuda.errors import InputError
 from awq_pycuda.execution import RunFailed, attempt, describe, store, validate
+from awq_pycuda.signals import STOPPING, stoppable
 from awq_pycuda.spread import Spread
-from awq_pycuda.study import Job, Outcome, Started, State, claim, job_folder
+from awq_pycuda.study import Job, Outcome, Started, State, claim, is_complete, job_folder
 from awq_pycuda.summary import removed_from
 
 
@@ -40,17 +40,26 @@ class Finished:
     usable: bool
 
 
+@dataclass(frozen=True)
+class Checked:
+    """The answer to one of several configs: what speaks against it, None if nothing; where it would run."""
+
+    refusal: str | None
+    backend: str = ""
+    device: str = ""
+
+
 def run_job(job: Job, tell: Callable[[Started], None]) -> Finished:
     """Runs a job, or says why not: it is complete, another sweep is at it, or it is refused."""
     begin = time.perf_counter()
-    os.chdir(job.cwd)
     try:
+        os.chdir(job.cwd)
         specs, backend, _ = validate(job.config)
-        folder = job_folder(job.cwd / job.study, job.config, backend)
+        folder = job_folder(job.cwd / job.study, job.config, *_names(backend))
         with claim(folder) as ours:
             if not ours:
                 return Finished(Outcome("elsewhere", folder=folder), usable=True)
-            if (results.read_status(folder) or ("", ""))[0] == "complete":
+            if is_complete(folder):
                 return Finished(Outcome("skipped", folder=folder), usable=True)
             with backend:
                 origin = describe(job.config, backend, job.overrides, job.config_yaml)
@@ -67,17 +76,20 @@ def run_job(job: Job, tell: Callable[[Started], None]) -> Finished:
     return Finished(Outcome("complete", "", folder, time.perf_counter() - begin, *figures), usable=True)
 
 
-def refusals(configs: Sequence[Config]) -> list[str | None]:
-    """What `validate` says against each config, None where nothing."""
+def checked(configs: Sequence[Config]) -> list[Checked]:
+    """What `validate` says of each config."""
 
-    def refusal(config: Config) -> str | None:
+    def check(config: Config) -> Checked:
         try:
-            validate(config)
+            return Checked(None, *_names(validate(config)[1]))
         except InputError as error:
-            return str(error)
-        return None
+            return Checked(str(error))
 
-    return [refusal(config) for config in configs]
+    return [check(config) for config in configs]
+
+
+def _names(backend: Backend[Any]) -> tuple[str, str]:
+    return backend.name, str(backend.device()["name"])
 
 
 def _alone_on(backend: Backend[Any]) -> AbstractContextManager[Any]:
@@ -105,12 +117,13 @@ def _is_usable(backend: Backend[Any]) -> bool:
 
 @contextmanager
 def _unblocked_interrupts() -> Iterator[None]:
-    """Within it an interrupt raises KeyboardInterrupt, also one that came before; outside, files are being written."""
-    try:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    """Within it a signal ends the job, also one that came before; outside, files are being written."""
+    with stoppable():
+        try:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
 
 
 def _receive(connection: Connection, requests: SimpleQueue[Any], busy: threading.Event) -> None:
@@ -127,8 +140,6 @@ def _receive(connection: Connection, requests: SimpleQueue[Any], busy: threading
 
 def main() -> None:
     """Serves one request after the other until the parent closes the socket."""
-    # `isolation` has blocked it before any thread was made, so that the main thread alone is ever interrupted.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # Slurm's word that time is nearly up; the parent minds it
     faulthandler.enable()
     connection = Connection(int(sys.argv[1]))
@@ -137,7 +148,7 @@ def main() -> None:
     threading.Thread(target=_receive, args=(connection, requests, busy), daemon=True).start()
     while (request := requests.get()) is not None:
         busy.set()
-        connection.send(run_job(request, connection.send) if isinstance(request, Job) else refusals(request))
+        connection.send(run_job(request, connection.send) if isinstance(request, Job) else checked(request))
         busy.clear()
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -118,6 +119,14 @@ def compose() -> Iterator[Callable[..., Config]]:
     composition.register_schemas()
     with hydra.initialize_config_dir(str(resource_dir("conf")), version_base="1.3"):
         yield lambda *overrides: composition.to_config(hydra.compose("config", list(overrides)))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def commands_can_be_interrupted():
+    """A shell's background job ignores SIGINT, and what it starts would, too: a handler is not inherited."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -292,12 +293,10 @@ def test_keys_in_which_the_rest_never_agrees_are_named(real, command, tmp_path):
     assert hint not in command("compare", tmp_path / "a", tmp_path / "b")[1]
 
 
-def test_ctrl_c(real, command, monkeypatch):
-    def interrupt(*arguments):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(analyze, "_collect", interrupt)
-    assert command(real) == (130, "", "interrupted\n")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal(real, command, monkeypatch, number):
+    monkeypatch.setattr(analyze, "_collect", lambda *_: signal.raise_signal(number))
+    assert command(real) == (128 + number, "", f"interrupted by {number.name}\n")
 
 
 def test_as_a_command(real, tmp_path):

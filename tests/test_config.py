@@ -83,12 +83,12 @@ def test_the_hash_tells_every_key_apart(compose):
 
 # The least and the most of each key, None where there is no most; both are allowed, what is next to them is not.
 LIMITS = {
-    "n": (1, None),
-    "tokens": (1, None),
+    "n": (1, 2**31 - 1),
+    "tokens": (1, 2**31 - 1),
     "tile": (1, 32),
     "layers": (1, 1000),
     "seed": (0, 2**64 - 1),
-    "threads": (1, None),
+    "threads": (1, 2**31 - 1),
     "quant.group_size": (1, None),
     "timing.warmup": (0, 100_000),
     "timing.repeats": (1, 100_000),

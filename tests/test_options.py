@@ -1,5 +1,6 @@
 """The options of analyze, compare and capture: every way to write them, every refusal, and what `--help` says."""
 
+import signal
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from awq_pycuda import __version__, analyze, capture, options
 from awq_pycuda.errors import InputError
 from awq_pycuda.options import REQUIRED, describe, nonempty, option, parse, serve, share, whole, words
+from awq_pycuda.signals import Stopped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +158,8 @@ def test_commands_answer_and_refuse_in_the_same_words(main, capsys):
     [
         (InputError("n=0: no; allowed: 1"), 2, "error: n=0: no; allowed: 1\n"),
         (OSError(28, "No space left on device"), 1, "failed: [Errno 28] No space left on device\n"),
-        (KeyboardInterrupt(), 130, "interrupted\n"),
+        (Stopped(signal.SIGINT), 130, "interrupted by SIGINT\n"),
+        (Stopped(signal.SIGTERM), 143, "interrupted by SIGTERM\n"),
     ],
 )
 def test_what_ends_a_command_gives_its_exit_code(raised, code, line, capsys):

@@ -184,15 +184,13 @@ def test_a_verification_failure_is_a_failed_run_with_its_errors(cli, monkeypatch
         assert 1e-12 < file["layers/000/verify"].attrs["output"] < 1e-5
 
 
-def test_an_interrupt_is_stored_too(cli, monkeypatch, tmp_path):
-    def interrupt(*arguments):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(CpuBackend, "relu", interrupt)
-    assert cli("n=16", "layers=2", "backend=cpu")[0] == 130
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_is_stored_too(cli, monkeypatch, tmp_path, number):
+    monkeypatch.setattr(CpuBackend, "relu", lambda *_: signal.raise_signal(number))
+    assert cli("n=16", "layers=2", "backend=cpu")[0] == 128 + number
     (path,) = tmp_path.rglob("results.h5")
     with h5py.File(path) as file:
-        assert file.attrs["status"] == "failed"
+        assert (file.attrs["status"], file.attrs["error"]) == ("failed", f"interrupted by {number.name}")
 
 
 def test_a_full_disk_is_one_line_and_leaves_no_file(monkeypatch, tmp_path, cli):

@@ -84,8 +84,8 @@ def test_a_job_that_is_cancelled_leaves_the_others_their_results(sweep, tmp_path
     subprocess.run(["scancel", job], check=True)
     out, err = process.communicate(timeout=LIMIT_S)
     assert (process.returncode, err) == (1, "")
-    assert "3 jobs: 2 complete, 1 failed" in out
-    assert "SIGTERM" in out
+    assert "3 jobs: 2 complete, 1 interrupted" in out
+    assert "interrupted by SIGTERM" in out
     wait_until(lambda: queue(process) == [])  # Slurm still completes the cancelled one for a moment
     assert statuses(tmp_path, "timing.repeats") == {
         "timing.repeats=100000": "failed",

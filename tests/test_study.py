@@ -5,25 +5,20 @@ import dataclasses
 import numpy as np
 
 from awq_pycuda import provenance
-from awq_pycuda.backends.cpu import CpuBackend
 from awq_pycuda.study import job_folder
 
 
 def test_a_job_s_folder_tells_config_kernels_device_and_backend(compose, monkeypatch, tmp_path):
     config = compose("n=8")
-    first = job_folder(tmp_path, config, CpuBackend())
+    first = job_folder(tmp_path, config, "cpu", "a device")
     assert first.parent == tmp_path
-    assert job_folder(tmp_path, dataclasses.replace(config, study="another"), CpuBackend()) == first
-    folders = {first, job_folder(tmp_path, compose("n=9"), CpuBackend())}
+    assert job_folder(tmp_path, dataclasses.replace(config, study="another"), "cpu", "a device") == first
+    folders = {first, job_folder(tmp_path, compose("n=9"), "cpu", "a device")}
     with monkeypatch.context() as patch:
         patch.setattr(provenance, "kernels_sha256", lambda: "others")
-        folders.add(job_folder(tmp_path, config, CpuBackend()))
-    with monkeypatch.context() as patch:
-        patch.setattr(CpuBackend, "device", lambda self: {"name": "another"})
-        folders.add(job_folder(tmp_path, config, CpuBackend()))
-    with monkeypatch.context() as patch:
-        patch.setattr(CpuBackend, "name", "another")
-        folders.add(job_folder(tmp_path, config, CpuBackend()))
+        folders.add(job_folder(tmp_path, config, "cpu", "a device"))
+    folders.add(job_folder(tmp_path, config, "cpu", "another"))
+    folders.add(job_folder(tmp_path, config, "cuda", "a device"))
     assert len(folders) == 5
 
 
@@ -33,5 +28,5 @@ def test_the_content_of_a_layer_file_counts(compose, tmp_path):
     folders = []
     for rows in (1, 2):
         np.savez(path, **{"000.weight": np.ones((rows, 2), np.float32)})
-        folders.append(job_folder(tmp_path, config, CpuBackend()))
+        folders.append(job_folder(tmp_path, config, "cpu", "a device"))
     assert folders[0] != folders[1]

@@ -13,6 +13,8 @@ import numpy as np
 import psutil
 import pytest
 from conftest import TINY_SWEEP, files_under, found, start
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from result_files import editing
 
 from awq_pycuda import composition, isolation, results
@@ -130,7 +132,7 @@ def test_ctrl_c_stops_the_job_and_the_sweep(environment, tmp_path):
     out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (130, "")
     assert "4 jobs: 2 not run, 1 complete, 1 interrupted" in out
-    assert found(folder) == {0: ("complete", ""), 1: ("failed", "KeyboardInterrupt")}
+    assert found(folder) == {0: ("complete", ""), 1: ("failed", "interrupted by SIGINT")}
 
 
 def test_ctrl_c_while_waiting_for_another_sweep(environment, tmp_path):
@@ -173,7 +175,7 @@ def test_a_worker_takes_interrupts_only_within_a_job(compose):
     try:
         for _ in range(2):  # while it starts, and while it waits
             worker._process.send_signal(signal.SIGINT)
-            assert isolation.refusals([config]) == [None]
+            assert [answer.refusal for answer in isolation.checked([config])] == [None]
         assert isolation._host.worker(config) is worker
     finally:
         isolation.close_worker()
@@ -289,13 +291,16 @@ def test_planned_jobs_are_what_hydra_composes(overrides):
         master = hydra.compose("config", [], return_hydra_config=True)
         master.hydra.overrides.task = list(overrides)
         master.hydra.job.config_name = "config"
-        planned = composition.plan_jobs(master)
-        assert len(planned) >= 4
-        for job in planned:
+        plan = composition.Plan(master)
+        assert len(plan) >= 4
+        (batch,) = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(list(overrides)), None)
+        for number, label in enumerate(plan.labels):
+            if "glob" not in str(overrides):
+                assert plan.overrides(number) == batch[number]
             fixed = [override for override in overrides if "," not in override and "(" not in override]
-            exact = composition.to_config(hydra.compose("config", [*fixed, *job.label.split()]))
-            exact.study = job.config.study
-            assert job.config == exact
+            exact = composition.to_config(hydra.compose("config", [*fixed, *label.split()]))
+            exact.study = plan.study
+            assert plan.config(number) == plan.job(number).config == exact
 
 
 @pytest.mark.parametrize("path", sorted(resource_dir("experiments").glob("*.yaml")), ids=lambda path: path.stem)
@@ -305,10 +310,10 @@ def test_every_study_composes(path):
         master = hydra.compose("config", [f"experiment={path.stem}"], return_hydra_config=True)
         master.hydra.overrides.task = [f"experiment={path.stem}"]
         master.hydra.job.config_name = "config"
-        jobs = composition.plan_jobs(master)
-    assert {job.config.study for job in jobs} == {path.stem}
+        plan = composition.Plan(master)
+        assert {plan.config(number).study for number in range(len(plan))} == {path.stem}
     assert path.stem in (resource_dir("conf") / "config.yaml").read_text()  # --help names it
-    assert len({job.label for job in jobs}) == len(jobs) >= 4
+    assert len(set(plan.labels)) == len(plan) >= 4
 
 
 def test_a_job_that_died_does_not_overwrite_another_sweep_s_result(tmp_path):

@@ -3,6 +3,7 @@
 import errno
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ import pytest
 from conftest import TINY_SWEEP
 from rich.console import Console
 
+from awq_pycuda.signals import Stopped, stoppable
 from awq_pycuda.spread import Spread, error_removed, milliseconds, percent, percent_range
 from awq_pycuda.study import Outcome
 from awq_pycuda.sweep import JobStatus, Reporter, Sweep
@@ -99,10 +101,12 @@ def test_a_launcher_that_waits_for_dead_processes_is_interrupted(tmp_path, monke
     sweep.start()
     time.sleep(1)
     assert not sweep.abandoned
-    process.kill()
-    process.communicate()
-    with pytest.raises(KeyboardInterrupt):
-        time.sleep(60)
+    with stoppable() as stop:
+        process.kill()
+        process.communicate()
+        with pytest.raises(Stopped):
+            time.sleep(60)
+    assert stop.number == signal.SIGTERM
     assert sweep.abandoned
     (job,) = sweep.finish()
     assert (job.state, job.reason) == ("failed", "the process that ran it ended")
