@@ -206,7 +206,7 @@ def _check_options(options: Options) -> None:
 
 
 def _no_folder(model: str) -> str:
-    if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", model):
+    if re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", model):
         return (
             f"is no folder; of the model by that name on Hugging Face, hf download {model} --local-dir FOLDER makes one"
         )

@@ -63,6 +63,12 @@ OUT = "allowed: a file name that ends in .h5 or .hdf5, in an existing folder tha
         ("model=", "model=: is missing; allowed: a folder with config.json, weights and tokenizer.json"),
         ("model={tmp}/no", "model={tmp}/no: is no folder; allowed: a folder with config.json"),
         ("model={text}", "model={text}: is no folder; allowed: a folder with config.json"),
+        (
+            "model=bert-base/uncased.v2",
+            "model=bert-base/uncased.v2: is no folder; of the model by that name on Hugging Face, "
+            "hf download bert-base/uncased.v2 --local-dir FOLDER makes one; allowed: a folder with config.json",
+        ),
+        ("model=gpt2", "model=gpt2: is no folder; of the model by that name on Hugging Face, hf download gpt2"),
         ("model={tmp}", "model={tmp}: holds no config.json; allowed: a folder with config.json"),
         ("text=", "text=: is missing; allowed: a file of UTF-8 text"),
         ("text={tmp}/no", "text={tmp}/no: is no file; allowed: a file of UTF-8 text"),

@@ -10,7 +10,8 @@ import h5py
 import numpy as np
 import pytest
 
-from awq_pycuda.layer_files import describe_layers, load_layers
+from awq_pycuda.errors import InputError
+from awq_pycuda.layer_files import describe_layers, load_layers, unreached_layers
 from awq_pycuda.layer_writer import LayerWriter
 
 
@@ -42,6 +43,29 @@ def test_the_writer_writes_what_is_read(tmp_path: Path, dtype: type[np.floating[
         assert dataset.dtype == dtype
         assert [dimension.label for dimension in dataset.dims] == ["tokens", "in_features"]
         assert set(dataset.attrs) >= {"description", "units"}
+
+
+def test_rows_as_they_come(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    random = np.random.default_rng(0)
+    weight, rows = (random.standard_normal(shape, np.float32) for shape in ((3, 4), (7, 4)))
+    with LayerWriter(path) as writer:
+        reached, idle = (writer.add(name, weight, tokens=None) for name in ("reached", "idle"))
+        writer.append(reached, rows[:2])
+        writer.append(reached, rows[2:])
+        assert (writer.rows(reached), writer.rows(idle)) == (7, 0)
+    (layer,) = load_layers(path)
+    np.testing.assert_array_equal(layer.activations, rows)
+    assert [shape.name for shape in describe_layers(path)] == ["reached"]
+    assert unreached_layers(path) == ["idle"]
+
+
+def test_a_file_of_layers_that_no_token_reached_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    with LayerWriter(path) as writer:
+        writer.add("idle", np.ones((2, 2), np.float32), tokens=None)
+    with pytest.raises(InputError, match="holds no layer that a token reached; allowed is a file with activations"):
+        load_layers(path)
 
 
 def test_many_layers_keep_their_order(tmp_path: Path) -> None:
