@@ -186,8 +186,6 @@ def _print_table(
     title = without if len(without) <= width else title
     table = Table(
         box=None,
-        title=escape(title),
-        title_justify="left",
         padding=(0, 1),
         collapse_padding=gap == 1,
     )
@@ -196,4 +194,5 @@ def _print_table(
         table.add_column(heading, justify="right", no_wrap=True)
     for name, row in [*zip(shown, rows, strict=True), *totals.items()]:
         table.add_row(escape(name), *row)
+    print_line(console, title)  # a table would fold its title to its own width
     console.print(table, width=width)

@@ -270,14 +270,7 @@ class Sweep:
 
     def _print_tables(self) -> None:
         style = summary.table_style(self.console)
-        table = Table(
-            "job",
-            Column("overrides", overflow="fold"),
-            box=style,
-            title=_TITLE,
-            title_justify="left",
-            collapse_padding=True,
-        )
+        table = Table("job", Column("overrides", overflow="fold"), box=style, collapse_padding=True)
         table.add_column("state", no_wrap=True)
         for heading in ("seconds", "pipeline\nms", "noise", "error\nremoved", "quartiles"):
             table.add_column(heading, justify="right", no_wrap=True)
@@ -291,6 +284,7 @@ class Sweep:
             if job.state in ("failed", "interrupted"):
                 failed.add_row(str(number), escape(_first_line(job.reason)))
         count = Counter(job.state for job in self.jobs)
+        self._print(_TITLE)
         with suppress(OSError, SystemExit):
             self.console.print(table)
             if failed.row_count:

@@ -52,6 +52,8 @@ VOLATILE = (
     (re.compile(r"cpu on .*"), "cpu on <device>"),
     (re.compile(r"^(times|fail_on=\w+): .*"), r"\1: <verdicts>"),
     (re.compile(r"[ ─━]{2,}"), " "),  # columns are as wide as their widest number
+    (re.compile(r"% [\d.]+ (\d+ %|-)$"), "% <time>"),  # the table of runs ends with the pipeline's time and its noise
+    (re.compile(r"file://\S+(?=/report/report\.html)"), "file://<folder>"),
 )
 # Lines below such a heading, as far as they are indented, hold times only.
 _TIMES = re.compile(r"^(Stage times|Times)\b")

@@ -58,8 +58,7 @@ def _print_figures(console: Console, collection: Collection) -> None:
     """Each complete run's figures with their spread, as `spread` defines them."""
     runs = complete_runs(collection)
     labels = run_labels(collection)
-    title = "Runs (pipeline: median of passes, noise IQR / median; others: median of layers)"
-    table = _table(console, title, ("run",), ("layers", "RTN\ndB", "AWQ\ndB", "error\nremoved", "quartiles"))
+    table = _table(console, None, ("run",), ("layers", "RTN\ndB", "AWQ\ndB", "error\nremoved", "quartiles"))
     for heading in ("pipeline\nms", "noise"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.collapse_padding = True
@@ -69,6 +68,7 @@ def _print_figures(console: Console, collection: Collection) -> None:
         quality = (*(_number(value, ".2f") for value in decibels), percent(removed[run].median))
         times = (milliseconds(passes[run].median), percent(passes[run].noise, 0))
         table.add_row(escape(printable(labels[run])), str(layers), *quality, percent_range(removed[run]), *times)
+    print_line(console, "Runs (pipeline: median of passes, noise IQR / median; others: median of layers)")
     console.print(table, width=min(console.width, _WIDTH))
     if len(runs) > _MOST_ROWS:
         print_line(console, f"{len(runs) - _MOST_ROWS} more runs are in the table runs and in the report")
@@ -125,7 +125,7 @@ def _number(value: float, form: str) -> str:
     return "-" if math.isnan(value) else format(value, form)
 
 
-def _table(console: Console, title: str, texts: tuple[str, ...], numbers: tuple[str, ...]) -> Table:
+def _table(console: Console, title: str | None, texts: tuple[str, ...], numbers: tuple[str, ...]) -> Table:
     style = box.SIMPLE_HEAD if console.is_terminal else None
     table = Table(box=style, title=title, title_justify="left")
     for heading in texts:
