@@ -60,17 +60,17 @@ def objects(file: Any) -> Objects:
     count = 0
     while left:
         path, group = left.pop()
-        links: list[tuple[bytes, int]] = []
+        links: list[tuple[bytes, int, int]] = []
 
-        def take(name: bytes, info: Any, links: list[tuple[bytes, int]] = links) -> bool | None:
-            links.append((name, info.type))
+        def take(name: bytes, info: Any, links: list[tuple[bytes, int, int]] = links) -> bool | None:
+            links.append((name, info.type, info.u))
             return len(links) > _MOST_LINKS or None  # anything but None ends the iteration
 
         group.links.iterate(take, info=True)
         count += len(links)
         if count > _MOST_LINKS:
             raise RefusedError(f"more than {_MOST_LINKS:,} links")
-        for name, kind in links:
+        for name, kind, address in links:
             where = f"{path}/{_text(name)}"
             # A soft link names a path of this file, whose links are all looked at.
             if kind == h5l.TYPE_SOFT:
@@ -78,11 +78,10 @@ def objects(file: Any) -> Objects:
             if kind != h5l.TYPE_HARD:
                 what = "an external link" if kind == h5l.TYPE_EXTERNAL else "a link of a user-defined type"
                 raise RefusedError(f"{where} is {what}")
-            child = h5o.open(group, name)
-            address = h5o.get_info(child).addr
             if address in entered:  # a second link to the same object, such as one to a group above
                 continue
             entered.add(address)
+            child = h5o.open(group, name)
             found[where] = dataset(child, where) if isinstance(child, h5d.DatasetID) else child
             if isinstance(child, h5g.GroupID):
                 if where.count("/") > _MOST_DEPTH:
@@ -108,13 +107,12 @@ def dataset(opened: Any, where: str) -> Dataset:
     return Dataset(opened, stored.get_chunk(), stored.get_filter_by_id(h5z.FILTER_FLETCHER32) is not None)
 
 
-def check_stored(dataset: Dataset, where: str) -> None:
+def check_stored(dataset: Dataset, shape: tuple[int, ...], where: str) -> None:
     """Refuses a dataset with less data than its shape says: HDF5 would make up the rest.
 
     Raises:
         RefusedError: it has no data, or chunks are missing.
     """
-    shape = dataset.id.shape
     if not shape or 0 in shape:
         return
     if dataset.chunks is not None:

@@ -241,7 +241,7 @@ def _open_hdf5(path: Path) -> Iterator[list[_Source]]:
 
 def _hdf5_reader(dataset: Any, where: str) -> Callable[[int], NDArray[np.float32]]:
     def read(rows: int) -> NDArray[np.float32]:
-        hdf5.check_stored(hdf5.dataset(dataset.id, where), where)
+        hdf5.check_stored(hdf5.dataset(dataset.id, where), dataset.shape, where)
         array = np.empty((rows, *dataset.shape[1:]), np.float32)
         dataset.read_direct(array, np.s_[:rows])
         return array

@@ -28,6 +28,7 @@ METRICS = (
     "propagated_output_mse",
 )
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
+_REFERENCE_BYTES = 16  # what an attribute holds of a string of variable length: its size and place
 _MAX_BYTES = 1 << 30  # of one dataset: a damaged size must not take the machine's memory
 
 Array = NDArray[Any]
@@ -275,24 +276,25 @@ def _group(found: hdf5.Objects, where: str) -> Any:
     return found[where]
 
 
-def _dataset(found: hdf5.Objects, where: str, rank: int) -> tuple[Any, tuple[int, ...]]:
+def _dataset(found: hdf5.Objects, where: str, rank: int) -> tuple[Any, tuple[int, ...], Any]:
+    """A dataset, its shape and its type."""
     if where not in found:
         raise UnreadableError(f"{where} is missing")
     dataset = found[where]
     if not isinstance(dataset, hdf5.Dataset):
         raise UnreadableError(f"{where} is no dataset")
-    shape = dataset.id.shape
+    shape, stored = dataset.id.shape, dataset.id.get_type()
     if len(shape) != rank:
         raise UnreadableError(f"{where} has {len(shape)} dimensions, not {rank}")
-    if math.prod(shape) * max(8, dataset.id.get_type().get_size()) > _MAX_BYTES:
+    if math.prod(shape) * max(8, stored.get_size()) > _MAX_BYTES:
         raise UnreadableError(f"{where} claims the shape {shape}")
-    hdf5.check_stored(dataset, where)
-    return dataset.id, shape
+    hdf5.check_stored(dataset, shape, where)
+    return dataset.id, shape, stored
 
 
 def _numbers(found: hdf5.Objects, where: str, rank: int) -> Array:
-    dataset, shape = _dataset(found, where, rank)
-    if dataset.get_type().get_class() not in (h5t.FLOAT, h5t.INTEGER):
+    dataset, shape, stored = _dataset(found, where, rank)
+    if stored.get_class() not in (h5t.FLOAT, h5t.INTEGER):
         raise UnreadableError(f"{where} holds no numbers")
     values = np.empty(shape)
     dataset.read(h5s.ALL, h5s.ALL, values, h5t.NATIVE_DOUBLE)
@@ -300,10 +302,10 @@ def _numbers(found: hdf5.Objects, where: str, rank: int) -> Array:
 
 
 def _texts(found: hdf5.Objects, where: str) -> list[str]:
-    dataset, shape = _dataset(found, where, 1)
-    if dataset.get_type().get_class() != h5t.STRING:
+    dataset, shape, stored = _dataset(found, where, 1)
+    if stored.get_class() != h5t.STRING:
         raise UnreadableError(f"{where} holds no text")
-    values = np.empty(shape, dataset.dtype)
+    values = np.empty(shape, stored.dtype)
     dataset.read(h5s.ALL, h5s.ALL, values)
     return [value.decode() for value in values]
 
@@ -317,8 +319,11 @@ def _attributes(location: Any) -> dict[str, Scalar]:
         attribute = h5a.open(location, name)
         stored = attribute.get_type()
         kind = stored.get_class()
+        if kind not in (h5t.FLOAT, h5t.INTEGER, h5t.STRING, h5t.ENUM):
+            continue
         # read() writes all the values that there are, so an array must never come to it.
-        if attribute.shape != () or kind not in (h5t.FLOAT, h5t.INTEGER, h5t.STRING, h5t.ENUM):
+        elsewhere = kind == h5t.STRING and stored.is_variable_str()
+        if attribute.get_storage_size() != (_REFERENCE_BYTES if elsewhere else stored.get_size()):
             continue
         memory = {h5t.FLOAT: h5t.NATIVE_DOUBLE, h5t.INTEGER: h5t.NATIVE_INT64}.get(kind)
         value = np.zeros((), stored.dtype if memory is None else memory.dtype)
