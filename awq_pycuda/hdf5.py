@@ -20,6 +20,7 @@ from h5py import h5d, h5g, h5l, h5o, h5z
 
 DIGEST = "sha256"  # dataset of the root
 _DIGITS = 64
+_CHECKSUM = 4  # bytes of fletcher32
 _MOST_LINKS = 100_000
 _MOST_DEPTH = 32
 _BLOCK = 1 << 20
@@ -127,15 +128,15 @@ def check_stored(dataset: Dataset, shape: tuple[int, ...], where: str) -> None:
 def sealed_image(file: h5py.File) -> list[bytes | memoryview]:
     """The bytes of a file that is open with the core driver, in pieces, with the digest of what no checksum covers.
 
-    It becomes the dataset `/sha256` (64 hexadecimal digits): SHA-256 over all bytes but its own and the chunks of
-    datasets with fletcher32. So it covers all attributes, names, types and shapes, and the values of datasets that
-    cannot have a checksum: scalars, and strings of variable length. It can be compared without reading any of these.
+    It becomes the dataset `/sha256` (64 hexadecimal digits): SHA-256 over all bytes but its own and the data of
+    datasets with fletcher32. So it covers all attributes, names, types and shapes, the checksums, and the values of
+    datasets that cannot have one: scalars, and strings of variable length. It can be compared without reading these.
     """
     if DIGEST not in file:
         # Contiguous, so that its bytes stand alone: neither HDF5's checksums over metadata nor a heap hold them.
         own = file.create_dataset(DIGEST, data=np.bytes_(b"0" * _DIGITS))
         own.attrs["units"] = "1"
-        own.attrs["description"] = "SHA-256 of all bytes but these and the chunks of datasets with fletcher32"
+        own.attrs["description"] = "SHA-256 of all bytes but these and what datasets with fletcher32 hold"
     file.flush()
     found = objects(file.id)
     image = file.id.get_file_image()
@@ -203,10 +204,13 @@ def _uncovered(found: Objects, own: tuple[int, int], size: int) -> Iterator[tupl
 
 
 def _checked(found: Iterable[Any]) -> Iterator[tuple[int, int]]:
-    """Begin and end of every chunk that has a checksum."""
+    """Begin and end of the data of every chunk that has a checksum.
+
+    The checksum itself, its last 4 bytes, is not among them: that of zeros is 0, so zeros over both would agree.
+    """
     for each in found:
         if isinstance(each, Dataset) and each.has_checksum:
             for index in range(each.id.get_num_chunks()):
                 chunk = each.id.get_chunk_info(index)
                 if chunk.filter_mask == 0:
-                    yield chunk.byte_offset, chunk.byte_offset + chunk.size
+                    yield chunk.byte_offset, chunk.byte_offset + chunk.size - _CHECKSUM

@@ -10,6 +10,7 @@ from result_files import editing, make_run, vary
 from version_1 import write_version_1
 
 from awq_pycuda import hdf5, results
+from awq_pycuda.analysis import worker
 from awq_pycuda.analysis.reader import UnreadableError, read, read_channels
 
 
@@ -67,6 +68,66 @@ def test_a_flipped_bit_is_told_or_changes_nothing(real, tmp_path):
             told += 1
         assert results.read_status(tmp_path) is None
     assert told > 200  # the rest hit what the analysis does not read
+
+
+def damage(whole, path, random):
+    """Truncated, overwritten, or with a part that another program has removed, resized or changed."""
+    content = bytearray(whole)
+    place, size = random.randrange(len(content)), random.choice([1, 8, 512, 4096])
+    kind = random.choice(["truncated", "zeros", "noise", "removed", "resized", "attribute"])
+    if kind == "truncated":
+        del content[place:]
+    elif kind in ("zeros", "noise"):
+        content[place : place + size] = bytes(size) if kind == "zeros" else random.randbytes(size)
+    path.write_bytes(content)
+    if kind in ("truncated", "zeros", "noise"):
+        return
+    with h5py.File(path, "r+") as file:
+        names = []
+        file.visit(names.append)
+        if kind == "removed":
+            del file[random.choice(names)]
+        elif kind == "resized":
+            name = random.choice([name for name in names if isinstance(file[name], h5py.Dataset)])
+            dtype = file[name].dtype
+            del file[name]
+            file.create_dataset(name, random.choice([(), (0,), (3,), (2**27,), (2**40,)]), dtype)
+        else:
+            attributes = file[random.choice([name for name in names if file[name].attrs])].attrs
+            name = random.choice(list(attributes))
+            del attributes[name]
+            if random.random() < 0.7:
+                attributes[name] = random.choice([-1, 0.5, "text", float("nan"), np.zeros(3)])
+
+
+def test_zeros_over_a_dataset_and_its_checksum_are_told(real, tmp_path):
+    """The checksum of zeros is 0."""
+    path = vary(real, tmp_path)
+    with h5py.File(path) as file:
+        chunk = file["layers/000/stats/abs_mean"].id.get_chunk_info(0)
+    content = bytearray(path.read_bytes())
+    content[chunk.byte_offset : chunk.byte_offset + chunk.size] = bytes(chunk.size)
+    path.write_bytes(content)
+    with h5py.File(path) as file:
+        assert not file["layers/000/stats/abs_mean"][()].any()
+    with pytest.raises(UnreadableError, match="disagree"):
+        read(path)
+    assert results.read_status(tmp_path) is None
+
+
+def test_no_damage_is_read_as_other_numbers(real, tmp_path):
+    whole = real.read_bytes()
+    draw = random.Random(0)
+    paths = [tmp_path / f"{index}.h5" for index in range(300)]
+    for path in paths:
+        damage(whole, path, draw)
+    outcomes = dict(zip(paths, worker.read_files(paths), strict=True))
+    readable = [path for path, outcome in outcomes.items() if not isinstance(outcome, str)]
+    assert len(readable) < 30
+    expected = everything(real)
+    for path in readable:
+        assert everything(path)[1] == expected[1]
+        assert everything(path)[0].replace(str(path), str(real)) == expected[0]
 
 
 @pytest.mark.parametrize(
