@@ -118,6 +118,7 @@ RUN = """Error
 Stage times in ms (median of 3)
  layer  relu
  000    0.038
+n=8        38.0 %  29.7 to 46.3 %  49.08    4 %
 pipeline 2.42 ms (median of 3), cold pass 10 ms
 results …/outputs/2026-11-23/00-04-31-997224/results.h5
 """.splitlines()
@@ -130,6 +131,8 @@ results …/outputs/2026-11-23/00-04-31-997224/results.h5
         (" layer  relu", " layer    relu", True),
         ("2.42 ms", "31 ms", True),
         ("2026-11-23/00-04-31-997224", "2027-01-02/10-00-00-000001", True),
+        ("49.08    4 %", "364.0   46 %", True),
+        ("46.3 %", "46.5 %", False),
         ("0.25", "0.5", False),
         ("50.23", "50.24", True),
         ("50.23", "50.25", False),

@@ -48,6 +48,7 @@ VOLATILE = (
     (re.compile(r"(?<![\w.])(?=\w*[a-f])(?=\w*\d)[0-9a-f]{8,64}\b"), "<hash>"),
     (re.compile(r"(?<![\w.])\d[\d,.]*(?: to \d[\d,.]*)? (?:ms|s|min|h)(?!\w)"), "<time>"),
     (re.compile(r"(IQR) [\d.,]+ to [\d.,]+"), r"\1 <time>"),
+    (re.compile(r"( to [\d.]+ %) +[\d.,]+ +(?:\d+ %|-)$"), r"\1 <time>"),  # of a table of runs
     (re.compile(r"^backend cpu \(.*\)"), "backend cpu"),
     (re.compile(r"cpu on .*"), "cpu on <device>"),
     (re.compile(r"^(times|fail_on=\w+): .*"), r"\1: <verdicts>"),
