@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from awq_pycuda.analysis.collect import Collection, collect
-from awq_pycuda.analysis.guard import Failure
+from awq_pycuda.analysis.guard import Failure, attempt
 from awq_pycuda.analysis.report_data import page_data
 from awq_pycuda.analysis.selection import (
     complete_layers,
@@ -90,30 +90,47 @@ def write_report(collection: Collection, path: Path, failures: list[Failure]) ->
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    data = page_data(collection, failures)
-    labels = run_labels(collection)
+    parts = _parts(collection, failures)
     bundle = _table_bundle()
     html = environment.get_template("report.html.j2").render(
-        title=_title(collection),
-        about=_about(collection.runs),
-        tiles=_tiles(collection),
-        no_signal=no_signal_line(collection),
-        common=_common(collection.runs),
-        columns=_columns(collection),
-        runs=_rows(collection, labels),
-        failed=_failed(collection.runs, labels),
+        **parts | {"data": Markup(parts["data"])},
         left_out=[
             *((str(item.path), item.reason) for item in collection.left_out),
             *((failure.part, failure.reason) for failure in failures),
         ],
-        has_roofline=bool(data["roofs"]),
-        data=Markup(_json_script(data)),
         table_script=Markup(_json_script(bundle.read_text(encoding="utf-8"))),
         table_style=Markup(bundle.with_suffix(".css").read_text(encoding="utf-8")),
         plotly=Markup(get_plotlyjs()),
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(html, encoding="utf-8", errors="backslashreplace")  # paths may hold bytes that are no text
+
+
+def _parts(collection: Collection, failures: list[Failure]) -> dict[str, Any]:
+    """What the page is made of; a part that fails joins `failures` and is empty."""
+    runs, names = collection.runs, list(collection.runs["run"])
+    nothing = page_data(collect([]), [])
+
+    def data() -> tuple[str, bool]:
+        found = page_data(collection, failures)
+        return _json_script(found), bool(found["roofs"])
+
+    labels = attempt(
+        "names of the runs", failures, lambda: run_labels(collection), dict(zip(names, names, strict=True))
+    )
+    script, has_roofline = attempt("interactive figures", failures, data, (_json_script(nothing), True))
+    return {
+        "data": script,
+        "has_roofline": has_roofline,
+        "title": attempt("title", failures, lambda: _title(collection), plural(len(runs), "run")),
+        "about": attempt("head", failures, lambda: _about(runs), list[tuple[str, str]]()),
+        "tiles": attempt("tiles", failures, lambda: _tiles(collection), list[Tile]()),
+        "no_signal": attempt("layers without signal", failures, lambda: no_signal_line(collection), ""),
+        "common": attempt("settings", failures, lambda: _common(runs), list[tuple[str, str]]()),
+        "columns": attempt("columns of the table", failures, lambda: _columns(collection), list[Column]()),
+        "runs": _rows(collection, labels),
+        "failed": _failed(runs, labels),
+    }
 
 
 def _table_bundle() -> Path:
