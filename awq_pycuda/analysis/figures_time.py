@@ -27,6 +27,7 @@ from awq_pycuda.analysis.selection import (
     plural,
     run_labels,
     run_stages,
+    stage_passes,
     stages_of,
     swept_keys,
     without_folders,
@@ -169,7 +170,8 @@ def _time_against(collection: Collection, runs: pd.DataFrame, key: str, along: l
         else "median and quartiles over all runs; a thin line joins runs that differ in this key alone"
         + (", or their medians over the seeds" if "seed" in swept and key != "seed" else "")
     )
-    note += f". Right, its stages: medians over {plural(len(runs), 'run')}. Times {_clock(runs)}."
+    note += f". Right, its stages: medians and quartiles over the passes of {plural(len(runs), 'run')}."
+    note += f" Times {_clock(runs)}."
     if along:
         note += f" Swept along with {key_name(key)}: {', '.join(key_name(other) for other in along)}."
     names = _combo_names(runs, others, combos) if few else {}
@@ -188,7 +190,7 @@ def _time_against(collection: Collection, runs: pd.DataFrame, key: str, along: l
     else:
         _thin_lines(left, runs["pipeline_ms"], x, combos)
         _quartile_line(left, runs["pipeline_ms"].groupby(x), 0, "", to_scale, 0.0)
-    _stage_lines(right, run_stages(collection), x, to_scale)
+    _stage_lines(right, collection, x, to_scale)
     look.scale_to(left, "y", runs["pipeline_ms"])
     for panel, name in ((left, "time of a pass (ms)"), (right, "time of a stage, all layers (ms)")):
         panel.set_xlabel(key_name(key))
@@ -244,12 +246,16 @@ def _quartile_line(panel: Axes, groups: Any, series: int, label: str, joined: bo
     )
 
 
-def _stage_lines(panel: Axes, sums: pd.DataFrame, x: pd.Series, joined: bool) -> None:
-    medians = sums.groupby(x.reindex(sums.index)).median()
-    line = "-" if joined else "none"
-    for stage, style in _stage_style(list(sums)).items():
-        panel.plot(medians.index, medians[stage], markersize=4.5, linestyle=line, label=stage, **style)
-    look.scale_to(panel, "y", medians.to_numpy().ravel())
+def _stage_lines(panel: Axes, collection: Collection, x: pd.Series, joined: bool) -> None:
+    passes = stage_passes(collection)
+    places = passes.index.get_level_values("run").map(x)
+    spread = passes.groupby([passes.index.get_level_values("stage"), places]).quantile(list(QUARTILES)).unstack()
+    low, middle, high = (spread[share] for share in QUARTILES)
+    bars: dict[str, Any] = {"markersize": 4.5, "linestyle": "-" if joined else "none", "elinewidth": 1.0}
+    for stage, style in _stage_style(stages_of(complete_layers(collection))).items():
+        mine = middle[stage]
+        panel.errorbar(mine.index, mine, [mine - low[stage], high[stage] - mine], label=stage, **bars, **style)
+    look.scale_to(panel, "y", middle)
     _legend(panel, "outside lower right", 2)
 
 
