@@ -21,7 +21,7 @@ from awq_pycuda.capturing.fault import Fault, one_line
 from awq_pycuda.capturing.loading import LIBRARIES, load
 from awq_pycuda.capturing.text import find_around, hash_text, read_windows
 from awq_pycuda.errors import InputError
-from awq_pycuda.layer_files import describe_layers
+from awq_pycuda.layer_files import LayerShape, describe_layers
 from awq_pycuda.layer_writer import LayerWriter
 from awq_pycuda.options import REQUIRED, SYNTAX, describe, member, nonempty, option, parse, refusal, serve, whole
 
@@ -213,9 +213,15 @@ def _no_folder(model: str) -> str:
     return "is no folder"
 
 
+def _tokens(layers: Sequence[LayerShape]) -> str:
+    """How many tokens the layers have: experts differ."""
+    counts = sorted({layer.tokens or 0 for layer in layers})
+    return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+
+
 def _print_summary(out: Path) -> None:
     layers = describe_layers(out)
-    tail = f"{len(layers)} layers, {layers[0].tokens} tokens, {out.stat().st_size / 1e6:.1f} MB: {out}"
+    tail = f"{len(layers)} layers, {_tokens(layers)} tokens, {out.stat().st_size / 1e6:.1f} MB: {out}"
     if not sys.stdout.isatty():
         for layer in layers:
             print(f"{layer.name} {layer.out_features}x{layer.in_features}")

@@ -122,31 +122,27 @@ def make_plan(model: Any, ids: list[int], around: Around, longest: int) -> Plan:
     """
     room = longest - len(around)
     lengths = [min(count, room) for count in _PROBES]
+    text = draw_ids(ids, lengths[0], seed=1)
     try:
-        first = _probe(model, around, draw_ids(ids, lengths[0], seed=1))
+        first = _probe(model, around, text)
     except Exception:
         # The model may run at its own length alone.
         lengths = [room, max(1, room // 2)]
-        first = _try_probe(model, around, draw_ids(ids, lengths[0], seed=1))
-    fresh = _change(ids, first_ids := draw_ids(ids, lengths[0], seed=1), range(lengths[0]))
-    middle = lengths[0] // 2
+        text = draw_ids(ids, room, seed=1)
+        first = _try_probe(model, around, text)
+    others = [_next(ids, token) for token in text]
+    middle = len(text) // 2
     probes = [
         first,
-        _try_probe(model, around, fresh),
-        _try_probe(model, around, _change(ids, first_ids, [middle])),
+        _try_probe(model, around, others),
+        _try_probe(model, around, [*text[:middle], others[middle], *text[middle + 1 :]]),
         _try_probe(model, around, draw_ids(ids, lengths[1], seed=2)),
     ]
-    return _judge(model, probes, slice(len(around.before), len(around.before) + lengths[0]))
+    return _judge(model, probes, slice(len(around.before), len(around.before) + len(text)))
 
 
-def _change(ids: list[int], window: list[int], places: Any) -> list[int]:
-    """The window with another token at each of the places."""
-    changed = list(window)
-    for place in places:
-        changed[place] = ids[(ids.index(window[place]) + 1 + place) % len(ids)]
-        if changed[place] == window[place]:
-            changed[place] = ids[(ids.index(window[place]) + 1) % len(ids)]
-    return changed
+def _next(ids: list[int], token: int) -> int:
+    return ids[(ids.index(token) + 1) % len(ids)]
 
 
 def _try_probe(model: Any, around: Around, ids: list[int]) -> _Probe:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from awq_pycuda.capturing.experts import Expert, Interception, bias_of, find_stacks, weight_of
+from awq_pycuda.capturing.experts import Expert, Interception, bias_of, weight_of
 from awq_pycuda.capturing.fault import Fault
 from awq_pycuda.capturing.probing import Padding, Plan, hooked
 from awq_pycuda.capturing.tracking import Watch
@@ -84,8 +84,9 @@ class Recorder:
         with ExitStack() as stack:
             stack.enter_context(self._padding)
             stack.enter_context(hooked(self._plan.layers, self._see_layer))
-            stacks = {name: module for name, module in find_stacks(self._model).items() if name in self._plan.experts}
-            stack.enter_context(Interception(stacks, self._see_expert))
+            if self._plan.experts:
+                stacks = {name: self._model.get_submodule(name) for name in self._plan.experts}
+                stack.enter_context(Interception(stacks, self._see_expert))
             if absent:
                 stack.enter_context(Watch(self._model, absent, self._see_use))
             for window in windows:

@@ -36,7 +36,8 @@ def report(
         what = names[0] if len(names) == 1 else f"{len(names)} of {pattern}"
         share = sum(account.left_out[name] for name in names)
         lines.append(f"left out: {what} ({reason}; {percent(share)} of the parameters)")
-    lines += [f"left out: {name} (a head; no part of the model that is run)" for name in heads]
+    if heads:
+        lines.append(f"left out: {', '.join(heads)} (a head's; no part of the model that is run)")
     others = ", ".join(f"{kind} {percent(share)}" for kind, share in account.others.items())
     rest = f"; no linear layers: {others}" if others else ""
     lines.append(f"captured: {percent(account.captured)} of the model's parameters{rest}")

@@ -21,7 +21,13 @@ _LIMITS = (
     "max_seq_len",
     "max_seq_length",
     "max_sequence_length",
+    "seq_len",
     "seq_length",
+    "context_length",
+    "max_text_len",
+    "max_text_length",
+    "max_text_positions",
+    "max_target_positions",
     "model_max_length",
 )
 # Arguments of a forward that are no input of another kind than token ids.
