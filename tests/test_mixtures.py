@@ -81,10 +81,10 @@ def test_a_part_of_the_page_that_fails_is_named_on_it(monkeypatch, tmp_path, par
     path = make_run(tmp_path / "runs/0", "layers=1")
     make = getattr(report, part)
 
-    def fail(given, *arguments):
+    def fail(given, *arguments, **options):
         if len(getattr(given, "runs", given)):
             raise ValueError("planted\nhere")
-        return make(given, *arguments)
+        return make(given, *arguments, **options)
 
     monkeypatch.setattr(report, part, fail)
     failures = []
