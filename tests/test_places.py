@@ -114,7 +114,7 @@ def test_a_working_folder_that_goes_away_during_a_sweep(environment, tmp_path):
         assert process.poll() is None
     work.rename(tmp_path / "away")
     process.terminate()
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 143
     assert "Traceback" not in err
     assert "2 jobs: " in out
