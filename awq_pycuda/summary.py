@@ -121,10 +121,9 @@ def _decibels(value: float) -> str:
 
 def _remarks(layers: Sequence[LayerResult], config: Config) -> Iterator[str]:
     """What the figures do not say by themselves."""
-    silent = [layer.name for layer in layers if layer.metrics and math.isnan(layer.metrics["output_sqnr_db"])]
-    if silent:
+    alive = [layer for layer in layers if not math.isnan(figure(layer, "output_sqnr_db"))]
+    if silent := [layer.name for layer in layers if math.isnan(figure(layer, "output_sqnr_db"))]:
         yield no_signal(silent)
-    alive = [layer for layer in layers if layer.name not in silent]
     searched = [layer for layer in alive if layer.search.gamma.size > 1]
     if searched and all(layer.search.gamma_chosen == 0 for layer in alive):
         if type(config.inputs) is SyntheticInputs:
