@@ -24,6 +24,7 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, LogLo
 from numpy.typing import NDArray
 
 from awq_pycuda.analysis.selection import Variant, format_value, spans_decades
+from awq_pycuda.names import shorten
 
 # Okabe and Ito's colours, which people with any kind of colour blindness tell apart (M. Okabe, K. Ito, "Color Universal
 # Design", 2008), without the yellow, which vanishes on white. Every series differs by its marker as well.
@@ -137,8 +138,12 @@ def variant_handles(groups: Sequence[Variant], marker: str | None = None) -> lis
 
 
 def legend_below(figure: Figure, handles: Sequence[Any]) -> None:
-    """One legend under all panels, in as many columns as fit side by side."""
-    widest = max(len(str(one.get_label())) for one in handles)
+    """One legend under all panels, in as many columns as fit side by side; what is wider than the figure is folded."""
+    most = int(figure.get_figwidth() * 14) - 7
+    for one in handles:
+        if len(label := str(one.get_label())) > most:
+            one.set_label(textwrap.fill(shorten(label, 2 * most), most))
+    widest = max((len(line) for one in handles for line in str(one.get_label()).splitlines()), default=0)
     columns = max(1, min(6, len(handles), int(figure.get_figwidth() * 14 / (widest + 7))))
     figure.legend(handles=list(handles), loc="outside lower center", ncols=columns)
 

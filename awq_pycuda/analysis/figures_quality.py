@@ -58,6 +58,13 @@ def error_removed_against(collection: Collection) -> Iterator[tuple[str, Callabl
             yield key, partial(_figure, rows if few else by_run, key, along, others, few, "seed" in keys)
 
 
+class _Share(PercentFormatter):
+    """Per cent; in powers of ten where so many digits would leave no room for the plot."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return super().__call__(x, pos) if abs(x) < 1e6 else f"{100 * x:.0e}%"
+
+
 def _matters(runs: pd.DataFrame, key: str, others: Sequence[str]) -> bool:
     """Whether runs that differ in this key alone differ in what they remove."""
     groups = runs.groupby(_combinations(runs, others))["removed"]
@@ -106,7 +113,7 @@ def _figure(
     panel.axhline(0, color=look.BLACK, linewidth=0.9, linestyle=":")
     panel.set_xlabel(" = ".join(map(key_name, [key, *along])) if _equal(rows, [key, *along]) else key_name(key))
     panel.set_ylabel("error removed against RTN")
-    panel.yaxis.set_major_formatter(PercentFormatter(1))
+    panel.yaxis.set_major_formatter(_Share(1))
     if to_scale:
         look.scale_to(panel, "x", x)
         look.value_ticks(panel, sorted(set(x)))
@@ -203,7 +210,8 @@ def propagation_by_sweep(collection: Collection) -> Figure | None:
     layers = complete_layers(collection)
     layers = layers[np.isfinite(layers["propagated_sqnr_db"].astype(float))]
     combinations = _combinations(runs, [key for key in keys if key != "seed"])
-    labels = _sorted(runs, [key for key in keys if key != "seed"], combinations)
+    drawn = set(layers["run"].map(combinations))  # those without any finite figure are not
+    labels = [label for label in _sorted(runs, [key for key in keys if key != "seed"], combinations) if label in drawn]
     if "seed" not in keys or len(labels) > look.MOST_SERIES or starts_chain(layers).all():
         return None
     note = "Error of the layer and of all before it. Medians over the seeds, bands from the lowest seed to the "
