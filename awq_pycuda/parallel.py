@@ -6,9 +6,9 @@ import math
 import os
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -139,5 +139,19 @@ def _map_blocks(work: Callable[[slice], T], rows: int, size: int, threads: int |
     count = min(host_threads(threads), len(blocks))
     if count <= 1:
         return [work(block) for block in blocks]
-    contexts = [copy_context() for _ in blocks]
-    return list(_pool(count).map(lambda context, block: context.run(work, block), contexts, blocks))
+    # The pool's threads reach `work`, and the arrays that it uses, through this list alone: they hold their tasks a
+    # moment longer than the caller waits, and the last hold on memory of a GPU must not be theirs.
+    works = [work]
+
+    def call(context: Context, block: slice) -> T:
+        return context.run(works[0], block)
+
+    futures = [_pool(count).submit(call, copy_context(), block) for block in blocks]
+    try:
+        return [future.result() for future in futures]
+    finally:
+        # After an error or a signal, too, no thread works on any more: the caller is about to give its arrays back.
+        for future in futures:
+            future.cancel()
+        wait(futures)
+        works.clear()

@@ -1,7 +1,11 @@
 """Blocks over threads: what they compute, that the number of threads changes no bit, and how many there are."""
 
+import gc
 import math
 import os
+import threading
+import time
+import weakref
 
 import h5py
 import numpy as np
@@ -26,6 +30,28 @@ def test_the_caller_s_error_state_holds_in_every_thread(threads):
         assert map_row_blocks(doubled, huge.shape, threads) == [True] * 4
     with np.errstate(over="raise"), pytest.raises(FloatingPointError):
         map_row_blocks(doubled, huge.shape, threads)
+
+
+def test_after_an_error_no_thread_works_on_or_holds_an_array():
+    running, begun, over = threading.Event(), [], []
+    held = np.ones((8, LARGEST_BLOCK), np.uint8)
+    alive = weakref.ref(held)
+
+    def work(block, array=held):
+        if block.start == 0:
+            running.wait(10)
+            raise ValueError("planted")
+        begun.append(block)
+        running.set()
+        time.sleep(0.2)
+        over.append(int(array[block].size))
+
+    with pytest.raises(ValueError, match="planted"):
+        map_row_blocks(work, held.shape, threads=2)
+    assert len(over) == len(begun) < 7  # those at work had ended, and the others never began
+    del work, held
+    gc.collect()
+    assert alive() is None
 
 
 @pytest.mark.parametrize(
