@@ -22,7 +22,7 @@ from awq_pycuda import results
 from awq_pycuda.config import BackendChoice, Config
 from awq_pycuda.signals import STOPPING, Stopped, ignore, stoppable
 from awq_pycuda.study import Job, Outcome, Started, store_death
-from awq_pycuda.worker import Checked, Finished, lock_folder
+from awq_pycuda.worker import Checked, Finished, Question, lock_folder
 
 _INTERRUPT_SECONDS = 30  # a worker that has not stopped by then is killed
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -183,7 +183,7 @@ def checked(configs: Sequence[Config]) -> list[Checked]:
         KeyboardInterrupt: a signal.
     """
     try:
-        answer: list[Checked] = _host.worker(configs[0]).ask(list(configs))
+        answer: list[Checked] = _host.worker(configs[0]).ask(Question(list(configs), Path.cwd()))
     except KeyboardInterrupt:
         _host.close()
         raise

@@ -41,8 +41,16 @@ class Finished:
 
 
 @dataclass(frozen=True)
+class Question:
+    """Asks what speaks against some configs; `cwd` is the folder that their relative paths start from."""
+
+    configs: Sequence[Config]
+    cwd: Path
+
+
+@dataclass(frozen=True)
 class Checked:
-    """The answer to one of several configs: what speaks against it, None if nothing; where it would run."""
+    """The answer to one config of a `Question`: what speaks against it, None if nothing; where it would run."""
 
     refusal: str | None
     backend: str = ""
@@ -76,8 +84,9 @@ def run_job(job: Job, tell: Callable[[Started], None]) -> Finished:
     return Finished(Outcome("complete", "", folder, time.perf_counter() - begin, *figures), usable=True)
 
 
-def checked(configs: Sequence[Config]) -> list[Checked]:
+def checked(question: Question) -> list[Checked]:
     """What `validate` says of each config."""
+    os.chdir(question.cwd)
 
     def check(config: Config) -> Checked:
         try:
@@ -85,7 +94,7 @@ def checked(configs: Sequence[Config]) -> list[Checked]:
         except InputError as error:
             return Checked(str(error))
 
-    return [check(config) for config in configs]
+    return [check(config) for config in question.configs]
 
 
 def _names(backend: Backend[Any]) -> tuple[str, str]:

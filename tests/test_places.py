@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from conftest import TINY_SWEEP, files_under, found, start
 
-from awq_pycuda import execution, results
+from awq_pycuda import execution, isolation, results
+from awq_pycuda.config import BackendChoice, Config
 
 TINY = ("n=8", "layers=1", "backend=cpu", "timing=once")
 
@@ -47,6 +48,17 @@ def test_other_files_in_the_folder_do_not_matter(cli, tmp_path):
     (folder / "readme.txt").touch()
     assert cli(*TINY, "hydra.run.dir=notes")[0] == 0
     assert files_under(folder) == ["readme.txt", "results.h5"]
+
+
+def test_a_worker_from_another_folder_finds_relative_paths(cli, monkeypatch, tmp_path):
+    """It is kept from sweep to sweep of one process."""
+    isolation.close_worker()
+    monkeypatch.chdir(tmp_path)
+    isolation._host.worker(Config(backend=BackendChoice.cpu))
+    (tmp_path / "work").mkdir()
+    np.savez(tmp_path / "work" / "layers.npz", **{"000.weight": np.ones((5, 4), "f4")})
+    code, _, err = cli("-m", "inputs=file", "inputs.path=layers.npz", "n=3", "backend=cpu", "seed=1,2")
+    assert (code, err) == (0, "")
 
 
 @pytest.mark.parametrize("mode", [(), ("-m", "study=s"), ("-m", "study=s", "hydra/launcher=joblib")])
