@@ -204,7 +204,8 @@ def test_the_command_works_from_any_folder_as_a_process(tmp_path):
         # A layer: W 4 n², Wq n², Y and relu(Y) 8 n². Then X 4 n², trial codes n², four products 16 n²; 4 n² while made;
         # for the one thread's block of n² / 4 three float32 in the search and two float64 in the sums over Y.
         ((), (3 * 13 + 4 + 1 + 16 + 4 + 7) * 1024**2),
-        (("layers=1", "tokens=1"), (5 + 1 + 4 + 3) * 1024**2),
+        # Small enough for the scales of the 5 candidates to count, 44 bytes a channel.
+        (("layers=1", "tokens=1"), (5 + 1 + 4 + 3) * 1024**2 + 5 * 44 * 1024),
         (("save=full",), (3 * 13 + 4 + 1 + 16 + 4 + 7 + 3 * 3) * 1024**2),
         (("verify=true",), (3 * 13 + 4 + 1 + 16 + 4 + 7 + 8 * 11) * 1024**2),
     ],
@@ -226,17 +227,18 @@ def test_memory_is_refused_beyond_80_percent_of_what_is_free(cli, monkeypatch, t
 def test_a_device_s_own_memory_is_checked_before_the_host_s(cli, monkeypatch):
     # A CPU backend that says what a GPU's would; the arrays then do not count against the host, the weights do.
     monkeypatch.setattr(CpuBackend, "available_bytes", lambda self: 2**20)
-    code, _, err = cli("backend=cpu")
+    code, _, err = cli("backend=cpu", "threads=1")
     assert code == 2
     assert "GiB of the GPU's memory" in err
     monkeypatch.setattr(CpuBackend, "available_bytes", lambda self: 2**40)
-    free = SimpleNamespace(total=2**40, available=3 * 4 * 1024**2)
+    needed = (3 * 4 + 7) * 1024**2  # W of three layers, and the one thread's block
+    free = SimpleNamespace(total=2**40, available=int(needed / 0.8 * 0.999))
     monkeypatch.setattr("psutil.virtual_memory", lambda: free)
-    code, _, err = cli("backend=cpu")
+    code, _, err = cli("backend=cpu", "threads=1")
     assert code == 2
     assert "GiB of the host's memory" in err
-    free.available *= 2
-    assert cli("backend=cpu", "timing=once")[0] == 0
+    free.available = int(needed / 0.8 * 1.02)
+    assert cli("backend=cpu", "threads=1", "timing=once")[0] == 0
 
 
 def test_names_that_look_like_markup_are_printed_as_they_are(cli, tmp_path):
