@@ -32,7 +32,6 @@ _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 # Types in memory of what attributes hold; h5py takes as long to make one as to read a value.
 _IN_MEMORY = {h5t.FLOAT: (h5t.NATIVE_DOUBLE, np.dtype("f8")), h5t.INTEGER: (h5t.NATIVE_INT64, np.dtype("i8"))}
 _TEXT = {h5t.CSET_ASCII: h5py.string_dtype("ascii"), h5t.CSET_UTF8: h5py.string_dtype()}
-_REFERENCE_BYTES = 16  # what an attribute holds of a string of variable length: its size and place
 _MAX_BYTES = 1 << 30  # of one dataset: a damaged size must not take the machine's memory
 
 Array = NDArray[Any]
@@ -323,14 +322,12 @@ def _attributes(location: Any) -> dict[str, Scalar]:
         attribute = h5a.open(location, name)
         stored = attribute.get_type()
         kind = stored.get_class()
-        if kind not in (h5t.FLOAT, h5t.INTEGER, h5t.STRING, h5t.ENUM):
-            continue
-        size, (memory, dtype) = stored.get_size(), _IN_MEMORY.get(kind, (None, None))
-        if kind == h5t.STRING and stored.is_variable_str():
-            size, dtype = _REFERENCE_BYTES, _TEXT[stored.get_cset()]
         # read() writes all the values that there are, so an array must never come to it.
-        if attribute.get_storage_size() != size:
+        if attribute.shape != () or kind not in (h5t.FLOAT, h5t.INTEGER, h5t.STRING, h5t.ENUM):
             continue
+        memory, dtype = _IN_MEMORY.get(kind, (None, None))
+        if kind == h5t.STRING and stored.is_variable_str():
+            dtype = _TEXT[stored.get_cset()]
         value = np.zeros((), stored.dtype if dtype is None else dtype)
         attribute.read(value, memory)
         item = value.item()
