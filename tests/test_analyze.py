@@ -75,10 +75,10 @@ def test_it_writes_tables_figures_and_a_report(real, command, tmp_path):
     ]
     assert lines[2].startswith(f"left out {tmp_path}/odd/damaged.h5: damaged HDF5 file: ")
     assert lines[3].startswith("Runs (pipeline: median of passes")
-    assert [line.split()[:2] for line in lines[7:13]] == [
+    assert [line.split()[:2] for line in lines[6:12]] == [
         [f"n={n}", f"tile={tile}"] for n, tile in ((16, 8), (16, 16), (32, 8), (48, 8), (64, 8), (80, 8))
     ]
-    assert lines[13:] == [
+    assert lines[12:] == [
         "tables report: runs, layers, curves, timings, passes as Parquet and CSV",
         f"figures report/figures: {len(files_under(Path('report/figures')))} files, PNG and SVG",
         "report report/report.html",
