@@ -53,7 +53,7 @@ class LeftOut:
     reason: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # by identity, so that what is made of one can be kept
 class Collection:
     """Every readable result as tables; docs/analysis.md has their columns.
 

@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -169,6 +170,7 @@ def named_study(study: str) -> str:
     return "" if _DATED.fullmatch(study) else study
 
 
+@lru_cache(maxsize=2)  # the table, the page and each picture of the runs ask for them
 def run_labels(collection: Collection, most: int = 60) -> dict[str, str]:
     """A name of `most` characters for each run: what was swept in its study, which is named where it is one of several.
 
