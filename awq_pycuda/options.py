@@ -179,20 +179,23 @@ def serve(arguments: Sequence[str], usage: str, work: Callable[[Sequence[str]], 
     keys = list(arguments)[: arguments.index("--")] if "--" in arguments else list(arguments)
     streams.prepare()
     try:
+        code = 0
         if {"--help", "-h"} & set(keys):
             print(usage, end="")
-            return 0
-        if "--version" in keys:
+        elif "--version" in keys:
             print(f"awq_pycuda {__version__}")
-            return 0
-        with stoppable():
-            return work(arguments)
+        else:
+            with stoppable():
+                code = work(arguments)
+        sys.stdout.flush()  # a full disk is told here, not by Python's own exit code when it ends
+        return code
     except InputError as error:
         line = " ".join(str(error).splitlines())  # a value given may hold line breaks
         print(f"error: {line}", file=sys.stderr)
         return 2
     except OSError as error:
         print(f"failed: {error}", file=sys.stderr)
+        streams.drop_unwritten()
         return 1
     except Stopped as stop:
         print(stop, file=sys.stderr)

@@ -316,6 +316,13 @@ def main() -> int:
     # Hydra would print its errors over several lines and exit with 1; raised, they become the one line of §3.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     streams.prepare()
+    try:
+        return _command()
+    finally:
+        streams.drop_unwritten()  # a full or closed stdout costs no run
+
+
+def _command() -> int:
     if "--version" in sys.argv[1:]:
         print(f"awq_pycuda {__version__}")
         return 0

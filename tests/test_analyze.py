@@ -306,7 +306,8 @@ def test_as_a_command(real, tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     assert "times: 7 same" in done.stdout
     with open("/dev/full", "w") as full:
-        done = subprocess.run(arguments, stdout=full, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+        kept = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+        done = subprocess.run(arguments, stdout=full, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=kept)
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1, done.stderr
 

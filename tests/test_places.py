@@ -162,3 +162,14 @@ def test_the_version_is_the_project_s(cli):
     from awq_pycuda import __version__
 
     assert cli("--version") == (0, f"awq_pycuda {__version__}\n", "")
+
+
+@pytest.mark.parametrize("arguments", [(), ("-m", "seed=0,1"), ("--version",), ("seed=-1",)])
+def test_a_full_stdout_costs_no_run(tmp_path, arguments):
+    """Also where Python keeps what it prints until it ends: as it does without PYTHONUNBUFFERED."""
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+    command = [sys.executable, "-m", "awq_pycuda.run", "backend=cpu", "n=8", "layers=1", "timing=once", *arguments]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment)
+    assert done.returncode == (2 if "seed=-1" in arguments else 0)
+    assert len(done.stderr.splitlines()) == done.returncode // 2

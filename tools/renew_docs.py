@@ -103,7 +103,8 @@ class Scratch:
             "CUDA_VISIBLE_DEVICES": "",
             "COLUMNS": "80",
         }
-        self.environment.pop("FORCE_COLOR", None)
+        for name in ("FORCE_COLOR", "MAKELEVEL"):  # a make within a make says which folder it enters
+            self.environment.pop(name, None)
 
     def run(self, command: Sequence[str]) -> str:
         """What a command prints, with the scratch folder's path as `…`; `status` is its exit code."""
