@@ -187,7 +187,8 @@ def serve(arguments: Sequence[str], usage: str, work: Callable[[Sequence[str]], 
         else:
             with stoppable():
                 code = work(arguments)
-        sys.stdout.flush()  # a full disk is told here, not by Python's own exit code when it ends
+        if sys.stdout is not None:
+            sys.stdout.flush()  # a full disk is told here, not by Python's own exit code when it ends
         return code
     except InputError as error:
         line = " ".join(str(error).splitlines())  # a value given may hold line breaks

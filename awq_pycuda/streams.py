@@ -23,6 +23,8 @@ def prepare() -> None:
 
 def drop_unwritten() -> None:
     """Lets go of what stdout has not taken: Python would try again when it ends, and exit with 120."""
+    if sys.stdout is None:  # closed before Python began
+        return
     try:
         sys.stdout.flush()
     except OSError:
