@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection
@@ -20,7 +21,7 @@ from filelock import FileLock, Timeout
 
 from awq_pycuda import results
 from awq_pycuda.config import BackendChoice, Config
-from awq_pycuda.signals import STOPPING, Stopped, ignore, stoppable
+from awq_pycuda.signals import STOPPING, ignore, stoppable
 from awq_pycuda.study import Job, Outcome, Started, store_death
 from awq_pycuda.worker import Checked, Finished, Question, lock_folder
 
@@ -58,36 +59,37 @@ class Worker:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         self._connection = Connection(ours.detach())
         self.interrupted = False
+        self._deadline: threading.Timer | None = None
 
     def is_alive(self) -> bool:
         """Whether the process runs."""
         return self._process.poll() is None
 
     def ask(self, request: Any, on_started: Callable[[Started], None] = lambda started: None) -> Any:
-        """Sends a request and waits for its answer; a signal meanwhile stops a job, which still answers.
+        """Sends a request and waits for its answer.
 
         Raises:
             WorkerDied: the process ended first.
-            KeyboardInterrupt: the request is no job, and a signal came; the worker is of no more use.
+            KeyboardInterrupt: a signal came; the worker is of no more use.
         """
-        receive = self._receive if isinstance(request, Job) else self._connection.recv
         try:
             self._connection.send(request)
-            while isinstance(answer := receive(), Started):
+            while isinstance(answer := self._connection.recv(), Started):
                 on_started(answer)
         except (EOFError, OSError):
             raise WorkerDied(self._cause_of_death()) from None
+        finally:
+            if self._deadline is not None:
+                self._deadline.cancel()
         return answer
 
-    def _receive(self) -> Any:
-        try:
-            return self._connection.recv()
-        except KeyboardInterrupt as stop:
-            self.interrupted = True
-            self._process.send_signal(stop.number if isinstance(stop, Stopped) else signal.SIGINT)
-            if not self._connection.poll(_INTERRUPT_SECONDS):
-                self._process.kill()
-            return self._connection.recv()
+    def interrupt(self, number: signal.Signals) -> None:
+        """Passes a signal on: a job answers soon what it has stored. The worker is of no more use."""
+        self.interrupted = True
+        self._process.send_signal(number)
+        self._deadline = threading.Timer(_INTERRUPT_SECONDS, self._process.kill)
+        self._deadline.daemon = True
+        self._deadline.start()
 
     def _cause_of_death(self) -> str:
         code = self._process.wait()
@@ -201,7 +203,8 @@ def run_isolated(job: Job) -> Outcome:
     started: list[Started] = []
     worker = _host.worker(job.config)
     try:
-        with stoppable():
+        # Raised here, a signal could fall between two messages and leave the worker alone with the job.
+        with stoppable(worker.interrupt, held=True):
             finished: Finished = worker.ask(job, started.append)
         outcome, usable = finished.outcome, finished.usable and not worker.interrupted
     except WorkerDied as death:

@@ -8,16 +8,15 @@ import socket
 import threading
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psutil
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig, OmegaConf
 
 from awq_pycuda.errors import InputError
-
-if TYPE_CHECKING:
-    from awq_pycuda.sweep import Sweep
+from awq_pycuda.signals import note_between_jobs
+from awq_pycuda.sweep import Sweep, reporting_processes
 
 _SWEEP_PID = "AWQ_PYCUDA_SWEEP_PID"  # of the process that joblib's are children of
 _PARENT_SECONDS = 1
@@ -72,7 +71,8 @@ def prepare_launcher(config: DictConfig) -> None:
 def end_with_sweep() -> None:
     """Ends this process of joblib's soon after the one that started the sweep, also where that is gone already.
 
-    It would wait for ever for more jobs of a sweep that was killed, and keep its worker and its GPU.
+    It would wait for ever for more jobs of a sweep that was killed, and keep its worker and its GPU. Nor may a signal
+    end it between two jobs: joblib would at once kill the others, which are storing theirs.
     """
     sweep = int(os.environ[_SWEEP_PID])
     if os.getpid() == sweep:  # n_jobs=1 makes no process
@@ -84,21 +84,26 @@ def end_with_sweep() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+    note_between_jobs()
 
 
 def stop_processes(number: signal.Signals, sweep: Sweep) -> None:
     """Passes a signal on to joblib's processes, and waits for what they store: joblib would kill them at once."""
     if _SWEEP_PID not in os.environ:
         return
-    told = []
-    for report in sweep.runs():
-        with suppress(psutil.Error, ValueError):
-            process = psutil.Process(int(report.stem.rpartition("-")[2]))
-            if process.ppid() == os.getpid():
-                process.send_signal(number)
-                told.append(report)
+    told: set[int] = set()
     deadline = time.monotonic() + _STOP_SECONDS
-    while set(told) & set(sweep.runs()) and time.monotonic() < deadline:
+    while time.monotonic() < deadline:
+        # Looked at anew each time: a process may just be beginning its first job.
+        running = reporting_processes(sweep.folder)
+        for pid in running:
+            with suppress(psutil.Error):
+                process = psutil.Process(pid)
+                if pid not in told and process.ppid() == os.getpid():
+                    process.send_signal(number)
+                    told.add(pid)
+        if not any(running.get(pid) for pid in told):
+            return
         time.sleep(_STOP_POLL_SECONDS)
 
 

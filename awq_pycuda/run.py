@@ -47,7 +47,7 @@ from awq_pycuda.inputs import plan_layers
 from awq_pycuda.launchers import end_with_sweep, prepare_launcher, stop_processes
 from awq_pycuda.overrides import check_overrides, split
 from awq_pycuda.paths import resource_dir
-from awq_pycuda.signals import stoppable
+from awq_pycuda.signals import came_between_jobs, stoppable
 from awq_pycuda.study import Job, Outcome, complete_jobs, job_folder
 from awq_pycuda.sweep import Reporter, Sweep, clock
 
@@ -229,7 +229,7 @@ def job(composed: DictConfig) -> None:
         return
     folder = Path(settings.sweep.dir)
     reporter = _reporter(cwd / folder / settings.sweep.subdir, str(settings.launcher._target_))
-    if reporter.stopped:
+    if reporter.stopped or came_between_jobs():
         return
     # A signal is not raised on: in a launcher's process it would count as a crash.
     its_job = Job(config, cwd, folder, overrides, config_yaml)

@@ -6,6 +6,7 @@ system; the process that started the sweep reads them.
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import platform
@@ -94,6 +95,29 @@ def _life_lock(report: Path) -> FileLock:
     return FileLock(report.with_suffix(".lock"))
 
 
+def reporting_processes(folder: Path) -> dict[int, bool]:
+    """The processes of this machine that report in `folder` and live: whether each is at work on a job now."""
+    found: dict[int, bool] = {}
+    for report in folder.glob(f"{glob.escape(platform.node())}-*.jsonl"):
+        with suppress(OSError):  # the study's folder may go meanwhile
+            *_, last, unfinished = b"", *report.read_bytes().split(b"\n")
+            if _is_alive(report):
+                at_work = bool(unfinished) or json.loads(last)["state"] == "running"
+                found[int(report.stem.rpartition("-")[2])] = at_work
+    return found
+
+
+def _is_alive(report: Path) -> bool:
+    """Whether the process that writes a report lives."""
+    try:
+        with _life_lock(report).acquire(timeout=0):
+            return False
+    except Timeout:
+        return True
+    except OSError:  # the study's folder is gone
+        return False
+
+
 @dataclass
 class Sweep:
     """The jobs of a sweep, by number.
@@ -130,7 +154,7 @@ class Sweep:
         """
         with suppress(KeyboardInterrupt):
             # A launcher that gave up on one job may have left others running.
-            while wait and self.runs():
+            while wait and any(map(self._runs, range(len(self.jobs)))):
                 time.sleep(_POLL_SECONDS)
         with suppress(KeyboardInterrupt):
             self._stopped.set()
@@ -146,9 +170,9 @@ class Sweep:
             self._print_tables()
         return self.jobs
 
-    def runs(self) -> list[Path]:
-        """The reports of the processes that are at work on a job."""
-        return [self._reports[n] for n, job in enumerate(self.jobs) if job.state == "running" and self._is_alive(n)]
+    def _runs(self, number: int) -> bool:
+        """Whether a process is at work on the job, by what is known of it so far."""
+        return self.jobs[number].state == "running" and _is_alive(self._reports[number])
 
     def _watch(self) -> None:
         on_terminal = self.console.is_terminal
@@ -206,22 +230,9 @@ class Sweep:
         self._read[path] = begin + len(whole + end)
         return whole.split(b"\n") if whole else []
 
-    def _is_alive(self, number: int) -> bool:
-        """Whether the process that runs a job lives."""
-        try:
-            with _life_lock(self._reports[number]).acquire(timeout=0):
-                return False
-        except Timeout:
-            return True
-        except OSError:  # the study's folder is gone
-            return False
-
     def _interrupt_if_abandoned(self) -> None:
         """Slurm without accounting never tells that a job was killed, and its launcher then waits for ever."""
-        waiting = any(
-            job.state == "not run" or (job.state == "running" and self._is_alive(number))
-            for number, job in enumerate(self.jobs)
-        )
+        waiting = any(job.state == "not run" or self._runs(number) for number, job in enumerate(self.jobs))
         now = time.perf_counter()
         if waiting:
             self._last_wait = now

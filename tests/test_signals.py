@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import h5py
 import psutil
@@ -12,8 +13,10 @@ import pytest
 from conftest import TINY_SWEEP, files_under, found, start
 from test_sweep import wait_for
 
-from awq_pycuda import execution, results, run
+from awq_pycuda import execution, isolation, results, run, signals
 from awq_pycuda.signals import STOPPING, Stopped, held, released, stoppable
+from awq_pycuda.study import Job, Outcome, Started
+from awq_pycuda.sweep import Reporter, reporting_processes
 
 LONG = ("backend=cpu", "n=24", "layers=2", "timing.repeats=100000", "hydra.run.dir=long")
 
@@ -65,6 +68,90 @@ def test_a_sweep_of_joblib_s_stores_its_jobs_too(environment, tmp_path, processe
     assert (process.returncode, err) == (143, "")
     stored = {1: ("failed", "interrupted by SIGTERM"), 2: ("failed", "interrupted by SIGTERM")}
     assert found(folder) == dict(list(stored.items())[:processes])
+
+
+def test_a_process_of_joblib_s_between_jobs_does_not_cost_the_others_theirs(environment, tmp_path):
+    runs = environment(seed_1="sleep")
+    folder = tmp_path / "work"
+    process = start(folder, *TINY_SWEEP, "seed=0,1", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+
+    def reporting():
+        places = {report.parent for report in folder.rglob("*.jsonl")}
+        return sorted(at_work for place in places for at_work in reporting_processes(place).values())
+
+    wait_for(lambda: 1 in runs() and reporting() == [False, True])
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=300)
+    assert (process.returncode, err) == (143, "")
+    assert found(folder) == {0: ("complete", ""), 1: ("failed", "interrupted by SIGTERM")}
+
+
+def test_a_process_is_at_work_by_its_last_report(tmp_path):
+    reporter = Reporter(tmp_path)
+    assert reporting_processes(tmp_path) == {}
+    reporter.started(0)
+    assert reporting_processes(tmp_path) == {os.getpid(): True}
+    reporter.ended(0, Outcome("skipped"))
+    assert reporting_processes(tmp_path) == {os.getpid(): False}
+    (report,) = tmp_path.glob("*.jsonl")
+    with open(report, "a") as file:
+        file.write('{"job": 1, "sta')
+    assert reporting_processes(tmp_path) == {os.getpid(): True}
+    reporter._alive.release()
+    assert reporting_processes(tmp_path) == {}
+
+
+@pytest.mark.parametrize("moment", ["send", "recv"])
+def test_a_signal_between_two_messages_of_a_job_s_is_passed_on(environment, compose, monkeypatch, tmp_path, moment):
+    environment(seed_0="sleep")
+    config = compose("n=24", "layers=2", "timing=once", "backend=cpu")
+
+    class Untimely(isolation.Connection):
+        def send(self, request):
+            super().send(request)
+            if moment == "send":
+                signal.raise_signal(signal.SIGTERM)
+
+        def recv(self):
+            answer = super().recv()
+            if moment == "recv" and isinstance(answer, Started):
+                signal.raise_signal(signal.SIGTERM)
+            return answer
+
+    monkeypatch.setattr(isolation, "Connection", Untimely)
+    with stoppable() as stop:
+        outcome = isolation.run_isolated(Job(config, tmp_path, Path("study"), [], ""))
+    assert (outcome.state, outcome.stop, stop.number) == ("interrupted", True, signal.SIGTERM)
+    assert results.read_status(outcome.folder) == ("failed", "interrupted by SIGTERM")
+
+
+def test_a_signal_between_jobs_is_told_to_the_next(monkeypatch):
+    monkeypatch.setattr(signals, "_noted", None)
+    before = {each: signal.getsignal(each) for each in STOPPING}
+    try:
+        signals.note_between_jobs()
+        assert not signals.came_between_jobs()
+        signal.raise_signal(signal.SIGHUP)
+        signal.raise_signal(signal.SIGTERM)
+        assert signals.came_between_jobs()
+        told = []
+        with stoppable(told.append, held=True) as stop:
+            assert (stop.number, told) == (signal.SIGHUP, [signal.SIGHUP])
+        with pytest.raises(Stopped, match="interrupted by SIGHUP"), stoppable():
+            pass
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+def test_the_innermost_is_told_and_those_around_it_know():
+    outer_told, inner_told = [], []
+    with stoppable(outer_told.append) as outer:
+        with stoppable(inner_told.append, held=True) as inner:
+            signal.raise_signal(signal.SIGTERM)
+        assert (outer.number, inner.number) == (signal.SIGTERM, signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)  # changes nothing any more
+    assert (outer_told, inner_told) == ([], [signal.SIGTERM])
 
 
 def test_a_worker_that_alone_is_told_to_stop_costs_one_job(environment, tmp_path):
