@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 from threadpoolctl import threadpool_limits
 
-from awq_pycuda import provenance, results, signals, summary
+from awq_pycuda import provenance, signals, summary
 from awq_pycuda.backends.base import Backend
 from awq_pycuda.backends.choose import choose_backend
 from awq_pycuda.config import Config, FileInputs, config_hash
@@ -23,6 +23,10 @@ from awq_pycuda.layer_files import unreached_layers
 from awq_pycuda.limits import refuse_beyond_memory
 from awq_pycuda.names import listed
 from awq_pycuda.pipeline import Pipeline, required_bytes
+from awq_pycuda.results.record import RunRecord
+from awq_pycuda.results.schema import FILE_NAME
+from awq_pycuda.results.status import status_attributes
+from awq_pycuda.results.write import write
 
 
 class RunFailed(RuntimeError):
@@ -107,15 +111,15 @@ def _alone_in(folder: Path) -> Iterator[None]:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise _taken(folder, "another run is at work there") from None
-        if os.path.lexists(folder / results.FILE_NAME):
-            raise _taken(folder, f"holds the {results.FILE_NAME} of another run")
+        if os.path.lexists(folder / FILE_NAME):
+            raise _taken(folder, f"holds the {FILE_NAME} of another run")
         yield
     finally:
         os.close(descriptor)
 
 
 def _taken(folder: Path, why: str) -> InputError:
-    return InputError(f"hydra.run.dir={folder}: {why}; allowed: a folder without {results.FILE_NAME}")
+    return InputError(f"hydra.run.dir={folder}: {why}; allowed: a folder without {FILE_NAME}")
 
 
 @contextmanager
@@ -150,7 +154,7 @@ def attempt(
     origin: dict[str, str | int | bool],
     on_progress: Callable[[str, int, int], None] = lambda what, done, total: None,
     interruptible: AbstractContextManager[None] = nullcontext(),  # noqa: B008  # a nullcontext has no state
-) -> results.RunRecord:
+) -> RunRecord:
     """Runs the pipeline on an entered backend; what it left, with a failure or a signal as the record's text.
 
     Args:
@@ -174,20 +178,20 @@ def attempt(
         if isinstance(error, signals.Stopped):
             failure = str(error)
         interrupted = isinstance(error, KeyboardInterrupt)
-    root = results.status_attributes(failure) | origin
-    return results.RunRecord(root, pipeline.layers, pipeline.timings, interrupted)
+    root = status_attributes(failure) | origin
+    return RunRecord(root, pipeline.layers, pipeline.timings, interrupted)
 
 
-def store(folder: Path, record: results.RunRecord) -> Path:
+def store(folder: Path, record: RunRecord) -> Path:
     """Writes the result file of a run and returns its path.
 
     Raises:
         RunFailed: the run that it tells of failed, or the file cannot be written.
     """
     try:
-        path = results.write(folder, record)
+        path = write(folder, record)
     except OSError as error:
-        raise RunFailed(f"{folder / results.FILE_NAME} cannot be written: {error}") from None
+        raise RunFailed(f"{folder / FILE_NAME} cannot be written: {error}") from None
     if record.root["status"] == "failed":
         layers = record.timings.gpu_ms.shape[0]
         finished = f"{len(record.layers)} of {layers} layers finished; see {path}"

@@ -19,8 +19,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from awq_pycuda import results
 from awq_pycuda.config import BackendChoice, Config
+from awq_pycuda.results.status import read_status
 from awq_pycuda.signals import STOPPING, ignore, stoppable
 from awq_pycuda.study import Job, Outcome, Started, store_death
 from awq_pycuda.worker import Checked, Finished, Question, lock_folder
@@ -226,5 +226,5 @@ def _outcome_of_death(reason: str, started: Sequence[Started]) -> Outcome:
         store_death(folder, origin, reason)
     except OSError as error:
         return Outcome("failed", f"{reason}\n{error}", folder)
-    status, _ = results.read_status(folder) or ("failed", "")
+    status, _ = read_status(folder) or ("failed", "")
     return Outcome("complete" if status == "complete" else "failed", reason, folder)

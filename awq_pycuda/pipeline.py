@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Generic
 
 import numpy as np
@@ -17,37 +17,10 @@ from awq_pycuda.backends.base import Backend, H, Mark
 from awq_pycuda.config import Config, Objective, Save
 from awq_pycuda.inputs import LayerSpec, Uniform
 from awq_pycuda.parallel import working_elements
+from awq_pycuda.results.record import STAGES, LayerResult, Timings
 from awq_pycuda.scale_b import compute_scale_b
-from awq_pycuda.search import SearchResult, compute_s, diag_errors, with_rtn
+from awq_pycuda.search import compute_s, diag_errors, with_rtn
 from awq_pycuda.verify import check_layer, refuse_beyond_tolerance
-
-STAGES = ("accum_stats", "compute_s", "compute_scale_b", "quantize_awq", "dequantizeTiled", "relu")
-
-
-@dataclass
-class LayerResult:
-    """What a run leaves of one layer; arrays are the host's own copies."""
-
-    name: str
-    tokens: int
-    abs_mean: NDArray[Any]
-    sq_mean: NDArray[Any]
-    search: SearchResult
-    objective: str
-    scale_b: NDArray[Any]
-    metrics: dict[str, float] = field(default_factory=dict)
-    verify: dict[str, float] = field(default_factory=dict)
-    wq: NDArray[np.int8] | None = None
-
-
-@dataclass
-class Timings:
-    """Milliseconds: `gpu_ms` and `host_ms` (layers, stages, repeats), `pipeline_ms` (repeats,), `cold_ms` once."""
-
-    gpu_ms: NDArray[np.float64]
-    host_ms: NDArray[np.float64]
-    pipeline_ms: NDArray[np.float64]
-    cold_ms: float
 
 
 @dataclass

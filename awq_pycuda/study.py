@@ -15,9 +15,13 @@ from typing import Literal
 
 from filelock import FileLock, Timeout
 
-from awq_pycuda import provenance, results
+from awq_pycuda import provenance
 from awq_pycuda.config import Config, FileInputs, config_hash
 from awq_pycuda.inputs import file_sha256
+from awq_pycuda.results.record import NO_TIMINGS, RunRecord
+from awq_pycuda.results.schema import FILE_NAME
+from awq_pycuda.results.status import peek, read_status, status_attributes
+from awq_pycuda.results.write import write
 from awq_pycuda.spread import Spread
 from awq_pycuda.temporary import remove_left
 
@@ -90,7 +94,7 @@ def claim(folder: Path) -> Iterator[bool]:
         yield False
         return
     try:
-        remove_left(folder / results.FILE_NAME)
+        remove_left(folder / FILE_NAME)
         yield True
     finally:
         lock.release()
@@ -98,14 +102,14 @@ def claim(folder: Path) -> Iterator[bool]:
 
 def is_complete(folder: Path) -> bool:
     """Whether a job's folder holds a complete result."""
-    return (results.read_status(folder) or ("", ""))[0] == "complete"
+    return (read_status(folder) or ("", ""))[0] == "complete"
 
 
 def complete_jobs(study: Path) -> dict[str, tuple[str, str]]:
     """The names of the folders of a study that say they are complete, with the names of backend and device there."""
     found = {}
-    for path in study.glob(f"*/{results.FILE_NAME}"):
-        attributes = results.peek(path)
+    for path in study.glob(f"*/{FILE_NAME}"):
+        attributes = peek(path)
         if attributes.get("status") == "complete":
             found[path.parent.name] = (str(attributes["backend"]), str(json.loads(attributes["device"])["name"]))
     return found
@@ -119,4 +123,4 @@ def store_death(folder: Path, origin: dict[str, str | int | bool], reason: str) 
     """
     with claim(folder) as ours:
         if ours and not is_complete(folder):
-            results.write(folder, results.RunRecord(results.status_attributes(reason) | origin, [], results.NO_TIMINGS))
+            write(folder, RunRecord(status_attributes(reason) | origin, [], NO_TIMINGS))

@@ -19,7 +19,7 @@ from rich.table import Table
 
 from awq_pycuda.config import Config, SyntheticInputs
 from awq_pycuda.names import fitting
-from awq_pycuda.pipeline import STAGES, LayerResult, Timings
+from awq_pycuda.results.record import STAGES, LayerResult, Timings
 from awq_pycuda.spread import (
     Spread,
     error_removed,

@@ -27,7 +27,8 @@ from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Column, Table
 
-from awq_pycuda import results, summary
+from awq_pycuda import summary
+from awq_pycuda.results.status import read_status
 from awq_pycuda.spread import Spread, milliseconds, percent, percent_range
 from awq_pycuda.study import Outcome, State, claim
 
@@ -313,7 +314,7 @@ def _settled(job: JobStatus) -> JobStatus | None:
         with claim(folder) as free:
             if not free:
                 return None
-            status, error = results.read_status(folder) or ("failed", "another sweep left it unfinished")
+            status, error = read_status(folder) or ("failed", "another sweep left it unfinished")
     except OSError as trouble:  # the study's folder cannot be used any more
         status, error = "failed", str(trouble)
     return replace(job, state="skipped" if status == "complete" else "failed", reason=error)

@@ -9,9 +9,12 @@ import pytest
 from result_files import editing, make_run, vary
 from version_1 import write_version_1
 
-from awq_pycuda import hdf5, results
+from awq_pycuda import hdf5
 from awq_pycuda.analysis import worker
+from awq_pycuda.analysis.load import load
 from awq_pycuda.analysis.reader import UnreadableError, read, read_channels
+from awq_pycuda.results import write
+from awq_pycuda.results.status import read_status
 
 
 @pytest.fixture(scope="module")
@@ -43,12 +46,12 @@ def test_every_dataset_that_can_have_a_checksum_has_one(real):
 
 
 def test_large_datasets_are_in_chunks_that_hdf5_can_hold(monkeypatch, tmp_path):
-    monkeypatch.setattr(results, "_CHUNK_BYTES", 100)
+    monkeypatch.setattr(write, "_CHUNK_BYTES", 100)
     path = make_run(tmp_path, "layers=1", "save=full")
     with h5py.File(path) as file:
         assert file["layers/000/weights/Wq"].chunks == (6, 16)
         assert file["layers/000/stats/abs_mean"].chunks == (16,)
-    assert results.read_status(tmp_path) == ("complete", "")
+    assert read_status(tmp_path) == ("complete", "")
     read_channels(path, [0])
 
 
@@ -66,7 +69,7 @@ def test_a_flipped_bit_is_told_or_changes_nothing(real, tmp_path):
             assert everything(path) == expected
         except UnreadableError:
             told += 1
-        assert results.read_status(tmp_path) is None
+        assert read_status(tmp_path) is None
     assert told > 200  # the rest hit what the analysis does not read
 
 
@@ -112,7 +115,7 @@ def test_zeros_over_a_dataset_and_its_checksum_are_told(real, tmp_path):
         assert not file["layers/000/stats/abs_mean"][()].any()
     with pytest.raises(UnreadableError, match="disagree"):
         read(path)
-    assert results.read_status(tmp_path) is None
+    assert read_status(tmp_path) is None
 
 
 def test_no_damage_is_read_as_other_numbers(real, tmp_path):
@@ -148,7 +151,7 @@ def test_a_changed_part_without_a_checksum_of_its_own_is_told(real, tmp_path, ed
         edit(file)
     with pytest.raises(UnreadableError, match="its content and its digest /sha256 disagree"):
         read(path)
-    assert results.read_status(tmp_path) is None
+    assert read_status(tmp_path) is None
 
 
 def test_a_file_without_its_digest_is_told(real, tmp_path):
@@ -157,7 +160,7 @@ def test_a_file_without_its_digest_is_told(real, tmp_path):
         del file["sha256"]
     with pytest.raises(UnreadableError, match="/sha256 is missing"):
         read(path)
-    assert results.read_status(tmp_path) is None
+    assert read_status(tmp_path) is None
 
 
 def test_a_digest_of_another_kind_is_told(real, tmp_path):
@@ -181,8 +184,8 @@ def test_files_of_version_1_are_read(tmp_path):
     assert result.root["schema_version"] == 1
     assert [layer.gamma.tolist() for layer in result.layers] == [[0.0, 0.5]]
     assert read_channels(path, [0])[0]["s"].shape == (4,)
-    assert results.read_status(tmp_path) == ("complete", "")
-    assert results.load(path)["layers/000/weights"]["Wq"].shape == (4, 4)
+    assert read_status(tmp_path) == ("complete", "")
+    assert load(path)["layers/000/weights"]["Wq"].shape == (4, 4)
 
 
 def test_a_study_of_version_1_goes_on(cli, tmp_path):

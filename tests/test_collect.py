@@ -331,7 +331,7 @@ def imported(code):
 
 def test_a_run_imports_nothing_of_the_analysis():
     libraries = {"pandas", "pyarrow", "xarray", "matplotlib", "plotly", "jinja2", "itables"}
-    assert "awq_pycuda" in (modules := imported("import awq_pycuda.run, awq_pycuda.results"))
+    assert "awq_pycuda" in (modules := imported("import awq_pycuda.run, awq_pycuda.results.status"))
     assert not libraries & modules
 
 

@@ -9,10 +9,12 @@ import pytest
 from result_files import make_run
 from version_1 import write_version_1
 
-from awq_pycuda import hdf5, results
+from awq_pycuda import hdf5
 from awq_pycuda.analysis.collect import collect
+from awq_pycuda.analysis.load import load
 from awq_pycuda.errors import InputError
 from awq_pycuda.layer_files import describe_layers, load_layers
+from awq_pycuda.results.status import read_status
 
 
 def external_link(file, name):
@@ -98,9 +100,9 @@ def test_a_result_with_data_elsewhere(folder, real, version, kind, place):
         kind(file, place)
     found = collect([path])
     assert [each.reason for each in found.left_out] == [f"damaged HDF5 file: /{place} {KINDS[kind]}"]
-    assert results.read_status(folder) is None
+    assert read_status(folder) is None
     with pytest.raises(InputError, match=KINDS[kind]):
-        results.load(path)
+        load(path)
 
 
 @pytest.fixture(scope="module")

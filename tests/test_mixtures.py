@@ -8,11 +8,12 @@ import pytest
 from result_files import H100, editing, make_run, vary
 from version_1 import write_version_1
 
-from awq_pycuda import results
 from awq_pycuda.analysis import figure_style, figures, figures_error, figures_time, report, report_data
 from awq_pycuda.analysis.collect import collect
 from awq_pycuda.analysis.report import write_report
 from awq_pycuda.analyze import main
+from awq_pycuda.results.record import NO_TIMINGS, RunRecord
+from awq_pycuda.results.write import write
 
 
 def analyzed(capsys, *arguments):
@@ -118,8 +119,8 @@ def originals(tmp_path_factory):
     ]
     with h5py.File(paths[0]) as file:
         root = {name: file.attrs[name] for name in file.attrs if name not in ("schema", "schema_version")}
-    died = results.RunRecord(root | {"status": "failed", "error": "died"}, [], results.NO_TIMINGS)
-    return [*paths, results.write(folder / "f", died)]
+    died = RunRecord(root | {"status": "failed", "error": "died"}, [], NO_TIMINGS)
+    return [*paths, write(folder / "f", died)]
 
 
 def mixture(originals, folder, random):

@@ -7,7 +7,8 @@ from conftest import BACKENDS, make_backend, same_bits
 from awq_pycuda import inputs, philox, verify
 from awq_pycuda.config import Config
 from awq_pycuda.inputs import plan_layers
-from awq_pycuda.pipeline import STAGES, Pipeline
+from awq_pycuda.pipeline import Pipeline
+from awq_pycuda.results.record import STAGES
 
 QUICK = ("timing=once", "save=full")
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from conftest import TINY_SWEEP, files_under, found, start
 
-from awq_pycuda import execution, isolation, results
+from awq_pycuda import execution, isolation
 from awq_pycuda.config import BackendChoice, Config
+from awq_pycuda.results.status import read_status
 
 TINY = ("n=8", "layers=1", "backend=cpu", "timing=once")
 
@@ -115,7 +116,7 @@ def test_a_working_folder_that_goes_away_during_a_run(cli, monkeypatch, tmp_path
         assert "results.h5 cannot be written" in line
     else:
         assert (code, err) == (0, "")
-        assert results.read_status(tmp_path / "work" / "here") == ("complete", "")
+        assert read_status(tmp_path / "work" / "here") == ("complete", "")
 
 
 def test_a_working_folder_that_goes_away_during_a_sweep(environment, tmp_path):

@@ -14,9 +14,12 @@ import xarray as xr
 from omegaconf import OmegaConf
 
 from awq_pycuda import pipeline as pipeline_module
-from awq_pycuda import results
 from awq_pycuda.backends.cpu import CpuBackend
-from awq_pycuda.pipeline import STAGES, LayerResult, Timings
+from awq_pycuda.results import write as writing
+from awq_pycuda.results.record import NO_TIMINGS, STAGES, LayerResult, RunRecord, Timings
+from awq_pycuda.results.schema import FILE_NAME
+from awq_pycuda.results.status import read_status, status_attributes
+from awq_pycuda.results.write import write
 from awq_pycuda.search import SearchResult
 
 
@@ -114,7 +117,7 @@ def test_every_value_stands_where_it_belongs(tmp_path):
     wq = np.arange(12, dtype=np.int8).reshape(4, 3)
     layer = LayerResult("a", 5, **vectors, search=search, objective="diag", metrics={"output_mse": 2.0}, wq=wq)
     timings = Timings(draw((1, len(STAGES), 2)), draw((1, len(STAGES), 2)), draw(2), 7.0)
-    with h5py.File(results.write(tmp_path, results.RunRecord({"status": "complete"}, [layer], timings))) as file:
+    with h5py.File(write(tmp_path, RunRecord({"status": "complete"}, [layer], timings))) as file:
         group = file["layers/000"]
         assert dict(group.attrs) == {"name": "a", "tokens": 5, "in_features": 3, "out_features": 4}
         chosen = {"gamma_chosen": 0.25, "error_chosen": 0.5, "error_rtn": 0.75, "objective": "diag"}
@@ -239,22 +242,22 @@ def test_killed_while_writing_leaves_no_file_under_the_final_name(tmp_path):
 @pytest.mark.parametrize(("name", "other"), [("SCHEMA", "other"), ("SCHEMA_VERSION", 99), ("SCHEMA_VERSION", 0)])
 def test_a_file_of_another_schema_has_no_status(monkeypatch, tmp_path, name, other):
     """Written as a whole by another program or version: nothing else of it is wrong."""
-    record = results.RunRecord(results.status_attributes(None), [], results.NO_TIMINGS)
+    record = RunRecord(status_attributes(None), [], NO_TIMINGS)
     with monkeypatch.context() as patch:
-        patch.setattr(results, name, other)
-        results.write(tmp_path, record)
-    assert results.read_status(tmp_path) is None
-    results.write(tmp_path, record)
-    assert results.read_status(tmp_path) == ("complete", "")
+        patch.setattr(writing, name, other)
+        write(tmp_path, record)
+    assert read_status(tmp_path) is None
+    write(tmp_path, record)
+    assert read_status(tmp_path) == ("complete", "")
 
 
 def test_status_is_complete_failed_with_its_reason_or_none(tmp_path):
-    assert results.read_status(tmp_path) is None
-    results.write(tmp_path, results.RunRecord(results.status_attributes("OSError: x"), [], results.NO_TIMINGS))
-    assert results.read_status(tmp_path) == ("failed", "OSError: x")
-    path = tmp_path / results.FILE_NAME
+    assert read_status(tmp_path) is None
+    write(tmp_path, RunRecord(status_attributes("OSError: x"), [], NO_TIMINGS))
+    assert read_status(tmp_path) == ("failed", "OSError: x")
+    path = tmp_path / FILE_NAME
     path.write_bytes(path.read_bytes()[:700])
-    assert results.read_status(tmp_path) is None
+    assert read_status(tmp_path) is None
 
 
 def test_what_killed_runs_left_is_removed_by_the_next_into_that_folder(cli, tmp_path):

@@ -12,7 +12,7 @@ import pytest
 from conftest import files_under
 from test_results import result_path
 
-from awq_pycuda import provenance, results
+from awq_pycuda import execution, provenance
 from awq_pycuda.backends.cpu import CpuBackend
 from awq_pycuda.errors import InputError
 from awq_pycuda.paths import resource_dir
@@ -278,7 +278,7 @@ def test_only_what_the_user_gave_is_bad_input(cli, monkeypatch, error, expected)
     def fail(folder, record):
         raise error
 
-    monkeypatch.setattr(results, "write", fail)
+    monkeypatch.setattr(execution, "write", fail)
     code, _, err = cli(*SMALL)
     assert code == expected
     assert "Error executing job" not in err

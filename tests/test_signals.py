@@ -13,7 +13,8 @@ import pytest
 from conftest import TINY_SWEEP, files_under, found, start
 from test_sweep import wait_for
 
-from awq_pycuda import execution, isolation, results, run, signals
+from awq_pycuda import execution, isolation, run, signals
+from awq_pycuda.results.status import read_status
 from awq_pycuda.signals import STOPPING, Stopped, held, released, stoppable
 from awq_pycuda.study import Job, Outcome, Started
 from awq_pycuda.sweep import Reporter, reporting_processes
@@ -122,7 +123,7 @@ def test_a_signal_between_two_messages_of_a_job_s_is_passed_on(environment, comp
     with stoppable() as stop:
         outcome = isolation.run_isolated(Job(config, tmp_path, Path("study"), [], ""))
     assert (outcome.state, outcome.stop, stop.number) == ("interrupted", True, signal.SIGTERM)
-    assert results.read_status(outcome.folder) == ("failed", "interrupted by SIGTERM")
+    assert read_status(outcome.folder) == ("failed", "interrupted by SIGTERM")
 
 
 def test_a_signal_between_jobs_is_told_to_the_next(monkeypatch):
@@ -202,7 +203,7 @@ def test_what_is_ignored_from_the_start_stays_so(tmp_path, ignored):
 
 @pytest.mark.parametrize("where", ["while storing", "after storing"])
 def test_a_run_that_is_done_when_the_signal_comes_is_complete(cli, monkeypatch, tmp_path, where):
-    write, summarise = results.write, execution.summary.print_summary
+    write, summarise = execution.write, execution.summary.print_summary
 
     def write_and_signal(folder, record):
         signal.raise_signal(signal.SIGTERM)
@@ -213,13 +214,13 @@ def test_a_run_that_is_done_when_the_signal_comes_is_complete(cli, monkeypatch, 
         summarise(*arguments)
 
     if where == "while storing":
-        monkeypatch.setattr(results, "write", write_and_signal)
+        monkeypatch.setattr(execution, "write", write_and_signal)
     else:
         monkeypatch.setattr(execution.summary, "print_summary", signal_and_summarise)
     code, out, err = cli("n=8", "layers=1", "backend=cpu")
     assert (code, err) == (143, "")
     (path,) = tmp_path.rglob("results.h5")
-    assert results.read_status(path.parent) == ("complete", "")
+    assert read_status(path.parent) == ("complete", "")
     assert "next: " in out
 
 

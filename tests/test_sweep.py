@@ -18,9 +18,10 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from result_files import editing
 
-from awq_pycuda import composition, isolation, results
+from awq_pycuda import composition, isolation
 from awq_pycuda.launchers import LAUNCHERS
 from awq_pycuda.paths import resource_dir
+from awq_pycuda.results.status import read_status
 
 
 def test_jobs_that_fail_or_die_leave_the_others_alone_and_are_run_again(cli, environment, tmp_path):
@@ -325,12 +326,12 @@ def test_a_job_that_died_does_not_overwrite_another_sweep_s_result(tmp_path):
     with claim(folder) as ours:
         assert ours
         store_death(folder, {}, "died")
-    assert results.read_status(folder) is None
+    assert read_status(folder) is None
     store_death(folder, {"backend": "cpu"}, "died")
-    assert results.read_status(folder) == ("failed", "died")
+    assert read_status(folder) == ("failed", "died")
     with editing(folder / "results.h5") as file:
         assert file["timings/host_ms"].shape == (0, 6, 0)
         assert np.isnan(file["timings/cold_ms"][()])
         file.attrs["status"] = "complete"
     store_death(folder, {}, "died again")
-    assert results.read_status(folder)[0] == "complete"
+    assert read_status(folder)[0] == "complete"

@@ -19,7 +19,7 @@ import pandas as pd
 from awq_pycuda.analysis.reader import METRICS, LayerRecord, ResultFile, UnreadableError, read_channels
 from awq_pycuda.analysis.worker import ask, read_files
 from awq_pycuda.errors import InputError
-from awq_pycuda.results import FILE_NAME
+from awq_pycuda.results.schema import FILE_NAME
 from awq_pycuda.search import with_rtn
 from awq_pycuda.spread import Spread, error_removed
 

@@ -17,7 +17,7 @@ from h5py import h5a, h5f, h5g, h5p, h5s, h5t
 from numpy.typing import NDArray
 
 from awq_pycuda import hdf5
-from awq_pycuda.results import FIRST_WITH_CHECKSUMS, SCHEMA, SCHEMA_VERSION
+from awq_pycuda.results.schema import FIRST_WITH_CHECKSUMS, SCHEMA, SCHEMA_VERSION
 
 METRICS = (
     "output_mse",

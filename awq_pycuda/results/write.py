@@ -1,90 +1,22 @@
-"""results.h5, schema version 2: the one place that knows its layout. Written whole or not at all."""
+"""Writes results.h5, whole or not at all."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from awq_pycuda import hdf5, provenance
-from awq_pycuda.pipeline import STAGES, LayerResult, Timings
+from awq_pycuda import hdf5
+from awq_pycuda.results.record import STAGES, LayerResult, RunRecord, Timings
+from awq_pycuda.results.schema import FILE_NAME, SCHEMA, SCHEMA_VERSION
 from awq_pycuda.temporary import replacing
 from awq_pycuda.verify import TOLERANCES
 
-if TYPE_CHECKING:
-    import xarray as xr
-
-SCHEMA = "awq_pycuda"
-SCHEMA_VERSION = 2
-FIRST_WITH_CHECKSUMS = 2
-FILE_NAME = "results.h5"
 _CHUNK_BYTES = 64 << 20  # of one dataset's chunk, which is read as a whole; HDF5's limit is 4 GB
-
-
-NO_TIMINGS = Timings(np.empty((0, len(STAGES), 0)), np.empty((0, len(STAGES), 0)), np.empty(0), float("nan"))
-
-
-@dataclass(frozen=True)
-class RunRecord:
-    """Everything that a result file holds.
-
-    `root` are the attributes of the file (status, config, device and so on); `layers` the finished layers in order;
-    `interrupted` says that the user stopped the run, and is not stored.
-    """
-
-    root: Mapping[str, str | int | bool]
-    layers: Sequence[LayerResult]
-    timings: Timings
-    interrupted: bool = False
-
-
-def status_attributes(failure: str | None) -> dict[str, str | int | bool]:
-    """The attributes of a file that say how its run ended, now: complete, or failed with a reason."""
-    created = provenance.created()
-    if failure is None:
-        return {"status": "complete", "created": created}
-    return {"status": "failed", "error": failure, "created": created}
-
-
-def read_status(folder: Path) -> tuple[str, str] | None:
-    """Status and error ("" if none) of `folder/results.h5`; None where there is no result file that is whole."""
-    path = folder / FILE_NAME
-    try:
-        if not path.is_file():  # opening a pipe would wait
-            return None
-        with open(path, "rb") as stream, h5py.File(path, locking=False) as file:
-            found = hdf5.checked_objects(file.id, stream)
-            version = int(file.attrs["schema_version"])
-            if file.attrs["schema"] != SCHEMA or not 1 <= version <= SCHEMA_VERSION:
-                return None
-            if version >= FIRST_WITH_CHECKSUMS:
-                found[f"/{hdf5.DIGEST}"]  # or it is missing
-                file.visititems(_read_through)
-            return str(file.attrs["status"]), str(file.attrs.get("error", ""))
-    except Exception:  # whatever HDF5 makes of damage
-        return None
-
-
-def peek(path: Path) -> dict[str, Any]:
-    """The attributes of a result file as they stand, none where it cannot be opened; nothing is checked."""
-    try:
-        if path.is_file():
-            with h5py.File(path, locking=False) as file:
-                return dict(file.attrs)
-    except Exception:  # whatever HDF5 makes of damage
-        pass
-    return {}
-
-
-def _read_through(_name: str, node: Any) -> None:
-    """Reads a dataset, so that HDF5 compares its checksums."""
-    if isinstance(node, h5py.Dataset):
-        node[()]
 
 
 def write(folder: Path, record: RunRecord) -> Path:
@@ -109,27 +41,6 @@ def write(folder: Path, record: RunRecord) -> Path:
     with replacing(final) as temporary, open(temporary, "wb") as written:
         written.writelines(image)
     return final
-
-
-def load(paths: Path | str | Sequence[Path | str]) -> xr.DataTree | xr.Dataset:
-    """Results for a notebook, wholly in memory.
-
-    Args:
-        paths: a result file; or a folder, or several files and folders, as `python -m awq_pycuda.analyze` takes them.
-
-    Returns:
-        Of one file a DataTree, laid out as the file (docs/results.md). Of a folder or several paths a Dataset with
-        the dimension `run`: metrics (run, layer), `search_error` (run, layer, gamma), `gpu_ms` and `host_ms`
-        (run, layer, stage, repeat), `pipeline_ms` (run, repeat), with status, device and every config key as
-        coordinates of `run`. NaN where a run has no such layer, gamma or repeat. Both keep units and descriptions.
-
-    Raises:
-        InputError: the one file is no result, or there is no result among several. Others that cannot be read are
-            left out with a warning that names them.
-    """
-    from awq_pycuda.analysis.tree import load as load_tree  # runs do not import xarray
-
-    return load_tree(paths)
 
 
 def _write_root(file: h5py.File, root: Mapping[str, str | int | bool]) -> None:

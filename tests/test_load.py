@@ -1,4 +1,4 @@
-"""`results.load`: one file as a tree, several as a dataset, and clear words for what is neither."""
+"""`load`: one file as a tree, several as a dataset, and clear words for what is neither."""
 
 import h5py
 import numpy as np
@@ -6,8 +6,8 @@ import pytest
 import xarray as xr
 from result_files import make_run, vary
 
-from awq_pycuda import results
 from awq_pycuda.analysis.collect import collect
+from awq_pycuda.analysis.load import load
 from awq_pycuda.errors import InputError
 
 
@@ -18,7 +18,7 @@ def real(tmp_path_factory):
 
 def test_one_file_is_the_tree_that_it_is(real):
     for path in (real, str(real)):
-        tree = results.load(path)
+        tree = load(path)
         assert isinstance(tree, xr.DataTree)
         assert tree.attrs["status"] == "complete"
         assert tree["timings/host_ms"].dims == ("layer", "stage", "repeat")
@@ -33,7 +33,7 @@ def test_several_are_a_dataset_with_a_dimension_run(real, tmp_path):
     vary(real, tmp_path / "0", {"tile": 8, "threads": None})
     make_run(tmp_path / "1", "layers=2", "gammas=[0,0.3]", "timing.repeats=2", "tile=16", "threads=1")
     vary(real, tmp_path / "2", status="failed", error="RuntimeError: no")
-    runs = results.load(tmp_path)
+    runs = load(tmp_path)
     assert dict(runs.sizes) == {"run": 3, "layer": 3, "gamma": 6, "repeat": 3, "stage": 6}
     assert runs["run"].values.tolist() == ["0", "1", "2"]
     assert runs["stage"].values.tolist()[:2] == ["accum_stats", "compute_s"]
@@ -58,15 +58,15 @@ def test_several_are_a_dataset_with_a_dimension_run(real, tmp_path):
 def test_files_and_folders_can_be_mixed(real, tmp_path):
     vary(real, tmp_path / "a/0")
     vary(real, tmp_path / "b")
-    assert results.load([tmp_path / "a", str(tmp_path / "b/results.h5")]).sizes["run"] == 2
-    assert results.load([tmp_path / "b/results.h5"]).sizes["run"] == 1
+    assert load([tmp_path / "a", str(tmp_path / "b/results.h5")]).sizes["run"] == 2
+    assert load([tmp_path / "b/results.h5"]).sizes["run"] == 1
 
 
 def test_what_is_left_out_is_named_in_a_warning(real, tmp_path):
     vary(real, tmp_path / "0")
     (tmp_path / "damaged.h5").write_bytes(real.read_bytes()[:1000])
     with pytest.warns(UserWarning, match=r"left out: .*damaged\.h5: damaged HDF5 file: ") as caught:
-        assert results.load(tmp_path).sizes["run"] == 1
+        assert load(tmp_path).sizes["run"] == 1
     assert caught[0].filename == __file__
 
 
@@ -80,7 +80,7 @@ def test_what_is_no_result_is_an_input_error(real, tmp_path):
         ([], "nothing given"),
     ):
         with pytest.raises(InputError, match=rf"{why}.*; allowed: a result file of awq_pycuda, or a folder"):
-            results.load(path)
+            load(path)
 
 
 def test_damage_that_only_the_tree_meets(real, tmp_path):
@@ -93,4 +93,4 @@ def test_damage_that_only_the_tree_meets(real, tmp_path):
     path.write_bytes(content)
     assert len(collect([path]).runs) == 1
     with pytest.raises(InputError, match="damaged HDF5 file: "):
-        results.load(path)
+        load(path)

@@ -42,7 +42,21 @@ _DESCRIBED = {
 
 
 def load(paths: Path | str | Sequence[Path | str]) -> xr.DataTree | xr.Dataset:
-    """See `awq_pycuda.results.load`, its public name."""
+    """Results for a notebook, wholly in memory.
+
+    Args:
+        paths: a result file; or a folder, or several files and folders, as `python -m awq_pycuda.analyze` takes them.
+
+    Returns:
+        Of one file a DataTree, laid out as the file (docs/results.md). Of a folder or several paths a Dataset with
+        the dimension `run`: metrics (run, layer), `search_error` (run, layer, gamma), `gpu_ms` and `host_ms`
+        (run, layer, stage, repeat), `pipeline_ms` (run, repeat), with status, device and every config key as
+        coordinates of `run`. NaN where a run has no such layer, gamma or repeat. Both keep units and descriptions.
+
+    Raises:
+        InputError: the one file is no result, or there is no result among several. Others that cannot be read are
+            left out with a warning that names them.
+    """
     if isinstance(paths, str | os.PathLike) and not os.path.isdir(paths):
         return _load_file(Path(paths))
     several = [paths] if isinstance(paths, str | os.PathLike) else paths
@@ -51,7 +65,7 @@ def load(paths: Path | str | Sequence[Path | str]) -> xr.DataTree | xr.Dataset:
     if collection.runs.empty:
         raise InputError(f"no result that can be read; left out: {'; '.join(left_out) or 'nothing given'}; {_ALLOWED}")
     if left_out:
-        warnings.warn(f"left out: {'; '.join(left_out)}", stacklevel=3)
+        warnings.warn(f"left out: {'; '.join(left_out)}", stacklevel=2)
     return _combine(collection)
 
 

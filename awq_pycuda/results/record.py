@@ -1,0 +1,57 @@
+"""What a run leaves, as plain data on the host: the pipeline fills it, the writer stores it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from awq_pycuda.search import SearchResult
+
+STAGES = ("accum_stats", "compute_s", "compute_scale_b", "quantize_awq", "dequantizeTiled", "relu")
+
+
+@dataclass
+class LayerResult:
+    """What a run leaves of one layer; arrays are the host's own copies."""
+
+    name: str
+    tokens: int
+    abs_mean: NDArray[Any]
+    sq_mean: NDArray[Any]
+    search: SearchResult
+    objective: str
+    scale_b: NDArray[Any]
+    metrics: dict[str, float] = field(default_factory=dict)
+    verify: dict[str, float] = field(default_factory=dict)
+    wq: NDArray[np.int8] | None = None
+
+
+@dataclass
+class Timings:
+    """Milliseconds: `gpu_ms` and `host_ms` (layers, stages, repeats), `pipeline_ms` (repeats,), `cold_ms` once."""
+
+    gpu_ms: NDArray[np.float64]
+    host_ms: NDArray[np.float64]
+    pipeline_ms: NDArray[np.float64]
+    cold_ms: float
+
+
+NO_TIMINGS = Timings(np.empty((0, len(STAGES), 0)), np.empty((0, len(STAGES), 0)), np.empty(0), float("nan"))
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """Everything that a result file holds.
+
+    `root` are the attributes of the file (status, config, device and so on); `layers` the finished layers in order;
+    `interrupted` says that the user stopped the run, and is not stored.
+    """
+
+    root: Mapping[str, str | int | bool]
+    layers: Sequence[LayerResult]
+    timings: Timings
+    interrupted: bool = False
