@@ -30,7 +30,7 @@ BLOCKS = 16
 # on the threads of OpenBLAS and in blocks: idle 3.0 and 1.7 for 512, 17.9 and 20.8 for 2048; beside 16 busy processes
 # 24 and 4.1 for 512, 48 and 59 for 2048. On 2 cores beside 2 busy processes 24 and 7.4 for 512.
 # tools/thread_load.py measures whole runs.
-SMALLEST_PRODUCT, LARGEST_PRODUCT = 64, 256
+SMALLEST_PRODUCT, LARGEST_PRODUCT = 128, 256
 
 
 def host_threads(threads: int | None = None) -> int:

@@ -28,8 +28,8 @@ def _handle(number: int, frame: FrameType | None) -> None:
     if _current.number is not None:
         return
     came = signal.Signals(number)
-    level: Stop | None = _current
-    while level is not None:
+    level = _current
+    while level.outer is not None:  # the outermost is not of a `stoppable`, and outlives them all
         level.number, level = level.number or came, level.outer
     _current.first(came)
     if not _current.held:
@@ -96,7 +96,7 @@ class Stop:
 
 
 _noted: signal.Signals | None = None  # by `_note`
-_current = Stop()  # of the innermost `stoppable`
+_current = Stop()  # of the innermost `stoppable`; without one, of none
 
 
 @contextmanager

@@ -123,10 +123,16 @@ def compose() -> Iterator[Callable[..., Config]]:
 
 @pytest.fixture(scope="session", autouse=True)
 def commands_can_be_interrupted():
-    """A shell's background job ignores SIGINT, and what it starts would, too: a handler is not inherited."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    """A shell's background job ignores SIGINT, `nohup` SIGHUP, and what they start would, too."""
+    python_s = {
+        signal.SIGINT: signal.default_int_handler,
+        signal.SIGTERM: signal.SIG_DFL,
+        signal.SIGHUP: signal.SIG_DFL,
+    }
+    before = {number: signal.signal(number, handler) for number, handler in python_s.items()}
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -10,7 +10,7 @@ from conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "tools"))
 import renew_docs
-from renew_docs import Block, alike, all_alike, comparable, parse, unparse
+from renew_docs import Block, alike, all_alike, comparable, parse, picture_alike, unparse
 
 from awq_pycuda.config import ALLOWED, plain
 from awq_pycuda.paths import resource_dir
@@ -161,6 +161,29 @@ def test_times_may_differ_and_figures_may_not(old, new, same):
 )
 def test_the_last_place_of_a_figure_may_follow_the_machine(said, seen, same):
     assert alike(said, seen) == same
+
+
+BAR = '  <rect class="better" x="576.7" y="245.5" height="5.5"><title>dense 5: 2.0 %</title></rect><text x="3">2</text>'
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "same"),
+    [
+        ("245.5", "245.7", True),
+        ("2.0 %", "2.1 %", True),
+        (">2<", ">3<", True),
+        ("245.5", "246.1", False),
+        ("2.0 %", "2.2 %", False),
+        (">2<", ">4<", False),
+        (">2<", "><", False),
+        ("dense 5", "dense 6", False),
+        ('"better"', '"worse"', False),
+        (' x="576.7"', "", False),
+    ],
+)
+def test_a_picture_may_follow_the_last_place_of_its_figures(old, new, same):
+    assert BAR.count(old) == 1
+    assert picture_alike(BAR, BAR.replace(old, new)) == same
 
 
 @pytest.mark.parametrize(

@@ -153,6 +153,8 @@ def test_the_innermost_is_told_and_those_around_it_know():
         assert (outer.number, inner.number) == (signal.SIGTERM, signal.SIGTERM)
         signal.raise_signal(signal.SIGTERM)  # changes nothing any more
     assert (outer_told, inner_told) == ([], [signal.SIGTERM])
+    with held(), released():
+        pass  # what came to those that are over is not raised again
 
 
 def test_a_worker_that_alone_is_told_to_stop_costs_one_job(environment, tmp_path):
