@@ -105,7 +105,7 @@ setup: $(CPU_READY)
 setup-cuda: $(CUDA_READY)
 
 toolchain: $(VENV_READY)
-	@$(PYTHON) -c 'from awq_pycuda.gpu.toolchain import find_toolchain; find_toolchain()' 2>/dev/null \
+	@$(PYTHON) -c 'from awq_pycuda.backends.cuda.toolchain import find_toolchain; find_toolchain()' 2>/dev/null \
 	    || $(INSTALL) locks/cuda-toolkit.txt 'nvcc and the CUDA headers'
 
 # The tests of the report open it in a browser; without one they fail.

@@ -66,7 +66,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     if exitstatus != 0 or session.testsfailed:
         print(f"\nno receipt: {session.testsfailed} of {session.testscollected} tests failed")
         return
-    from awq_pycuda.backends.cuda import CudaBackend
+    from awq_pycuda.backends.cuda.backend import CudaBackend
 
     backend = CudaBackend(tile=16)
     receipt = {
@@ -101,7 +101,7 @@ def make_backend(name: str, **options: object) -> Backend:
     """A backend, not entered; options are those of the CUDA backend and mean nothing on the CPU."""
     if name == "cpu":
         return CpuBackend()
-    from awq_pycuda.backends.cuda import CudaBackend
+    from awq_pycuda.backends.cuda.backend import CudaBackend
 
     settings = {"tile": 16, "stats": StatsKernel.deterministic, "matmul": MatmulKernel.tiled} | options
     return CudaBackend(**settings)

@@ -67,8 +67,8 @@ def test_a_launcher_refuses_what_its_kernel_would_misread():
 
 
 def test_the_cubin_cache_is_used_and_whole(compose, monkeypatch, tmp_path):
-    from awq_pycuda.gpu import jit
-    from awq_pycuda.gpu.device import open_gpu
+    from awq_pycuda.backends.cuda import jit
+    from awq_pycuda.backends.cuda.device import open_gpu
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     gpu = open_gpu()
@@ -107,7 +107,7 @@ def test_more_than_the_card_holds_is_refused(cli, tmp_path):
 
 
 def test_a_failure_in_layer_2_leaves_layers_0_and_1(cli, monkeypatch, tmp_path):
-    from awq_pycuda.backends.cuda import CudaBackend
+    from awq_pycuda.backends.cuda.backend import CudaBackend
 
     calls = iter(range(1000))
     quantize = CudaBackend.quantize_awq
@@ -131,7 +131,7 @@ def test_a_failure_in_layer_2_leaves_layers_0_and_1(cli, monkeypatch, tmp_path):
 FAULTY = """
 import sys
 from awq_pycuda import run
-from awq_pycuda.backends.cuda import CudaBackend
+from awq_pycuda.backends.cuda.backend import CudaBackend
 
 relu, calls = CudaBackend.relu, iter(range(100))
 

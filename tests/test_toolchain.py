@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from awq_pycuda.backends.cuda.toolchain import Toolchain, find_toolchain
 from awq_pycuda.errors import InputError
-from awq_pycuda.gpu.toolchain import Toolchain, find_toolchain
 
 # Stands for nvcc: prints its version, or the preprocessed question whether its toolkit has cuRAND.
 NVCC = """\

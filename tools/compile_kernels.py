@@ -19,8 +19,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # so that it runs from a bare checkout, without the package installed
 
+from awq_pycuda.backends.cuda.toolchain import Toolchain, find_toolchain  # noqa: E402
 from awq_pycuda.errors import InputError  # noqa: E402
-from awq_pycuda.gpu.toolchain import Toolchain, find_toolchain  # noqa: E402
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")  # A100, H100 and H200, B200
 

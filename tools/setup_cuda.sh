@@ -22,7 +22,7 @@ done
 machine_toolkit() {
     nvcc=$(PYTHONPATH="$root" "$python" - <<'PYTHON'
 from awq_pycuda.errors import InputError
-from awq_pycuda.gpu.toolchain import find_toolchain
+from awq_pycuda.backends.cuda.toolchain import find_toolchain
 
 try:
     toolchain = find_toolchain()

@@ -41,7 +41,7 @@ def choose_backend(config: Config) -> tuple[Backend[Any], str]:
     if config.backend is BackendChoice.cpu or obstacle is not None:
         reason = "as asked" if obstacle is None else f"auto: {obstacle}"
         return CpuBackend(threads=config.threads), f"backend cpu ({reason})"
-    from awq_pycuda.backends.cuda import CudaBackend
+    from awq_pycuda.backends.cuda.backend import CudaBackend
 
     backend = CudaBackend(config.tile, config.stats, config.matmul.kernel)
     reason = "as asked" if config.backend is BackendChoice.cuda else "auto: a driver and a device are there"

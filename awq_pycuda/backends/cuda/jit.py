@@ -15,8 +15,8 @@ import platformdirs
 from pycuda.compiler import SourceModule, compile
 from pycuda.driver import module_from_buffer
 
-from awq_pycuda.gpu.device import Gpu
-from awq_pycuda.gpu.toolchain import Toolchain, find_toolchain
+from awq_pycuda.backends.cuda.device import Gpu
+from awq_pycuda.backends.cuda.toolchain import Toolchain, find_toolchain
 from awq_pycuda.paths import resource_dir
 
 toolchain = lru_cache(maxsize=1)(find_toolchain)

@@ -12,7 +12,7 @@ import pycuda.driver as cuda
 from cuda.bindings import driver
 from numpy.typing import DTypeLike, NDArray
 
-from awq_pycuda.gpu.device import Gpu
+from awq_pycuda.backends.cuda.device import Gpu
 
 _ALIGNMENT = 256  # of the arrays of one allocation: as the driver aligns allocations
 

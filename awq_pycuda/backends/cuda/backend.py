@@ -13,10 +13,10 @@ import pycuda.driver as cuda
 from numpy.typing import DTypeLike, NDArray
 
 from awq_pycuda.backends.base import Backend, Mark
+from awq_pycuda.backends.cuda.device import open_gpu
+from awq_pycuda.backends.cuda.jit import Source, load, toolchain
+from awq_pycuda.backends.cuda.memory import ManagedArray, allocate
 from awq_pycuda.config import MatmulKernel, StatsKernel
-from awq_pycuda.gpu.device import open_gpu
-from awq_pycuda.gpu.jit import Source, load, toolchain
-from awq_pycuda.gpu.memory import ManagedArray, allocate
 
 _THREADS = 256  # of the kernels that walk an index space
 _BLOCKS_PER_MULTIPROCESSOR = 32  # enough to fill the card; such kernels stride over the rest
