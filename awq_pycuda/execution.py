@@ -27,6 +27,7 @@ from awq_pycuda.results.record import RunRecord
 from awq_pycuda.results.schema import FILE_NAME
 from awq_pycuda.results.status import status_attributes
 from awq_pycuda.results.write import write
+from awq_pycuda.verify import TOLERANCES
 
 
 class RunFailed(RuntimeError):
@@ -179,7 +180,7 @@ def attempt(
             failure = str(error)
         interrupted = isinstance(error, KeyboardInterrupt)
     root = status_attributes(failure) | origin
-    return RunRecord(root, pipeline.layers, pipeline.timings, interrupted)
+    return RunRecord(root, pipeline.layers, pipeline.timings, interrupted, TOLERANCES)
 
 
 def store(folder: Path, record: RunRecord) -> Path:

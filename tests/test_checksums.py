@@ -12,8 +12,8 @@ from version_1 import write_version_1
 from awq_pycuda import hdf5
 from awq_pycuda.analysis import worker
 from awq_pycuda.analysis.load import load
-from awq_pycuda.analysis.reader import UnreadableError, read, read_channels
 from awq_pycuda.results import write
+from awq_pycuda.results.reader import UnreadableError, read, read_channels
 from awq_pycuda.results.status import read_status
 
 

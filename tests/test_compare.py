@@ -7,7 +7,8 @@ import pytest
 from result_files import editing, make_run, vary
 
 from awq_pycuda.analysis.collect import collect
-from awq_pycuda.analysis.compare import METRIC_SIGNS, compare, metric_verdict, time_verdict
+from awq_pycuda.analysis.compare import compare, metric_verdict, time_verdict
+from awq_pycuda.analysis.derived import COMPARED
 from awq_pycuda.analysis.intervals import Ratio, ratio_of_medians
 from awq_pycuda.errors import InputError
 
@@ -50,7 +51,7 @@ def test_a_set_against_itself_is_the_same(tmp_path, repeats):
     result = compared(tmp_path, tmp_path)
     assert set(result.times["verdict"]) == set(result.metrics["verdict"]) == {"same"}
     assert len(result.times) == 2 * 7
-    assert len(result.metrics) == 2 * 3 * len(METRIC_SIGNS)
+    assert len(result.metrics) == 2 * 3 * len(COMPARED)
     assert result.not_compared.empty
     assert (result.broken, result.apart) == ([], [])
 
@@ -202,7 +203,7 @@ def test_verdict_of_a_metric(metric, a, b, tolerance, verdict):
 
 def test_which_end_of_a_metric_is_the_good_one():
     one, two = np.array([1.0]), np.array([2.0])
-    assert {metric: metric_verdict(metric, one, two, 0) for metric in METRIC_SIGNS} == {
+    assert {metric: metric_verdict(metric, one, two, 0) for metric in COMPARED} == {
         "output_sqnr_db": "better",
         "rtn_output_sqnr_db": "better",
         "propagated_sqnr_db": "better",

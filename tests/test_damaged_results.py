@@ -86,7 +86,10 @@ def replace(name, values):
         (replace("layers/000/search", 1.0), "/layers/000/search is no group"),
         (lambda file: group_for(file, "layers/000/search/gamma"), "/layers/000/search/gamma is no dataset"),
         (drop("layers/001/stats/abs_mean"), "/layers/001/stats/abs_mean is missing"),
-        (drop("layers/001/scales"), "/layers/001/scales/s is missing"),
+        (drop("layers/001/scales"), "/layers/001/scales is missing"),
+        (drop("layers/001/scales/scale_b"), "/layers/001/scales/scale_b is missing"),
+        (lambda file: file["layers/002/metrics"].attrs.__delitem__("weight_mse"), "attribute weight_mse is missing"),
+        (put("/", "git_dirty", 1), "/: attribute git_dirty is 1, not a truth value"),
         (replace("layers/001/scales/s", np.ones(31)), "/layers/001: abs_mean, sq_mean and s differ in length"),
         (put("layers/002", "in_features", 31), "/layers/002: 31 in_features, but 32 scales"),
         (

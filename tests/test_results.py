@@ -15,9 +15,8 @@ from omegaconf import OmegaConf
 
 from awq_pycuda import pipeline as pipeline_module
 from awq_pycuda.backends.cpu import CpuBackend
-from awq_pycuda.results import write as writing
+from awq_pycuda.results import schema
 from awq_pycuda.results.record import NO_TIMINGS, STAGES, LayerResult, RunRecord, Timings
-from awq_pycuda.results.schema import FILE_NAME
 from awq_pycuda.results.status import read_status, status_attributes
 from awq_pycuda.results.write import write
 from awq_pycuda.search import SearchResult
@@ -239,12 +238,12 @@ def test_killed_while_writing_leaves_no_file_under_the_final_name(tmp_path):
     assert not list(tmp_path.rglob("results.h5"))
 
 
-@pytest.mark.parametrize(("name", "other"), [("SCHEMA", "other"), ("SCHEMA_VERSION", 99), ("SCHEMA_VERSION", 0)])
+@pytest.mark.parametrize(("name", "other"), [("NAME", "other"), ("VERSION", 99), ("VERSION", 0)])
 def test_a_file_of_another_schema_has_no_status(monkeypatch, tmp_path, name, other):
     """Written as a whole by another program or version: nothing else of it is wrong."""
     record = RunRecord(status_attributes(None), [], NO_TIMINGS)
     with monkeypatch.context() as patch:
-        patch.setattr(writing, name, other)
+        patch.setattr(schema, name, other)
         write(tmp_path, record)
     assert read_status(tmp_path) is None
     write(tmp_path, record)
@@ -255,7 +254,7 @@ def test_status_is_complete_failed_with_its_reason_or_none(tmp_path):
     assert read_status(tmp_path) is None
     write(tmp_path, RunRecord(status_attributes("OSError: x"), [], NO_TIMINGS))
     assert read_status(tmp_path) == ("failed", "OSError: x")
-    path = tmp_path / FILE_NAME
+    path = tmp_path / schema.FILE_NAME
     path.write_bytes(path.read_bytes()[:700])
     assert read_status(tmp_path) is None
 

@@ -14,7 +14,7 @@ from result_files import make_run
 from version_1 import write_version_1
 
 from awq_pycuda.analysis import worker
-from awq_pycuda.analysis.reader import ResultFile
+from awq_pycuda.results.reader import ResultFile
 
 
 @pytest.fixture(scope="module")

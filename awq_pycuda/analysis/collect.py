@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from awq_pycuda.analysis.reader import METRICS, LayerRecord, ResultFile, UnreadableError, read_channels
+from awq_pycuda.analysis.derived import DERIVED, derived
 from awq_pycuda.analysis.worker import ask, read_files
 from awq_pycuda.errors import InputError
-from awq_pycuda.results.schema import FILE_NAME
-from awq_pycuda.search import with_rtn
-from awq_pycuda.spread import Spread, error_removed
+from awq_pycuda.results import schema
+from awq_pycuda.results.reader import LayerRecord, ResultFile, UnreadableError, read_channels
+from awq_pycuda.spread import Spread
 
 SUFFIXES = (".h5", ".hdf5")  # what is read of a folder
 SALIENT_SHARE = 0.01  # the share of salient channels in the AWQ paper's 1 % experiments (Lin et al., 2023, section 3.1)
@@ -40,7 +40,8 @@ _OF_LAYER = (
     *("name", "tokens", "in_features", "out_features"),
     *("gamma_chosen", "error_chosen", "error_rtn", "objective"),
 )
-_LAYER_COLUMNS = ("run", "layer", *_OF_LAYER, *METRICS, "error_removed", "propagated_sqnr_db")
+_METRICS = tuple(each.name for each in schema.metrics())
+_LAYER_COLUMNS = ("run", "layer", *_OF_LAYER, *_METRICS, *(each.name for each in DERIVED))
 _SAMPLE_COLUMNS = ("gamma", "error_relative", "chosen", "stage", "repeat", "ms")
 _TAKEN = {*_RUN_COLUMNS, *_LAYER_COLUMNS, *_SAMPLE_COLUMNS}
 
@@ -201,7 +202,7 @@ def run_names(paths: Sequence[Path]) -> list[str]:
     for path in paths:
         whole = Path(os.path.abspath(path))
         stem = whole.with_suffix("") if whole.suffix in SUFFIXES else whole
-        named = whole.parent if whole.name == FILE_NAME else stem
+        named = whole.parent if whole.name == schema.FILE_NAME else stem
         parts.append([re.sub(r"^([0-9a-f]{8})[0-9a-f]{4,}$", r"\1", part) for part in named.parts[1:]])
     suffixes = [["/".join(own[-count:]) for count in range(1, len(own) + 1)] for own in parts]
     taken = Counter(suffix for own in suffixes for suffix in own)
@@ -240,7 +241,7 @@ def _run_row(run: str, result: ResultFile) -> dict[str, Any]:
         "cold_ms": result.cold_ms,
         "layers_finished": len(result.layers),
         "clock": _clock(result),
-        "gamma_grid_size": len(with_rtn(gammas)) if gammas and _is_grid(gammas) else None,
+        "gamma_grid_size": len({0, *gammas}) if gammas and _is_grid(gammas) else None,  # 0 is always searched
         "config": json.dumps(config, sort_keys=True),
         **{name: root.get(name) for name in _ORIGIN},
         **{column_of(key): _shown(value) for key, value in config.items() if key != "study"},
@@ -249,11 +250,10 @@ def _run_row(run: str, result: ResultFile) -> dict[str, Any]:
 
 def _over_layers(layers: Sequence[LayerRecord]) -> dict[str, float]:
     """Median and quartiles over a run's layers."""
-    removed = [_derived(layer.metrics)[0] for layer in layers]
-    values = {name: [layer.metrics.get(name, math.nan) for layer in layers] for name in _OVER_LAYERS[1:]}
+    figures = [{**layer.metrics, **derived(layer.metrics)} for layer in layers]
     found: dict[str, float] = {}
-    for name, of_layers in (("error_removed", removed), *values.items()):
-        spread = Spread.of(of_layers)
+    for name in _OVER_LAYERS:
+        spread = Spread.of([of_layer.get(name, math.nan) for of_layer in figures])
         found |= {f"{name}_median": spread.median, f"{name}_q25": spread.low, f"{name}_q75": spread.high}
     return found
 
@@ -278,30 +278,13 @@ def _shown(value: Any) -> Any:
 
 def _layer_row(run: str, result: ResultFile, layer: LayerRecord, taken: Set[str]) -> dict[str, Any]:
     figures = layer.metrics
-    row = {name: getattr(layer, name) for name in _OF_LAYER}
-    row |= {name if name in METRICS or name not in taken else f"metrics.{name}": v for name, v in figures.items()}
+    row = {name: getattr(layer, name) for name in _OF_LAYER} | dict.fromkeys(_METRICS, math.nan)
+    row |= {name if name in _METRICS or name not in taken else f"metrics.{name}": v for name, v in figures.items()}
     samples = result.gpu_ms if _clock(result) == "gpu" else result.host_ms
     if layer.index in result.timed_layers and result.pipeline_ms.size:
         medians = np.median(samples[result.timed_layers.index(layer.index)], axis=1)
         row |= {f"ms.{stage}": float(value) for stage, value in zip(result.stages, medians, strict=True)}
-    removed, propagated = _derived(figures)
-    return {"run": run, "layer": layer.index, **row, "error_removed": removed, "propagated_sqnr_db": propagated}
-
-
-def _derived(figures: Mapping[str, float]) -> tuple[float, float]:
-    """The share of RTN's output error that AWQ removed, and the SQNR against the unquantized chain in dB.
-
-    The signal's power is not stored: it is `output_mse · 10^(output_sqnr_db / 10)`, or the same of RTN where AWQ's
-    error is 0. A layer without signal has no SQNR, and so none against the chain.
-    """
-
-    def figure(name: str) -> np.float64:
-        return np.float64(figures.get(name, math.nan))
-
-    awq, rtn, propagated = (figure(f"{kind}output_mse") for kind in ("", "rtn_", "propagated_"))
-    signal = awq * 10 ** (figure("output_sqnr_db") / 10) if awq > 0 else rtn * 10 ** (figure("rtn_output_sqnr_db") / 10)
-    exact = propagated == 0 and not math.isnan(figure("output_sqnr_db"))
-    return float(error_removed(awq, rtn)), math.inf if exact else float(10 * np.log10(signal / propagated))
+    return {"run": run, "layer": layer.index, **row, **derived(figures)}
 
 
 def _frame(rows: list[dict[str, Any]], columns: Sequence[str]) -> pd.DataFrame:

@@ -13,23 +13,12 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from awq_pycuda.analysis.collect import Collection
+from awq_pycuda.analysis.derived import COMPARED
 from awq_pycuda.analysis.intervals import Ratio, ratio_of_medians
 from awq_pycuda.analysis.selection import stage_passes
 from awq_pycuda.errors import InputError
 
 PIPELINE = "pipeline"
-# Whether a higher value is the better one (1), or a lower one (-1). 0: neither; AWQ trades weight_mse for output_mse.
-METRIC_SIGNS = {
-    "output_sqnr_db": 1,
-    "rtn_output_sqnr_db": 1,
-    "propagated_sqnr_db": 1,
-    "output_mse": -1,
-    "rtn_output_mse": -1,
-    "propagated_output_mse": -1,
-    "weight_mse": 0,
-    "saturated_fraction": 0,
-    "gamma_chosen": 0,
-}
 _TIME_COLUMNS = (
     *("config", "runs_a", "runs_b", "what", "samples_a", "samples_b", "median_a_ms", "median_b_ms"),
     *("ratio", "low", "high", "verdict"),
@@ -178,11 +167,12 @@ def _samples(collection: Collection) -> dict[str, Samples]:
 
 
 def _metrics(collection: Collection) -> dict[str, Samples]:
-    """By run: each metric of each layer, (1,), by layer, name and metric."""
+    """By run: each metric of each layer, (1,), by layer, name and metric; but those that no file of the set has."""
     found: dict[str, Samples] = {str(run): {} for run in collection.runs["run"]}
-    table = collection.layers[["run", "layer", "name", *METRIC_SIGNS]]
+    present = [name for name in COMPARED if collection.layers[name].notna().any()]
+    table = collection.layers[["run", "layer", "name", *present]]
     for run, layer, name, *values in table.itertuples(index=False):
-        for metric, value in zip(METRIC_SIGNS, values, strict=True):
+        for metric, value in zip(present, values, strict=True):
             found[run][layer, name, metric] = np.array([value])
     return found
 
@@ -231,20 +221,20 @@ def _metric_rows(a: Samples, b: Samples, tolerance: float) -> Iterator[tuple[Any
 
 def metric_verdict(metric: str, a: Array, b: Array, tolerance: float) -> str:
     """`same`, `better`, `worse`, `differs` or `unclear`, as `compare` says."""
+    figure = COMPARED[metric]
     if np.array_equal(np.sort(a), np.sort(b), equal_nan=True):
         return "same"
     if np.isnan([*a, *b]).any():
         return "unclear"
     low, high = _median(a), _median(b)
-    allowed = 10 * math.log10(1 + tolerance) if metric.endswith("_db") else tolerance * abs(low)
+    allowed = 10 * math.log10(1 + tolerance) if figure.units == "dB" else tolerance * abs(low)
     if low == high or abs(high - low) <= allowed:
         return "same"
     if a.max() >= b.min() and b.max() >= a.min():
         return "unclear"
-    sign = METRIC_SIGNS[metric]
-    if sign == 0:
+    if figure.better == "neither":
         return "differs"
-    return "better" if (high > low) == (sign > 0) else "worse"
+    return "better" if (high > low) == (figure.better == "higher") else "worse"
 
 
 def _not_compared(own: _Set, collection: Collection, other: _Set) -> Iterator[tuple[str, str, str]]:

@@ -14,30 +14,19 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from awq_pycuda.analysis.collect import Collection, collect
-from awq_pycuda.analysis.reader import UnreadableError, read
+from awq_pycuda.analysis.derived import DERIVED
 from awq_pycuda.analysis.worker import ask
 from awq_pycuda.errors import InputError
+from awq_pycuda.results import schema
+from awq_pycuda.results.reader import UnreadableError, read
 
 _ALLOWED = "allowed: a result file of awq_pycuda, or a folder that holds some"
-# Units and meaning of what the files keep elsewhere, or not at all.
+# What the variables of a Dataset hold, by their names there.
 _DESCRIBED = {
-    "pipeline_ms": ("ms", "one whole pass over all layers, by repeat"),
-    "cold_ms": ("ms", "host time of the first pass with all that precedes it"),
-    "gpu_ms": ("ms", "time on the stream between the events around the stage"),
-    "host_ms": ("ms", "time the host spent in the stage; launches return early"),
-    "search_error": ("1", "the objective at each gamma"),
-    "gamma_chosen": ("1", "exponent of the lowest error"),
-    "error_chosen": ("1", "the objective at the chosen gamma"),
-    "error_rtn": ("1", "the objective at gamma 0, plain round-to-nearest"),
-    "output_mse": ("1", "mean of (y - ŷ)²"),
-    "output_sqnr_db": ("dB", "10·log10(Σy² / Σ(y - ŷ)²)"),
-    "rtn_output_mse": ("1", "mean of (y - ŷ)² of round-to-nearest"),
-    "rtn_output_sqnr_db": ("dB", "SQNR of round-to-nearest"),
-    "weight_mse": ("1", "mean of (Wq·scale_b/s - W)²"),
-    "saturated_fraction": ("1", "share of codes at either end of the range"),
-    "propagated_output_mse": ("1", "ŷ against the chain that is unquantized from its first layer on"),
-    "propagated_sqnr_db": ("dB", "the signal's power over propagated_output_mse"),
-    "error_removed": ("1", "1 - output_mse / rtn_output_mse"),
+    **{each.name: each for each in (*schema.metrics(), *DERIVED)},
+    **{name: schema.entry(f"{schema.LAYER}/search/@{name}") for name in ("gamma_chosen", "error_chosen", "error_rtn")},
+    "search_error": schema.entry(f"{schema.LAYER}/search/error"),
+    **{name: schema.entry(f"{schema.TIMINGS}/{name}") for name in ("gpu_ms", "host_ms", "pipeline_ms", "cold_ms")},
 }
 
 
@@ -107,8 +96,8 @@ def _combine(collection: Collection) -> xr.Dataset:
     dataset["cold_ms"] = ("run", runs["cold_ms"].to_numpy())
     of_run = runs.drop(columns=["pipeline_ms", "cold_ms", "config"])
     dataset = dataset.assign_coords({name: ("run", _plain(of_run[name])) for name in of_run.columns})
-    for name, (units, description) in _DESCRIBED.items():
-        dataset[name].attrs = {"units": units, "description": description}
+    for name, entry in _DESCRIBED.items():
+        dataset[name].attrs = {"units": entry.units, "description": entry.description}
     return dataset
 
 

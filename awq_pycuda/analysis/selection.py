@@ -16,13 +16,14 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from awq_pycuda.analysis.collect import Collection, natural
-from awq_pycuda.analysis.reader import METRICS
+from awq_pycuda.analysis.derived import DERIVED
 from awq_pycuda.names import shorten, without_shared
+from awq_pycuda.results import schema
 from awq_pycuda.spread import Spread, no_signal
 
 # What a run measures of a layer's quality; times are left out, because no two runs share them.
 _QUALITY = ("gamma_chosen", "output_mse", "rtn_output_mse", "output_sqnr_db", "propagated_output_mse")
-_DERIVED = ("gamma_chosen", "error_removed", "propagated_sqnr_db")
+_NUMBERS = ("gamma_chosen", *(each.name for each in (*schema.metrics(), *DERIVED)))
 _DATED = re.compile(r"sweeps/\d{4}-\d\d-\d\d/[\d-]+")  # a sweep without a name, or a single run
 _NO_NAME = re.compile(r"[0-9a-f]{8,}|\d\d-\d\d-\d\d(-\d+)?")  # a job's hash, a single run's time of day
 
@@ -73,7 +74,7 @@ def complete_runs(collection: Collection) -> pd.DataFrame:
 def complete_layers(collection: Collection) -> pd.DataFrame:
     """The layers of the runs that finished."""
     layers = collection.layers[collection.layers["run"].isin(complete_runs(collection)["run"])]
-    return layers.astype(dict.fromkeys(METRICS + _DERIVED, "float64"))  # without any run the columns have no type
+    return layers.astype(dict.fromkeys(_NUMBERS, "float64"))  # without any run the columns have no type
 
 
 def stages_of(layers: pd.DataFrame) -> list[str]:

@@ -24,7 +24,7 @@ from typing import Any
 
 import psutil
 
-from awq_pycuda.analysis.reader import ResultFile, UnreadableError, read
+from awq_pycuda.results.reader import ResultFile, UnreadableError, read
 
 CPU_SECONDS = 2  # computing time for one file; a usual one takes 0.005
 _BYTES_PER_SECOND = 4 << 20  # one second more for so much of a file: its layers may be many

@@ -48,10 +48,12 @@ class RunRecord:
     """Everything that a result file holds.
 
     `root` are the attributes of the file (status, config, device and so on); `layers` the finished layers in order;
-    `interrupted` says that the user stopped the run, and is not stored.
+    `tolerances` what was allowed of each error in a layer's `verify`. `interrupted` says that the user stopped the run,
+    and is not stored.
     """
 
     root: Mapping[str, str | int | bool]
     layers: Sequence[LayerResult]
     timings: Timings
     interrupted: bool = False
+    tolerances: Mapping[str, float] = field(default_factory=dict)

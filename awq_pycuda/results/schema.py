@@ -1,6 +1,278 @@
-"""What tells a result file, and the version of its layout."""
+"""The schema of results.h5 as data: writer, reader, analysis and docs/results.md follow from this one table.
 
-SCHEMA = "awq_pycuda"
-SCHEMA_VERSION = 2
-FIRST_WITH_CHECKSUMS = 2
+A metric is added by an entry here, with `since` the schema version that first has it: files of earlier versions are
+then read without it, and files of that version or a later one are damaged where it is missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+NAME = "awq_pycuda"
+VERSION = 2
 FILE_NAME = "results.h5"
+
+LAYER = "/layers/000"  # stands for every layer
+METRICS = f"{LAYER}/metrics"
+VERIFY = f"{LAYER}/verify"
+TIMINGS = "/timings"
+DIGEST = "/sha256"
+
+Type = Literal["f8", "f4", "i8", "i1", "bool", "str", "S64"]
+Presence = Literal["always", "complete", "optional"]
+Better = Literal["higher", "lower", "neither"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A group, a dataset or an attribute of a result file."""
+
+    path: str
+    """From the file's root; `/@name` at its end is an attribute. What is below `LAYER` is there for every layer."""
+    description: str
+    """What it holds; stored beside a dataset."""
+    type: Type | None = None
+    """As NumPy writes it, `str` for text of any length; None for a group."""
+    dims: tuple[str, ...] = ()
+    """Names of the dimension scales, in the same group or above. A dataset along itself is such a scale. A dimension
+    whose scale is optional is there where its scale is."""
+    units: str = "1"
+    presence: Presence = "always"
+    """Whether it is in every file, in those of complete runs, or only where there is something to say; of files that
+    have its group."""
+    since: int = 1
+    """The schema version from which it exists."""
+    better: Better | None = None
+    """Which end of a figure is the good one; None for what is no figure of merit."""
+    note: str = ""
+    """What the page adds to the description."""
+
+    @property
+    def name(self) -> str:
+        """The last part of the path."""
+        return self.path.rpartition("/")[2].removeprefix("@")
+
+    @property
+    def parent(self) -> str:
+        """The path of the group that it is in."""
+        return self.path.rpartition("/")[0] or "/"
+
+    @property
+    def is_attribute(self) -> bool:
+        """Whether it is an attribute of its group."""
+        return "@" in self.path
+
+    @property
+    def is_scale(self) -> bool:
+        """Whether it is a dimension scale: a coordinate that others attach to."""
+        return self.dims == (self.name,)
+
+    def needed(self, version: int, complete: bool) -> bool:
+        """Whether a file of this schema version that has its group must have it."""
+        return version >= self.since and (self.presence == "always" or (complete and self.presence == "complete"))
+
+
+TABLE: tuple[Entry, ...] = (
+    # The run.
+    Entry("/@schema", f"`{NAME}`", "str"),
+    Entry("/@schema_version", f"the version of this layout, {VERSION}", "i8"),
+    Entry(
+        "/@status",
+        "`complete` or `failed`; a failed run has the layers and passes that were finished",
+        "str",
+    ),
+    Entry(
+        "/@error",
+        "only if failed: type and message, or how the job's process ended",
+        "str",
+        presence="optional",
+    ),
+    Entry("/@created", "when it was written: ISO 8601, UTC", "str"),
+    Entry("/@overrides", "JSON list, as given on the command line", "str"),
+    Entry("/@config", "the resolved config as YAML", "str"),
+    Entry("/@config_hash", "SHA-256 of the config without `study`, independent of key order", "str"),
+    Entry("/@backend", "`cuda` or `cpu`", "str"),
+    Entry(
+        "/@device",
+        "JSON. GPU: name, capability, memory, its bus width, multiprocessors, L2, clocks, PCI address, the driver's "
+        "CUDA version. CPU: name, threads, memory",
+        "str",
+    ),
+    Entry(
+        "/@versions",
+        "JSON: this package, Python, libraries; with the GPU PyCUDA, cuda-bindings and nvcc, on the CPU the BLAS",
+        "str",
+    ),
+    Entry("/@git_commit", "of the checkout; empty for an installed package", "str"),
+    Entry("/@git_dirty", "whether the checkout had changes; false for an installed package", "bool"),
+    Entry("/@kernels_sha256", "over names and contents of `cuda/*.cu*`", "str"),
+    # A layer.
+    Entry("/layers", "the finished layers", presence="optional", note="; a failed run may have none"),
+    Entry(LAYER, "a layer: `000` is the first"),
+    Entry(f"{LAYER}/@name", "the module's path where the layer file gives one, else the number", "str"),
+    Entry(f"{LAYER}/@tokens", "how many tokens it saw", "i8"),
+    Entry(f"{LAYER}/@in_features", "K", "i8"),
+    Entry(f"{LAYER}/@out_features", "N", "i8"),
+    Entry(f"{LAYER}/in_features", "index of the input channel", "i8", ("in_features",)),
+    Entry(f"{LAYER}/out_features", "index of the output channel", "i8", ("out_features",)),
+    Entry(
+        f"{LAYER}/group",
+        "index of the group of input channels",
+        "i8",
+        ("group",),
+        presence="optional",
+        note="; with `quant.group_size`",
+    ),
+    # Its activations. Their own units are unknown: they are whatever the layer's inputs are measured in.
+    Entry(f"{LAYER}/stats", "the activations by input channel"),
+    Entry(f"{LAYER}/stats/abs_mean", "mean of |x| over the tokens", "f4", ("in_features",)),
+    Entry(f"{LAYER}/stats/sq_mean", "mean of x^2 over the tokens", "f4", ("in_features",)),
+    # Its search.
+    Entry(f"{LAYER}/search", "the search for the scales"),
+    Entry(f"{LAYER}/search/gamma", "exponent of abs_mean, in the order searched", "f8", ("gamma",), note="; 0 is RTN"),
+    Entry(f"{LAYER}/search/error", "the objective at each gamma", "f8", ("gamma",)),
+    Entry(f"{LAYER}/search/@gamma_chosen", "exponent of the lowest error", "f8", better="neither"),
+    Entry(f"{LAYER}/search/@error_chosen", "the objective at the chosen gamma", "f8"),
+    Entry(f"{LAYER}/search/@error_rtn", "the objective at gamma 0, plain round-to-nearest", "f8"),
+    Entry(f"{LAYER}/search/@objective", "what the errors are errors of: `diag` or `output`", "str"),
+    # Its scales.
+    Entry(f"{LAYER}/scales", "what was chosen"),
+    Entry(f"{LAYER}/scales/s", "AWQ scale per input channel", "f4", ("in_features",)),
+    Entry(
+        f"{LAYER}/scales/scale_b",
+        "quantization step per output channel (and group)",
+        "f4",
+        ("out_features", "group"),
+    ),
+    # Its figures of merit.
+    Entry(METRICS, "figures of merit, see below"),
+    Entry(f"{METRICS}/@output_mse", "mean of (y - ŷ)²", "f8", presence="complete", better="lower"),
+    Entry(
+        f"{METRICS}/@output_sqnr_db", "10·log10(Σy² / Σ(y - ŷ)²)", "f8", (), "dB", presence="complete", better="higher"
+    ),
+    Entry(
+        f"{METRICS}/@rtn_output_mse",
+        "mean of (y - ŷ)² of round-to-nearest",
+        "f8",
+        presence="complete",
+        better="lower",
+        note=": s = 1, through the same kernels",
+    ),
+    Entry(
+        f"{METRICS}/@rtn_output_sqnr_db",
+        "SQNR of round-to-nearest",
+        "f8",
+        (),
+        "dB",
+        presence="complete",
+        better="higher",
+    ),
+    Entry(
+        f"{METRICS}/@weight_mse",
+        "mean of (Wq·scale_b/s - W)²",
+        "f8",
+        presence="complete",
+        better="neither",
+        note="; AWQ gives it up for `output_mse`",
+    ),
+    Entry(
+        f"{METRICS}/@saturated_fraction",
+        "share of codes at either end of the range",
+        "f8",
+        presence="complete",
+        better="neither",
+        note=", |Wq| = 127; every row or group has at least one, unless it is all zero",
+    ),
+    Entry(
+        f"{METRICS}/@propagated_output_mse",
+        "ŷ against the chain that is unquantized from its first layer on",
+        "f8",
+        presence="complete",
+        better="lower",
+        note="; a layer with activations of its own starts a new chain",
+    ),
+    # What `verify` found.
+    Entry(VERIFY, "with `verify=true`: the worst error of each stage and what was allowed", presence="optional"),
+    *(
+        entry
+        for stage, units, what in (
+            ("abs_mean", "1", "relative error of the mean of |x|"),
+            ("sq_mean", "1", "relative error of the mean of x²"),
+            ("error_curve", "steps", "error of the search's curve in quantization steps; objective `diag` only"),
+            ("s", "1", "relative error of the scales"),
+            ("scale_b", "1", "relative error of the steps"),
+            ("codes_off_tie", "codes", "codes that differ away from a rounding tie"),
+            ("codes_off_by_more_than_1", "codes", "codes that differ by more than one"),
+            ("output", "1", "relative error of the product"),
+            ("relu", "1", "relative error of the layer's output"),
+        )
+        for entry in (
+            Entry(f"{VERIFY}/@{stage}", what, "f8", (), units, "optional"),
+            Entry(f"{VERIFY}/@{stage}_tolerance", f"the most that `{stage}` may be", "f8", (), units, "optional"),
+        )
+    ),
+    # Its codes.
+    Entry(f"{LAYER}/weights", "with `save=full`", presence="optional"),
+    Entry(f"{LAYER}/weights/Wq", "quantized weights, -127 to 127", "i1", ("out_features", "in_features")),
+    # Times.
+    Entry(TIMINGS, "every sample of the measured passes", presence="complete"),
+    Entry(f"{TIMINGS}/stage", "stage of the pipeline, in the order run", "str", ("stage",)),
+    Entry(f"{TIMINGS}/layer", "index of the layer", "i8", ("layer",)),
+    Entry(f"{TIMINGS}/repeat", "index of the measured pass", "i8", ("repeat",)),
+    Entry(
+        f"{TIMINGS}/gpu_ms",
+        "time on the stream between the events around the stage; a host stage's is the time the stream waited for it; "
+        "NaN without a GPU",
+        "f8",
+        ("layer", "stage", "repeat"),
+        "ms",
+    ),
+    Entry(
+        f"{TIMINGS}/host_ms",
+        "time the host spent in the stage; launches return early",
+        "f8",
+        ("layer", "stage", "repeat"),
+        "ms",
+    ),
+    Entry(
+        f"{TIMINGS}/pipeline_ms",
+        "one whole pass over all layers, host steps included: on the stream, or on the host's clock without a GPU",
+        "f8",
+        ("repeat",),
+        "ms",
+    ),
+    Entry(
+        f"{TIMINGS}/cold_ms",
+        "host time of the first pass with all that precedes it: making inputs, compiling, allocating",
+        "f8",
+        (),
+        "ms",
+        note="; NaN if it did not finish",
+    ),
+    # The digest.
+    Entry(DIGEST, "SHA-256 of all bytes but these and what datasets with fletcher32 hold", "S64", since=2),
+)
+
+
+def entry(path: str) -> Entry:
+    """The entry of this path.
+
+    Raises:
+        KeyError: there is none.
+    """
+    for each in TABLE:
+        if each.path == path:
+            return each
+    raise KeyError(f"{path} is not in the schema of {FILE_NAME}")
+
+
+def under(group: str) -> Iterator[Entry]:
+    """The group's own entry, and all below it."""
+    return (each for each in TABLE if each.path == group or each.path.startswith(f"{group}/"))
+
+
+def metrics() -> tuple[Entry, ...]:
+    """The figures of merit of a layer, in their order."""
+    return tuple(each for each in TABLE if each.parent == METRICS)

@@ -8,7 +8,7 @@ from typing import Any
 import h5py
 
 from awq_pycuda import hdf5, provenance
-from awq_pycuda.results.schema import FILE_NAME, FIRST_WITH_CHECKSUMS, SCHEMA, SCHEMA_VERSION
+from awq_pycuda.results import schema
 
 
 def status_attributes(failure: str | None) -> dict[str, str | int | bool]:
@@ -21,17 +21,17 @@ def status_attributes(failure: str | None) -> dict[str, str | int | bool]:
 
 def read_status(folder: Path) -> tuple[str, str] | None:
     """Status and error ("" if none) of `folder/results.h5`; None where there is no result file that is whole."""
-    path = folder / FILE_NAME
+    path = folder / schema.FILE_NAME
     try:
         if not path.is_file():  # opening a pipe would wait
             return None
         with open(path, "rb") as stream, h5py.File(path, locking=False) as file:
             found = hdf5.checked_objects(file.id, stream)
             version = int(file.attrs["schema_version"])
-            if file.attrs["schema"] != SCHEMA or not 1 <= version <= SCHEMA_VERSION:
+            if file.attrs["schema"] != schema.NAME or not 1 <= version <= schema.VERSION:
                 return None
-            if version >= FIRST_WITH_CHECKSUMS:
-                found[f"/{hdf5.DIGEST}"]  # or it is missing
+            if schema.entry(schema.DIGEST).needed(version, complete=False):
+                found[schema.DIGEST]  # or it is missing
                 file.visititems(_read_through)
             return str(file.attrs["status"]), str(file.attrs.get("error", ""))
     except Exception:  # whatever HDF5 makes of damage

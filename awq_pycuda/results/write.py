@@ -1,20 +1,18 @@
-"""Writes results.h5, whole or not at all."""
+"""Writes results.h5 as the schema says, whole or not at all."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
-from numpy.typing import NDArray
 
 from awq_pycuda import hdf5
+from awq_pycuda.results import schema
 from awq_pycuda.results.record import STAGES, LayerResult, RunRecord, Timings
-from awq_pycuda.results.schema import FILE_NAME, SCHEMA, SCHEMA_VERSION
 from awq_pycuda.temporary import replacing
-from awq_pycuda.verify import TOLERANCES
 
 _CHUNK_BYTES = 64 << 20  # of one dataset's chunk, which is read as a whole; HDF5's limit is 4 GB
 
@@ -28,47 +26,100 @@ def write(folder: Path, record: RunRecord) -> Path:
 
     Raises:
         OSError: the folder cannot be written to; no temporary file is left.
+        KeyError: the record holds something that the schema does not know.
     """
     # HDF5 1.10's format has checksums over metadata, so that most damage is told before it leads HDF5 astray.
-    with h5py.File(FILE_NAME, "w", driver="core", backing_store=False, libver=("v110", "v110")) as file:
-        _write_root(file, record.root)
+    with h5py.File(schema.FILE_NAME, "w", driver="core", backing_store=False, libver=("v110", "v110")) as file:
+        _fill(file, "", {"@schema": schema.NAME, "@schema_version": schema.VERSION} | _attributes("", record.root))
         for index, layer in enumerate(record.layers):
-            _write_layer(file.create_group(f"layers/{index:03d}"), layer)
-        _write_timings(file.create_group("timings"), record.timings)
+            group = file.create_group(f"layers/{index:03d}")
+            _fill(group, schema.LAYER, _of_layer(layer, record.tolerances))
+        _fill(file.create_group("timings"), schema.TIMINGS, _of_timings(record.timings))
         image = hdf5.sealed_image(file)
     folder.mkdir(parents=True, exist_ok=True)
-    final = folder / FILE_NAME
+    final = folder / schema.FILE_NAME
     with replacing(final) as temporary, open(temporary, "wb") as written:
         written.writelines(image)
     return final
 
 
-def _write_root(file: h5py.File, root: Mapping[str, str | int | bool]) -> None:
-    file.attrs["schema"] = SCHEMA
-    file.attrs["schema_version"] = SCHEMA_VERSION
-    for name, value in root.items():
-        file.attrs[name] = value
+def _attributes(group: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"{group}@{name}": value for name, value in values.items()}
 
 
-def _scale(
-    group: h5py.Group, name: str, values: NDArray[Any] | Sequence[str], units: str, description: str
-) -> h5py.Dataset:
-    """A dimension scale: a coordinate that other datasets of the group or below attach to."""
-    data = values if isinstance(values, np.ndarray) else np.array(values, dtype=h5py.string_dtype())
-    scale = _dataset(group, name, data, (), units, description)
-    scale.make_scale(name)
-    return scale
+def _of_layer(layer: LayerResult, tolerances: Mapping[str, float]) -> dict[str, Any]:
+    """What a file holds of a layer, by path below its group, in the order to write it."""
+    out_features, in_features = layer.scale_b.shape[0], layer.abs_mean.shape[0]
+    search = layer.search
+    values = {
+        "@name": layer.name,
+        "@tokens": layer.tokens,
+        "@in_features": in_features,
+        "@out_features": out_features,
+        "in_features": np.arange(in_features),
+        "out_features": np.arange(out_features),
+        "stats/abs_mean": layer.abs_mean,
+        "stats/sq_mean": layer.sq_mean,
+        "search/gamma": search.gamma,
+        "search/error": search.error,
+        "search/@gamma_chosen": search.gamma_chosen,
+        "search/@error_chosen": search.error_chosen,
+        "search/@error_rtn": search.error_rtn,
+        "search/@objective": layer.objective,
+        "scales/s": search.s,
+    }
+    if layer.scale_b.ndim == 2:
+        values["group"] = np.arange(layer.scale_b.shape[1])
+    values["scales/scale_b"] = layer.scale_b
+    values["metrics"] = None  # the group is there even where a run failed before it had any
+    values |= _attributes("metrics/", layer.metrics)
+    for stage, error in layer.verify.items():
+        values |= {f"verify/@{stage}": error, f"verify/@{stage}_tolerance": float(tolerances[stage])}
+    if layer.wq is not None:
+        values["weights/Wq"] = layer.wq
+    return values
 
 
-def _dataset(
-    group: h5py.Group, name: str, values: Any, scales: Sequence[h5py.Dataset], units: str, description: str
-) -> h5py.Dataset:
-    dataset = group.create_dataset(name, data=values, **_checksum(values))
-    dataset.attrs["units"] = units
-    dataset.attrs["description"] = description
-    for dimension, scale in zip(dataset.dims, scales, strict=False):
-        dimension.attach_scale(scale)
-    return dataset
+def _of_timings(timings: Timings) -> dict[str, Any]:
+    layers, _, repeats = timings.gpu_ms.shape
+    return {
+        "stage": np.array(STAGES, h5py.string_dtype()),
+        "layer": np.arange(layers),
+        "repeat": np.arange(repeats),
+        "gpu_ms": timings.gpu_ms,
+        "host_ms": timings.host_ms,
+        "pipeline_ms": timings.pipeline_ms,
+        "cold_ms": timings.cold_ms,
+    }
+
+
+def _fill(group: h5py.Group, place: str, values: Mapping[str, Any]) -> None:
+    """Writes what stands at `place` of the schema, by path below it, with all that the schema says of it."""
+    scales: dict[str, h5py.Dataset] = {}
+    for path, value in values.items():
+        entry = schema.entry(f"{place}/{path}")
+        above = path.rpartition("/")[0]
+        parent = group.require_group(above) if above else group
+        if entry.is_attribute:
+            parent.attrs[entry.name] = value
+        elif entry.type is None:
+            parent.require_group(entry.name)
+        else:
+            _write_dataset(parent, entry, value, scales)
+
+
+def _write_dataset(group: h5py.Group, entry: schema.Entry, value: Any, scales: dict[str, h5py.Dataset]) -> None:
+    """Writes one dataset along the `scales`, which it joins if it is one."""
+    values = value if entry.type == "str" else np.asarray(value, entry.type)
+    dataset = group.create_dataset(entry.name, data=values, **_checksum(values))
+    dataset.attrs["units"] = entry.units
+    dataset.attrs["description"] = entry.description
+    if entry.is_scale:
+        dataset.make_scale(entry.name)
+        scales[entry.name] = dataset
+        return
+    for dimension, name in zip(dataset.dims, (name for name in entry.dims if name in scales), strict=True):
+        dimension.attach_scale(scales[name])
 
 
 def _checksum(values: Any) -> dict[str, Any]:
@@ -80,72 +131,3 @@ def _checksum(values: Any) -> dict[str, Any]:
         return {}
     row = max(1, values.nbytes // len(values))
     return {"fletcher32": True, "chunks": (min(len(values), max(1, _CHUNK_BYTES // row)), *values.shape[1:])}
-
-
-def _write_layer(group: h5py.Group, layer: LayerResult) -> None:
-    out_features = layer.scale_b.shape[0]
-    in_features = layer.abs_mean.shape[0]
-    group.attrs["name"] = layer.name
-    group.attrs["tokens"] = layer.tokens
-    group.attrs["in_features"] = in_features
-    group.attrs["out_features"] = out_features
-    inputs = _scale(group, "in_features", np.arange(in_features), "1", "index of the input channel")
-    outputs = _scale(group, "out_features", np.arange(out_features), "1", "index of the output channel")
-
-    stats = group.create_group("stats")
-    # Units of the activations themselves are unknown: they are whatever the layer's inputs are measured in.
-    _dataset(stats, "abs_mean", layer.abs_mean.astype("f4"), [inputs], "1", "mean of |x| over the tokens")
-    _dataset(stats, "sq_mean", layer.sq_mean.astype("f4"), [inputs], "1", "mean of x^2 over the tokens")
-
-    _write_search(group.create_group("search"), layer)
-
-    scales = group.create_group("scales")
-    _dataset(scales, "s", layer.search.s.astype("f4"), [inputs], "1", "AWQ scale per input channel")
-    steps = [outputs]
-    if layer.scale_b.ndim == 2:
-        count = layer.scale_b.shape[1]
-        steps.append(_scale(group, "group", np.arange(count), "1", "index of the group of input channels"))
-    _dataset(
-        scales, "scale_b", layer.scale_b.astype("f4"), steps, "1", "quantization step per output channel (and group)"
-    )
-
-    metrics = group.create_group("metrics")
-    for name, value in layer.metrics.items():
-        metrics.attrs[name] = value
-    if layer.verify:
-        verify = group.create_group("verify")
-        for stage, error in layer.verify.items():
-            verify.attrs[stage] = error
-            verify.attrs[f"{stage}_tolerance"] = float(TOLERANCES[stage])
-    if layer.wq is not None:
-        _dataset(
-            group.create_group("weights"), "Wq", layer.wq, [outputs, inputs], "1", "quantized weights, -127 to 127"
-        )
-
-
-def _write_search(group: h5py.Group, layer: LayerResult) -> None:
-    search = layer.search
-    gamma = _scale(group, "gamma", search.gamma, "1", "exponent of abs_mean, in the order searched")
-    _dataset(group, "error", search.error, [gamma], "1", "the objective at each gamma")
-    group.attrs["gamma_chosen"] = search.gamma_chosen
-    group.attrs["error_chosen"] = search.error_chosen
-    group.attrs["error_rtn"] = search.error_rtn
-    group.attrs["objective"] = layer.objective
-
-
-def _write_timings(group: h5py.Group, timings: Timings) -> None:
-    layers, _, repeats = timings.gpu_ms.shape
-    stage = _scale(group, "stage", STAGES, "1", "stage of the pipeline, in the order run")
-    layer = _scale(group, "layer", np.arange(layers), "1", "index of the layer")
-    repeat = _scale(group, "repeat", np.arange(repeats), "1", "index of the measured pass")
-    whole = "one whole pass over all layers, host steps included: on the stream, or on the host's clock without a GPU"
-    on_stream = (
-        "time on the stream between the events around the stage; a host stage's is the time the stream waited for it; "
-        "NaN without a GPU"
-    )
-    axes = [layer, stage, repeat]
-    _dataset(group, "gpu_ms", timings.gpu_ms, axes, "ms", on_stream)
-    _dataset(group, "host_ms", timings.host_ms, axes, "ms", "time the host spent in the stage; launches return early")
-    _dataset(group, "pipeline_ms", timings.pipeline_ms, [repeat], "ms", whole)
-    cold = "host time of the first pass with all that precedes it: making inputs, compiling, allocating"
-    _dataset(group, "cold_ms", timings.cold_ms, [], "ms", cold)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,17 +17,10 @@ from h5py import h5a, h5f, h5g, h5p, h5s, h5t
 from numpy.typing import NDArray
 
 from awq_pycuda import hdf5
-from awq_pycuda.results.schema import FIRST_WITH_CHECKSUMS, SCHEMA, SCHEMA_VERSION
+from awq_pycuda.results import schema
 
-METRICS = (
-    "output_mse",
-    "output_sqnr_db",
-    "rtn_output_mse",
-    "rtn_output_sqnr_db",
-    "weight_mse",
-    "saturated_fraction",
-    "propagated_output_mse",
-)
+_OF_LAYER = ("name", "tokens", "in_features", "out_features")
+_OF_SEARCH = ("gamma_chosen", "error_chosen", "error_rtn", "objective")
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 # Types in memory of what attributes hold; h5py takes as long to make one as to read a value.
 _IN_MEMORY = {h5t.FLOAT: (h5t.NATIVE_DOUBLE, np.dtype("f8")), h5t.INTEGER: (h5t.NATIVE_INT64, np.dtype("i8"))}
@@ -37,6 +30,13 @@ _MAX_BYTES = 1 << 30  # of one dataset: a damaged size must not take the machine
 Array = NDArray[Any]
 Scalar = str | int | float | bool
 T = TypeVar("T")
+# Types of attributes: as Python has them, and as messages name them.
+_KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {
+    "str": (str, "text"),
+    "i8": (int, "a whole number"),
+    "f8": ((int, float), "a number"),
+    "bool": (bool, "a truth value"),
+}
 
 
 class UnreadableError(Exception):
@@ -89,7 +89,7 @@ def read(path: Path) -> ResultFile:
     Raises:
         UnreadableError: whatever is wrong with it, in one line.
     """
-    return _guarded(path, _read_root)
+    return _guarded(path, lambda file, root: _read_root(path, file, root))
 
 
 def read_channels(path: Path, layers: Sequence[int]) -> list[dict[str, Array]]:
@@ -99,15 +99,15 @@ def read_channels(path: Path, layers: Sequence[int]) -> list[dict[str, Array]]:
         UnreadableError: the file is no result, or has no such layer.
     """
 
-    def read_layers(_path: Path, found: hdf5.Objects, _root: Mapping[str, Scalar]) -> list[dict[str, Array]]:
-        _group(found, "/layers")
-        return [_channels(found, f"/layers/{layer:03d}") for layer in layers]
+    def read_layers(file: _File, _root: Mapping[str, Scalar]) -> list[dict[str, Array]]:
+        _group(file.found, "/layers")
+        return [_channels(file, layer) for layer in layers]
 
     return _guarded(path, read_layers)
 
 
-def _guarded(path: Path, reading: Callable[[Path, hdf5.Objects, Mapping[str, Scalar]], T]) -> T:
-    """Reads from the file's objects and root attributes, and turns every way in which that can fail into the reason."""
+def _guarded(path: Path, reading: Callable[[_File, Mapping[str, Scalar]], T]) -> T:
+    """Reads from the open file and its root attributes, and turns every way in which that can fail into the reason."""
     try:
         if not path.is_file():
             path.stat()
@@ -131,8 +131,7 @@ def _guarded(path: Path, reading: Callable[[Path, hdf5.Objects, Mapping[str, Sca
             with open(path, "rb") as stream:
                 found = hdf5.checked_objects(file, stream)
             root = _attributes(found["/"])
-            _check_schema(root, found)
-            return reading(path, found, root)
+            return reading(_File(found, _version(root), root.get("status") == "complete"), root)
         finally:
             file.close()
     except UnreadableError:
@@ -144,39 +143,92 @@ def _guarded(path: Path, reading: Callable[[Path, hdf5.Objects, Mapping[str, Sca
         raise UnreadableError(f"damaged HDF5 file: {first}") from None
 
 
-def _check_schema(root: Mapping[str, Scalar], found: hdf5.Objects) -> None:
-    if root.get("schema") != SCHEMA:
-        raise UnreadableError(f"an HDF5 file, but no result of awq_pycuda (no attribute schema={SCHEMA})")
-    version = _attribute(root, "/", "schema_version", int)
-    if version > SCHEMA_VERSION:
-        raise UnreadableError(f"schema_version {version} is newer than {SCHEMA_VERSION}, which this version reads")
+def _version(root: Mapping[str, Scalar]) -> int:
+    if root.get("schema") != schema.NAME:
+        raise UnreadableError(f"an HDF5 file, but no result of awq_pycuda (no attribute schema={schema.NAME})")
+    version = int(_attribute(root, "/", schema.entry("/@schema_version")))
+    if version > schema.VERSION:
+        raise UnreadableError(f"schema_version {version} is newer than {schema.VERSION}, which this version reads")
     if version < 1:
         raise UnreadableError(f"schema_version {version} is unknown")
-    if version >= FIRST_WITH_CHECKSUMS and f"/{hdf5.DIGEST}" not in found:
-        raise UnreadableError(f"/{hdf5.DIGEST} is missing")
+    return version
 
 
-def _read_root(path: Path, found: hdf5.Objects, root: Mapping[str, Scalar]) -> ResultFile:
-    status = _attribute(root, "/", "status", str)
+@dataclass
+class _File:
+    """An open file beside the schema: paths are the schema's; `layer` is the number of the layer to read them of."""
+
+    found: hdf5.Objects
+    version: int
+    complete: bool
+    _attributes: dict[str, Mapping[str, Scalar]] = field(default_factory=dict)
+
+    def check(self, entries: Iterable[schema.Entry], layer: int = 0) -> None:
+        """Raises an error for the first of these entries that a file of this version must have and this one has not."""
+        absent = set()
+        for entry in entries:
+            where = _place(entry.path, layer)
+            needed = entry.parent not in absent and entry.needed(self.version, self.complete)
+            if entry.is_attribute:
+                if needed:
+                    _attribute(self.attributes(entry.parent, layer), _place(entry.parent, layer), entry)
+            elif where not in self.found:
+                if needed:
+                    raise UnreadableError(f"{where} is missing")
+                absent.add(entry.path)
+            elif entry.type is None:
+                _group(self.found, where)
+
+    def attributes(self, group: str, layer: int = 0) -> Mapping[str, Scalar]:
+        """Every attribute of a group that a file of this schema may have."""
+        where = _place(group, layer)
+        if where not in self._attributes:
+            self._attributes[where] = _attributes(_group(self.found, where))
+        return self._attributes[where]
+
+    def attribute(self, path: str, layer: int = 0) -> Any:
+        """An attribute in its type."""
+        entry = schema.entry(path)
+        return _attribute(self.attributes(entry.parent, layer), _place(entry.parent, layer), entry)
+
+    def numbers(self, path: str, layer: int = 0) -> Array:
+        """The numbers of a dataset, in float64."""
+        return _numbers(self.found, _place(path, layer), len(schema.entry(path).dims))
+
+    def texts(self, path: str) -> list[str]:
+        """The texts of a dataset of one dimension."""
+        return _texts(self.found, path)
+
+
+def _place(path: str, layer: int) -> str:
+    """Where the schema's path is found in a file."""
+    return path.replace(schema.LAYER, f"/layers/{layer:03d}", 1)
+
+
+def _read_root(path: Path, file: _File, root: Mapping[str, Scalar]) -> ResultFile:
+    file.check(each for each in schema.TABLE if each.parent == "/")
+    status = root["status"]
     if status not in ("complete", "failed"):
         raise UnreadableError(f"status is {status!r}, not complete or failed")
-    for name in ("created", "config_hash", "backend"):
-        _attribute(root, "/", name, str)
     config = dict(_flat(_parsed(root, "config", lambda text: yaml.load(text, yaml.CSafeLoader) or {}), ""))
     device = _parsed(root, "device", json.loads)
-    layers = _read_layers(found, complete=status == "complete")
-    if status == "failed" and "/timings" not in found:
+    layers = [_read_layer(file, layer) for layer in _layers(file.found)]
+    if schema.TIMINGS not in file.found:
         return ResultFile(path, root, config, device, layers)
-    timed = _read_timings(found)
-    if status == "complete" and [layer.index for layer in layers] != timed["timed_layers"]:
+    timed = _read_timings(file)
+    if file.complete and [layer.index for layer in layers] != timed["timed_layers"]:
         raise UnreadableError(f"complete, but it holds {len(layers)} of {len(timed['timed_layers'])} layers")
     return ResultFile(path, root, config, device, layers, **timed)
 
 
+def _layers(found: hdf5.Objects) -> list[int]:
+    numbers = (re.fullmatch(r"/layers/([0-9]{3})", path) for path in found)
+    return sorted(int(number[1]) for number in numbers if number)
+
+
 def _parsed(root: Mapping[str, Scalar], name: str, parse: Any) -> dict[str, Any]:
-    text = _attribute(root, "/", name, str)
     try:
-        value = parse(text)
+        value = parse(root[name])
     except (ValueError, yaml.YAMLError, RecursionError):
         value = None
     if not isinstance(value, dict):
@@ -197,75 +249,50 @@ def _scalar(value: Any) -> Scalar | None:
     return value if value is None or isinstance(value, str | int | float) else str(value)
 
 
-def _read_layers(found: hdf5.Objects, complete: bool) -> list[LayerRecord]:
-    paths = sorted(path for path in found if re.fullmatch(r"/layers/[0-9]{3}", path))
-    return [_read_layer(found, path, complete) for path in paths]
-
-
-def _read_layer(found: hdf5.Objects, where: str, complete: bool) -> LayerRecord:
-    layer = _attributes(_group(found, where))
-    chosen = _attributes(_group(found, f"{where}/search"))
-    gamma, error = (_numbers(found, f"{where}/search/{name}", 1) for name in ("gamma", "error"))
+def _read_layer(file: _File, layer: int) -> LayerRecord:
+    file.check(schema.under(schema.LAYER), layer)
+    where, search = _place(schema.LAYER, layer), f"{schema.LAYER}/search"
+    gamma, error = (file.numbers(f"{search}/{name}", layer) for name in ("gamma", "error"))
     if gamma.shape != error.shape:
         raise UnreadableError(f"{where}/search: {gamma.size} gammas, but {error.size} errors")
-    metrics = {
-        name: float(value)
-        for name, value in _attributes(_group(found, f"{where}/metrics")).items()
-        if isinstance(value, int | float)
-    }
-    if complete:
-        for name in METRICS:
-            _attribute(metrics, f"{where}/metrics", name, float)
-    sizes = {name: _attribute(layer, where, name, int) for name in ("tokens", "in_features", "out_features")}
+    own = {name: file.attribute(f"{schema.LAYER}/@{name}", layer) for name in _OF_LAYER}
     # Read here and not only when a figure asks, so that a file that is damaged there is left out as a whole.
-    channels = _channels(found, where)["s"].size
-    if channels != sizes["in_features"]:
-        raise UnreadableError(f"{where}: {sizes['in_features']} in_features, but {channels} scales")
+    channels = _channels(file, layer)["s"].size
+    if channels != own["in_features"]:
+        raise UnreadableError(f"{where}: {own['in_features']} in_features, but {channels} scales")
+    figures = file.attributes(schema.METRICS, layer).items()
     return LayerRecord(
-        index=int(where[-3:]),
-        name=_attribute(layer, where, "name", str),
-        **sizes,
+        index=layer,
+        **own,
         gamma=gamma,
         error=error,
-        **{
-            name: _attribute(chosen, f"{where}/search", name, float)
-            for name in ("gamma_chosen", "error_chosen", "error_rtn")
-        },
-        objective=_attribute(chosen, f"{where}/search", "objective", str),
-        metrics=metrics,
+        **{name: file.attribute(f"{search}/@{name}", layer) for name in _OF_SEARCH},
+        metrics={name: float(value) for name, value in figures if isinstance(value, int | float)},
     )
 
 
-def _channels(found: hdf5.Objects, where: str) -> dict[str, Array]:
+def _channels(file: _File, layer: int) -> dict[str, Array]:
     parts = ("stats/abs_mean", "stats/sq_mean", "scales/s")
-    vectors = {part.partition("/")[2]: _numbers(found, f"{where}/{part}", 1) for part in parts}
+    vectors = {part.partition("/")[2]: file.numbers(f"{schema.LAYER}/{part}", layer) for part in parts}
     if len({vector.size for vector in vectors.values()}) > 1:
-        raise UnreadableError(f"{where}: abs_mean, sq_mean and s differ in length")
+        raise UnreadableError(f"{_place(schema.LAYER, layer)}: abs_mean, sq_mean and s differ in length")
     return vectors
 
 
-def _read_timings(found: hdf5.Objects) -> dict[str, Any]:
-    where = "/timings"
-    _group(found, where)
-    stages = _texts(found, f"{where}/stage")
-    layers = [int(index) for index in _numbers(found, f"{where}/layer", 1)]
+def _read_timings(file: _File) -> dict[str, Any]:
+    where = schema.TIMINGS
+    file.check(schema.under(where))
+    stages = file.texts(f"{where}/stage")
+    layers = [int(index) for index in file.numbers(f"{where}/layer")]
     for name, axis in (("stage", stages), ("layer", layers)):
         if len(set(axis)) < len(axis):
             raise UnreadableError(f"{where}/{name} names one twice")
-    gpu, host = (_numbers(found, f"{where}/{name}", 3) for name in ("gpu_ms", "host_ms"))
-    pipeline = _numbers(found, f"{where}/pipeline_ms", 1)
-    shape = (len(layers), len(stages), pipeline.size)
-    for name, samples in (("gpu_ms", gpu), ("host_ms", host)):
-        if samples.shape != shape:
-            raise UnreadableError(f"{where}/{name} has shape {samples.shape}, not {shape}")
-    return {
-        "stages": stages,
-        "timed_layers": layers,
-        "gpu_ms": gpu,
-        "host_ms": host,
-        "pipeline_ms": pipeline,
-        "cold_ms": float(_numbers(found, f"{where}/cold_ms", 0)),
-    }
+    samples = {name: file.numbers(f"{where}/{name}") for name in ("gpu_ms", "host_ms", "pipeline_ms", "cold_ms")}
+    shape = (len(layers), len(stages), samples["pipeline_ms"].size)
+    for name in ("gpu_ms", "host_ms"):
+        if samples[name].shape != shape:
+            raise UnreadableError(f"{where}/{name} has shape {samples[name].shape}, not {shape}")
+    return {"stages": stages, "timed_layers": layers, **samples, "cold_ms": float(samples["cold_ms"])}
 
 
 # h5py's low-level objects, with the types that memory shall have: those above them take twice the time on small files.
@@ -335,11 +362,12 @@ def _attributes(location: Any) -> dict[str, Scalar]:
     return found
 
 
-def _attribute(attributes: Mapping[str, Scalar], where: str, name: str, kind: type) -> Any:
-    value = attributes.get(name)
+def _attribute(attributes: Mapping[str, Scalar], where: str, entry: schema.Entry) -> Any:
+    value = attributes.get(entry.name)
     if value is None:
-        raise UnreadableError(f"{where}: attribute {name} is missing")
-    if isinstance(value, bool) or not isinstance(value, int | float if kind is float else kind):
-        expected = {str: "text", int: "a whole number", float: "a number"}[kind]
-        raise UnreadableError(f"{where}: attribute {name} is {value!r:.40}, not {expected}")
-    return kind(value)
+        raise UnreadableError(f"{where}: attribute {entry.name} is missing")
+    assert entry.type is not None
+    kind, expected = _KINDS[entry.type]
+    if isinstance(value, bool) != (kind is bool) or not isinstance(value, kind):
+        raise UnreadableError(f"{where}: attribute {entry.name} is {value!r:.40}, not {expected}")
+    return float(value) if entry.type == "f8" else value
