@@ -17,17 +17,18 @@ from awq_pycuda import provenance, signals, summary
 from awq_pycuda.backends.base import Backend
 from awq_pycuda.backends.choose import choose_backend
 from awq_pycuda.config import Config, FileInputs, config_hash
+from awq_pycuda.engine.memory import required_bytes
+from awq_pycuda.engine.pipeline import Pipeline
+from awq_pycuda.engine.verify import TOLERANCES
 from awq_pycuda.errors import InputError
 from awq_pycuda.inputs import LayerSpec, plan_layers
 from awq_pycuda.layer_files import unreached_layers
 from awq_pycuda.limits import refuse_beyond_memory
 from awq_pycuda.names import listed
-from awq_pycuda.pipeline import Pipeline, required_bytes
 from awq_pycuda.results.record import RunRecord
 from awq_pycuda.results.schema import FILE_NAME
 from awq_pycuda.results.status import status_attributes
 from awq_pycuda.results.write import write
-from awq_pycuda.verify import TOLERANCES
 
 
 class RunFailed(RuntimeError):
@@ -49,16 +50,12 @@ def validate(config: Config) -> tuple[list[LayerSpec], Backend[Any], str]:
     """
     specs = plan_layers(config)
     backend, reason = choose_backend(config)
-    arrays, host = required_bytes(specs, config)
     key = f"inputs.path={config.inputs.path}" if isinstance(config.inputs, FileInputs) else f"n={config.n}"
     with backend:
         free = backend.available_bytes()
-    if free is None:
-        host += arrays
-    else:
-        refuse_beyond_memory(key, arrays, free, "GPU's memory")
-        # The search reads the weights on the host, where the driver keeps a second copy of them.
-        host += sum(4 * spec.out_features * spec.in_features for spec in specs)
+    device, host = required_bytes(specs, config, on_device=free is not None)
+    if free is not None:
+        refuse_beyond_memory(key, device, free, "GPU's memory")
     refuse_beyond_memory(key, host, psutil.virtual_memory().available, "host's memory")
     return specs, backend, reason
 

@@ -19,7 +19,7 @@ from rich.table import Table
 
 from awq_pycuda.config import Config, SyntheticInputs
 from awq_pycuda.names import fitting
-from awq_pycuda.results.record import STAGES, LayerResult, Timings
+from awq_pycuda.results.record import LayerResult, Timings
 from awq_pycuda.spread import (
     Spread,
     error_removed,
@@ -149,7 +149,7 @@ def _print_times(console: Console, names: Sequence[str], timings: Timings) -> No
         footer["noise"] = [percent(spread.noise, 0) for spread in spreads]
     title = f"Stage times in ms (median of {passes}, {'GPU events' if on_gpu else 'host clock'}"
     title += "; noise: IQR / median)" if passes > 1 else ")"
-    headings = [re.sub("_|(?=Tiled)", "\n", stage, count=1) for stage in STAGES]
+    headings = [re.sub("_|(?=Tiled)", "\n", stage, count=1) for stage in timings.stages]
     _print_table(console, title, headings, names, cells[:-1], footer)
     whole = Spread.of(timings.pipeline_ms)
     spread = f", IQR {milliseconds_range(whole)}" if passes > 1 else ""

@@ -8,9 +8,11 @@ from conftest import BACKENDS, make_backend, same_bits
 
 from awq_pycuda import philox
 from awq_pycuda.config import MatmulKernel, StatsKernel
-from awq_pycuda.verify import code_errors, frobenius_error, relative_error
+from awq_pycuda.engine.verify import code_errors, frobenius_error, relative_error
+from awq_pycuda.quant.format import Format, Quantized
 
 RNG = np.random.default_rng(11)
+PER_ROW = Format()
 SHAPES = [(1, 1), (7, 7), (77, 130), (130, 77), (1000, 33), (65, 1025)]
 
 
@@ -83,28 +85,38 @@ def test_stats_of_special_channels(backend):
 # --- quantize_awq -------------------------------------------------------------------------------------------------
 
 
-def quantized(backend, w, s, scale_b):
-    wq = poisoned(backend, w.shape, np.int8)
-    backend.quantize_awq(put(backend, w), put(backend, s), put(backend, scale_b), wq)
-    return backend.read(wq).copy()
+def quantized(backend, w, s, steps, form=PER_ROW):
+    codes = poisoned(backend, w.shape, np.int8)
+    given = Quantized(codes, put(backend, steps), form)
+    backend.quantize_awq(put(backend, w), put(backend, s), given)
+    return Quantized(backend.read(codes).copy(), steps, form)
 
 
 @pytest.mark.parametrize(
-    ("shape", "groups"), [*((shape, None) for shape in SHAPES), ((9, 24), 6), ((9, 24), 3), ((5, 15), 5)]
+    ("shape", "size"), [*((shape, None) for shape in SHAPES), ((9, 24), 4), ((9, 24), 8), ((5, 15), 3)]
 )
-def test_codes(backend, shape, groups):
+def test_codes(backend, shape, size):
     w, s = uniform(*shape), RNG.uniform(0.2, 4, shape[1]).astype(np.float32)
-    scale_b = np.abs((w * s).reshape(shape[0], groups or 1, -1)).max(axis=2) / np.float32(127)
-    scale_b = scale_b if groups else scale_b[:, 0]
-    codes = quantized(backend, w, s, scale_b)
-    assert code_errors(codes, w, s, scale_b) == (0, 0)
-    assert np.abs(codes).max() == 127
+    steps = np.abs((w * s).reshape(shape[0], -1, size or shape[1])).max(axis=2) / np.float32(127)
+    found = quantized(backend, w, s, steps, Format(size))
+    assert code_errors(found, w, s) == (0, 0)
+    assert np.abs(found.codes).max() == 127
+
+
+@pytest.mark.parametrize("size", [None, 8, 3])
+def test_steps(backend, size):
+    w, s = uniform(33, 24), RNG.uniform(0.2, 4, 24).astype(np.float32)
+    form = Format(size)
+    found = Quantized(poisoned(backend, w.shape, np.int8), poisoned(backend, (33, form.groups(24))), form)
+    backend.compute_scale_b(put(backend, w), put(backend, s), found)
+    expected = np.abs((w * s).reshape(33, -1, size or 24)).max(axis=2) / np.float32(127)
+    assert same_bits(backend.read(found.steps), expected)
 
 
 def test_ties_go_to_even_and_the_range_is_symmetric(backend):
     levels = np.array([[0.5, 1.5, 2.5, -0.5, -1.5, -2.5, 126.5, 127.5, 200, -128, -300, -0.0]], np.float32)
-    codes = quantized(backend, levels, np.ones(12, np.float32), np.ones(1, np.float32))
-    assert codes.tolist() == [[0, 2, 2, 0, -2, -2, 126, 127, 127, -127, -127, 0]]
+    found = quantized(backend, levels, np.ones(12, np.float32), np.ones((1, 1), np.float32))
+    assert found.codes.tolist() == [[0, 2, 2, 0, -2, -2, 126, 127, 127, -127, -127, 0]]
 
 
 def test_codes_of_special_rows(backend):
@@ -112,11 +124,11 @@ def test_codes_of_special_rows(backend):
     w[1] = 0.25  # constant
     w[2] = np.arange(1, 9) * np.float32(1e-45)  # denormals
     w[3, 5] = 1e37  # one huge outlier
-    scale_b = np.array([1, 0.25 / 127, 1e-45, 1e37 / 127], np.float32)
-    codes = quantized(backend, w, np.ones(8, np.float32), scale_b)
+    steps = np.array([[1], [0.25 / 127], [1e-45], [1e37 / 127]], np.float32)
+    codes = quantized(backend, w, np.ones(8, np.float32), steps).codes
     assert codes[0].tolist() == [0] * 8
     assert codes[1].tolist() == [127] * 8
-    assert codes[2].tolist() == np.rint(w[2] / scale_b[2]).tolist()
+    assert codes[2].tolist() == np.rint(w[2] / steps[2]).tolist()
     assert codes[3].tolist() == [0, 0, 0, 0, 0, 127, 0, 0]
 
 
@@ -125,10 +137,10 @@ def test_codes_of_special_rows(backend):
 PRODUCTS = [(1, 1, 1), (7, 7, 7), (77, 130, 65), (33, 257, 100), (130, 1, 31), (1, 70, 1025)]  # tokens, out, in
 
 
-def multiplied(backend, x, wq, inv_s, scale_b):
-    y = poisoned(backend, (x.shape[0], wq.shape[0]))
-    handles = put(backend, x), put(backend, wq, np.int8), put(backend, inv_s), put(backend, scale_b)
-    backend.dequantize_tiled(*handles, y)
+def multiplied(backend, x, codes, inv_s, steps, form=PER_ROW):
+    y = poisoned(backend, (x.shape[0], codes.shape[0]))
+    given = Quantized(put(backend, codes, np.int8), put(backend, steps), form)
+    backend.dequantize_tiled(put(backend, x), given, put(backend, inv_s), y)
     return backend.read(y).copy()
 
 
@@ -147,12 +159,11 @@ def test_product(name, options, worst):
         for (tokens, out_features, in_features), grouped in itertools.product(PRODUCTS, (False, True)):
             x, inv_s = uniform(tokens, in_features), RNG.uniform(0.2, 4, in_features).astype(np.float32)
             wq = RNG.integers(-127, 128, (out_features, in_features), np.int8)
-            groups = 5 if in_features % 5 == 0 else 1
-            shape = (out_features, groups) if grouped else (out_features,)
-            scale_b = RNG.uniform(0.001, 0.01, shape).astype(np.float32)
-            steps = np.repeat(scale_b.reshape(out_features, -1), in_features // (groups if grouped else 1), axis=1)
-            exact = x.astype(np.float64) @ (wq * inv_s.astype(np.float64) * steps).T
-            y = multiplied(backend, x, wq, inv_s, scale_b)
+            form = Format(in_features // 5 if grouped and in_features % 5 == 0 else None)
+            steps = RNG.uniform(0.001, 0.01, (out_features, form.groups(in_features))).astype(np.float32)
+            of_channel = np.repeat(steps, form.size(in_features), axis=1)
+            exact = x.astype(np.float64) @ (wq * inv_s.astype(np.float64) * of_channel).T
+            y = multiplied(backend, x, wq, inv_s, steps, form)
             worst(f"{name} {options.get('matmul', MatmulKernel.tiled).name} product", frobenius_error(y, exact), 1e-5)
 
 
@@ -161,8 +172,8 @@ def test_integers_and_powers_of_two_multiply_exactly(name, options):
     x = RNG.integers(-8, 9, (77, 130)).astype(np.float32)
     wq = RNG.integers(-127, 128, (65, 130), np.int8)
     inv_s = np.exp2(RNG.integers(-2, 3, 130)).astype(np.float32)
-    scale_b = np.exp2(RNG.integers(-6, 0, 65)).astype(np.float32)
-    exact = x.astype(np.float64) @ (wq * inv_s.astype(np.float64) * scale_b[:, None].astype(np.float64)).T
+    scale_b = np.exp2(RNG.integers(-6, 0, (65, 1))).astype(np.float32)
+    exact = x.astype(np.float64) @ (wq * inv_s.astype(np.float64) * scale_b.astype(np.float64)).T
     with make_backend(name, **options) as backend:
         assert np.array_equal(multiplied(backend, x, wq, inv_s, scale_b), exact)
 
@@ -171,10 +182,10 @@ def test_integers_and_powers_of_two_multiply_exactly(name, options):
 def test_identity_activations_read_the_weights_back(name, options):
     wq = RNG.integers(-127, 128, (41, 67), np.int8)
     inv_s = RNG.uniform(0.1, 9, 67).astype(np.float32)
-    scale_b = RNG.uniform(1e-3, 1, 41).astype(np.float32)
+    scale_b = RNG.uniform(1e-3, 1, (41, 1)).astype(np.float32)
     with make_backend(name, **options) as backend:
         y = multiplied(backend, np.eye(67, dtype=np.float32), wq, inv_s, scale_b)
-    assert np.array_equal(y, ((wq.astype(np.float32) * inv_s) * scale_b[:, None]).T)
+    assert np.array_equal(y, ((wq.astype(np.float32) * inv_s) * scale_b).T)
 
 
 # --- relu and the measures ----------------------------------------------------------------------------------------

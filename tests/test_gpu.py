@@ -11,7 +11,8 @@ from test_pipeline import Kept
 from test_results import result_path
 
 from awq_pycuda.config import MatmulKernel, StatsKernel
-from awq_pycuda.verify import code_errors, relative_error
+from awq_pycuda.engine.verify import code_errors, relative_error
+from awq_pycuda.quant.format import Format, Quantized
 
 pytestmark = pytest.mark.gpu
 
@@ -36,7 +37,8 @@ def test_the_backends_agree(compose, tmp_path, n, inputs, worst):
         worst("backends sq_mean", relative_error(a.sq_mean, b.sq_mean), 1e-5)
         worst("backends s", relative_error(a.search.s, b.search.s), 1e-5)
         worst("backends scale_b", relative_error(a.scale_b, b.scale_b), 1e-5)
-        assert code_errors(b.wq, w, a.search.s, a.scale_b) == (0, 0)
+        quantized = Quantized(b.wq, a.scale_b[:, None], Format())
+        assert code_errors(quantized, w, a.search.s) == (0, 0)
         assert a.metrics["output_sqnr_db"] == pytest.approx(b.metrics["output_sqnr_db"], abs=0.01)
 
 
@@ -60,8 +62,9 @@ def test_sanitize_vector_paths(compose):
 def test_a_launcher_refuses_what_its_kernel_would_misread():
     with make_backend("cuda") as backend:
         x, wq = backend.empty((4, 5)), backend.empty((3, 6), np.int8)
-        with pytest.raises(ValueError, match="wq is int8"):
-            backend.dequantize_tiled(x, wq, backend.empty((5,)), backend.empty((3,)), backend.empty((4, 3)))
+        given = Quantized(wq, backend.empty((3, 1)), Format())
+        with pytest.raises(ValueError, match="codes is int8"):
+            backend.dequantize_tiled(x, given, backend.empty((5,)), backend.empty((4, 3)))
         with pytest.raises(ValueError, match="x is int8"):
             backend.accum_stats(backend.empty((4, 5), np.int8), backend.empty((5,)), backend.empty((5,)))
 

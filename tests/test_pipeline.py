@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 from conftest import BACKENDS, make_backend, same_bits
 
-from awq_pycuda import inputs, philox, verify
+from awq_pycuda import inputs, philox
 from awq_pycuda.config import Config
+from awq_pycuda.engine import verify
+from awq_pycuda.engine.pipeline import Pipeline
+from awq_pycuda.engine.stages import STAGES
 from awq_pycuda.inputs import plan_layers
-from awq_pycuda.pipeline import Pipeline
-from awq_pycuda.results.record import STAGES
+from awq_pycuda.quant.format import Format, Quantized
 
 QUICK = ("timing=once", "save=full")
 
@@ -22,9 +24,9 @@ class Kept:
             pipeline = Pipeline(backend, plan_layers(config), config)
             pipeline.run()
             self.layers, self.timings = pipeline.layers, pipeline.timings
-            self.x = [backend.read(arrays.x).copy() for arrays in pipeline._arrays]
-            self.w = [backend.read(arrays.w).copy() for arrays in pipeline._arrays]
-            self.y = [backend.read(arrays.y).copy() for arrays in pipeline._arrays]
+            self.x = [backend.read(arrays.x).copy() for arrays in pipeline.handles.layers]
+            self.w = [backend.read(arrays.w).copy() for arrays in pipeline.handles.layers]
+            self.y = [backend.read(arrays.y).copy() for arrays in pipeline.handles.layers]
 
 
 @pytest.fixture(params=BACKENDS)
@@ -273,7 +275,8 @@ def test_special_values(run, tmp_path, case):
     assert np.isfinite(kept.y[0]).all()
     assert np.isfinite(layer.search.error[layer.search.gamma == 0]).all()
     assert layer.search.error_chosen <= layer.search.error_rtn
-    assert verify.code_errors(layer.wq, w, layer.search.s, layer.scale_b) == (0, 0)
+    quantized = Quantized(layer.wq, layer.scale_b[:, None], Format())
+    assert verify.code_errors(quantized, w, layer.search.s) == (0, 0)
     dequantized = layer.wq.astype(np.float64) / layer.search.s * layer.scale_b[:, None]
     exact = x.astype(np.float64) @ dequantized.T
     assert verify.frobenius_error(kept.y[0], exact) <= (1e-5 if "denormal" not in case else 1e-2)

@@ -13,13 +13,15 @@ import pytest
 import xarray as xr
 from omegaconf import OmegaConf
 
-from awq_pycuda import pipeline as pipeline_module
 from awq_pycuda.backends.cpu import CpuBackend
+from awq_pycuda.engine import verify as verify_module
+from awq_pycuda.quant.search import SearchResult
 from awq_pycuda.results import schema
-from awq_pycuda.results.record import NO_TIMINGS, STAGES, LayerResult, RunRecord, Timings
+from awq_pycuda.results.record import NO_TIMINGS, LayerResult, RunRecord, Timings
 from awq_pycuda.results.status import read_status, status_attributes
 from awq_pycuda.results.write import write
-from awq_pycuda.search import SearchResult
+
+STAGES = ["accum_stats", "compute_s", "compute_scale_b", "quantize_awq", "dequantizeTiled", "relu"]
 
 
 def result_path(out: str) -> str:
@@ -96,7 +98,7 @@ def test_datasets_have_the_contract_s_types_shapes_and_dimensions(result):
             dataset = file["timings"][name]
             assert (dataset.dtype, dataset.shape) == (np.dtype("f8"), shape)
             assert [dim[0].name.split("/")[-1] for dim in dataset.dims] == dimensions
-        assert file["timings/stage"].asstr()[:].tolist() == list(STAGES)
+        assert file["timings/stage"].asstr()[:].tolist() == STAGES
         assert np.isnan(file["timings/gpu_ms"][:]).all()
         missing = []
         file.visititems(
@@ -115,7 +117,7 @@ def test_every_value_stands_where_it_belongs(tmp_path):
     vectors = {name: draw(size).astype("f4") for name, size in (("abs_mean", 3), ("sq_mean", 3), ("scale_b", 4))}
     wq = np.arange(12, dtype=np.int8).reshape(4, 3)
     layer = LayerResult("a", 5, **vectors, search=search, objective="diag", metrics={"output_mse": 2.0}, wq=wq)
-    timings = Timings(draw((1, len(STAGES), 2)), draw((1, len(STAGES), 2)), draw(2), 7.0)
+    timings = Timings(tuple(STAGES), draw((1, len(STAGES), 2)), draw((1, len(STAGES), 2)), draw(2), 7.0)
     with h5py.File(write(tmp_path, RunRecord({"status": "complete"}, [layer], timings))) as file:
         group = file["layers/000"]
         assert dict(group.attrs) == {"name": "a", "tokens": 5, "in_features": 3, "out_features": 4}
@@ -176,7 +178,7 @@ def test_a_failure_in_layer_2_leaves_layers_0_and_1(cli, monkeypatch, tmp_path, 
 
 
 def test_a_verification_failure_is_a_failed_run_with_its_errors(cli, monkeypatch, tmp_path):
-    monkeypatch.setitem(pipeline_module.check_layer.__globals__["TOLERANCES"], "output", 1e-12)
+    monkeypatch.setitem(verify_module.TOLERANCES, "output", 1e-12)
     code, _, err = cli("n=16", "layers=1", "backend=cpu", "verify=true")
     assert code == 1
     assert "layer 000 is beyond the oracle's tolerance: output" in err

@@ -201,13 +201,15 @@ def test_the_command_works_from_any_folder_as_a_process(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "bytes_needed"),
     [
-        # A layer: W 4 n², Wq n², Y and relu(Y) 8 n². Then X 4 n², trial codes n², four products 16 n²; 4 n² while made;
-        # for the one thread's block of n² / 4 three float32 in the search and two float64 in the sums over Y.
-        ((), (3 * 13 + 4 + 1 + 16 + 4 + 7) * 1024**2),
-        # Small enough for the scales of the 5 candidates to count, 44 bytes a channel.
-        (("layers=1", "tokens=1"), (5 + 1 + 4 + 3) * 1024**2 + 5 * 44 * 1024),
-        (("save=full",), (3 * 13 + 4 + 1 + 16 + 4 + 7 + 3 * 3) * 1024**2),
-        (("verify=true",), (3 * 13 + 4 + 1 + 16 + 4 + 7 + 8 * 11) * 1024**2),
+        # A layer: W 4 n², Wq n², Y and relu(Y) 8 n². Then X 4 n², trial codes n², four products 16 n²; for the one
+        # thread's block of n² / 4 three float32 that the search keeps, and two float64 in the sums over Y.
+        ((), (3 * 13 + 4 + 1 + 16 + 3 + 4) * 1024**2),
+        # The dequantized weights are the largest step.
+        (("layers=1", "tokens=1"), (5 + 1 + 3 + 4) * 1024**2),
+        # The copies of the codes, the image of the file and its bytes.
+        (("save=full",), (3 * 13 + 4 + 1 + 16 + 3 + 3 * 3) * 1024**2),
+        # The oracle: eight arrays in float64 at a time.
+        (("verify=true",), (3 * 13 + 4 + 1 + 16 + 3 + 8 * 8) * 1024**2),
     ],
 )
 def test_memory_is_refused_beyond_80_percent_of_what_is_free(cli, monkeypatch, tmp_path, overrides, bytes_needed):
@@ -231,7 +233,7 @@ def test_a_device_s_own_memory_is_checked_before_the_host_s(cli, monkeypatch):
     assert code == 2
     assert "GiB of the GPU's memory" in err
     monkeypatch.setattr(CpuBackend, "available_bytes", lambda self: 2**40)
-    needed = (3 * 4 + 7) * 1024**2  # W of three layers, and the one thread's block
+    needed = (3 * 4 + 3 + 2) * 1024**2  # W of three layers, the one thread's block, its float64 for weight_mse
     free = SimpleNamespace(total=2**40, available=int(needed / 0.8 * 0.999))
     monkeypatch.setattr("psutil.virtual_memory", lambda: free)
     code, _, err = cli("backend=cpu", "threads=1")

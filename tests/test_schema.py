@@ -14,7 +14,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 import schema_tables
 from renew_docs import Block, parse
 
-from awq_pycuda import verify
+from awq_pycuda.engine import verify
 from awq_pycuda.results import schema
 from awq_pycuda.results.reader import UnreadableError, read
 from awq_pycuda.results.record import NO_TIMINGS, RunRecord

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from awq_pycuda.config import MAX_GAMMA, Normalization
-from awq_pycuda.scale_b import compute_scale_b
-from awq_pycuda.search import candidate_scales, compute_s, diag_errors, with_rtn
+from awq_pycuda.quant.format import Format
+from awq_pycuda.quant.search import Search, candidate_scales, diag_errors, refuse_overflow, with_rtn
 
 RNG = np.random.default_rng(7)
 
@@ -40,13 +40,14 @@ def test_diag_error_is_its_definition(rows, channels, group_size, dtype):
     w, sq_mean = w.astype(dtype), sq_mean.astype(dtype)
     scales = candidate_scales(abs_mean.astype(dtype), np.array([0, 0.5, 1]), Normalization.mean)
     expected = [definition(w, s, sq_mean, group_size or channels) for s in scales]
-    np.testing.assert_allclose(diag_errors(w, scales, sq_mean, group_size), expected, rtol=2e-4, atol=1e-12)
+    np.testing.assert_allclose(diag_errors(w, scales, sq_mean, Format(group_size)), expected, rtol=2e-4, atol=1e-12)
 
 
 def test_threads_do_not_change_a_bit():
     w, abs_mean, sq_mean = layer(2000, 600)
     scales = candidate_scales(abs_mean, np.array([0, 0.5]), Normalization.mean)
-    assert diag_errors(w, scales, sq_mean, threads=1).tobytes() == diag_errors(w, scales, sq_mean, threads=7).tobytes()
+    one, many = (diag_errors(w, scales, sq_mean, Format(), threads).tobytes() for threads in (1, 7))
+    assert one == many
 
 
 def test_gamma_0_is_exactly_1():
@@ -112,8 +113,7 @@ def test_rtn_is_always_in_the_race(gammas, expected):
 
 
 def search(errors, gammas):
-    ones = np.ones(3, np.float32)
-    return compute_s(ones, ones, gammas, Normalization.mean, lambda scales: np.array(errors, float))
+    return Search(with_rtn(gammas)).result(np.array(errors, float), np.ones(3, np.float32))
 
 
 def test_lowest_error_wins_and_ties_go_to_the_smaller_gamma():
@@ -128,47 +128,26 @@ def test_a_candidate_that_overflows_never_wins():
     w, _, sq_mean = layer(4, 6)
     w[0, 0] = 3e38
     scales = np.stack([np.ones(6), np.full(6, 8)]).astype(np.float32)
-    errors = diag_errors(w, scales, sq_mean)
+    errors = diag_errors(w, scales, sq_mean, Format())
     assert np.isfinite(errors[0])
     assert errors[1] == np.inf
     assert search(errors, [0, 1]).gamma_chosen == 0
 
 
 def test_the_chosen_error_never_exceeds_rtn():
+    searched = Search(with_rtn([0.25, 0.5, 2]))
     for outliers in (0, 3):
         w, abs_mean, sq_mean = layer(40, 64, outliers=outliers)
-        result = compute_s(
-            abs_mean,
-            sq_mean,
-            [0.25, 0.5, 2],
-            Normalization.mean,
-            lambda scales: diag_errors(w, scales, sq_mean),  # noqa: B023
-        )
+        scales = searched.candidates(abs_mean)
+        errors = diag_errors(w, scales, sq_mean, Format())
+        result = searched.result(errors, scales[searched.best(errors)])
         assert result.error_chosen <= result.error_rtn
     assert result.gamma_chosen > 0  # with salient channels AWQ pays
 
 
 def test_overflowed_statistics_are_named():
     with pytest.raises(FloatingPointError, match="input channel 1 overflow"):
-        compute_s(np.ones(2), np.array([1, np.inf]), [0], Normalization.mean, lambda scales: np.zeros(1))
-
-
-@pytest.mark.parametrize("group_size", [None, 1, 3, 6])
-def test_scale_b_is_the_largest_magnitude_over_127(group_size):
-    w, _, _ = layer(5, 6)
-    s = RNG.uniform(0.2, 3, 6).astype(np.float32)
-    groups = np.abs(w * s).reshape(5, -1, group_size or 6)
-    expected = groups.max(axis=2) / np.float32(127)
-    scale_b = compute_scale_b(w, s, group_size)
-    assert scale_b.shape == ((5,) if group_size is None else (5, 6 // group_size))
-    assert np.array_equal(scale_b.reshape(expected.shape), expected)
-
-
-def test_scale_b_of_zero_and_denormal_rows():
-    w = np.array([[0, 0], [1e-45, 0], [3e-39, 1e-39]], np.float32)
-    scale_b = compute_scale_b(w, np.ones(2, np.float32))
-    assert scale_b[0] == 1
-    assert (scale_b > 0).all()
-    codes = np.rint(w / scale_b[:, None])
-    assert np.abs(codes).max() <= 127
-    assert np.allclose(codes[2] * scale_b[2], w[2], rtol=0.02)
+        refuse_overflow(np.ones(2), np.array([1, np.inf]))
+    with pytest.raises(FloatingPointError, match="input channel 0 overflow"):
+        refuse_overflow(np.array([np.nan, 1]), np.ones(2))
+    refuse_overflow(np.ones(2), np.ones(2))

@@ -6,48 +6,54 @@ import numpy as np
 import pytest
 from test_pipeline import Kept
 
-from awq_pycuda import verify
+from awq_pycuda.engine import verify
+from awq_pycuda.quant.format import Format, Quantized
+from awq_pycuda.quant.search import Search, with_rtn
 
 
 @pytest.fixture
 def layer(compose):
-    """A sound layer as `check_layer` takes it: config and keyword arguments."""
+    """A sound layer as `check_layer` takes it: what was searched, and keyword arguments."""
     config = compose("n=40", "tokens=30", "layers=1", "inputs=outliers", "gammas=[0.2]", "timing=once", "save=full")
     kept = Kept("cpu", config)
     (result,) = kept.layers
-    arrays = {name: getattr(result, name).copy() for name in ("abs_mean", "sq_mean", "scale_b", "wq")}
+    arrays = {name: getattr(result, name).copy() for name in ("abs_mean", "sq_mean")}
     bias = np.linspace(-1, 1, 40, dtype=np.float32)
-    arrays |= {"x": kept.x[0], "w": kept.w[0], "y": kept.y[0], "bias": bias, "search": result.search}
-    return config, arrays | {"out": np.maximum(kept.y[0] + bias, 0)}
+    arrays["quantized"] = Quantized(result.wq.copy(), result.scale_b[:, None].copy(), Format())
+    arrays |= {"x": kept.x[0], "w": kept.w[0], "y": kept.y[0], "bias": bias, "found": result.search}
+    return Search(with_rtn([0.2])), arrays | {"out": np.maximum(kept.y[0] + bias, 0)}
 
 
 def test_a_sound_layer_passes(layer):
-    config, arrays = layer
-    worst = verify.check_layer(config, **arrays)
+    search, arrays = layer
+    worst = verify.check_layer(search, **arrays)
     assert set(worst) == set(verify.TOLERANCES)
     verify.refuse_beyond_tolerance("000", worst)
+
+
+def set_code(arrays, change):
+    codes = arrays["quantized"].codes
+    codes[0, 0] = change(codes[0, 0])
 
 
 FAULTS = {
     "abs_mean": lambda a: a["abs_mean"].__imul__(1.0001),
     "sq_mean": lambda a: a["sq_mean"].__imul__(1.0001),
-    "scale_b": lambda a: a["scale_b"].__imul__(1.0001),
-    "codes_off_tie": lambda a: a["wq"].__setitem__(
-        (0, 0), a["wq"][0, 0] - 1 if a["wq"][0, 0] > 0 else a["wq"][0, 0] + 1
-    ),
-    "codes_off_by_more_than_1": lambda a: a["wq"].__setitem__((0, 0), -a["wq"][0, 0]),
+    "scale_b": lambda a: a["quantized"].steps.__imul__(1.0001),
+    "codes_off_tie": lambda a: set_code(a, lambda code: code - 1 if code > 0 else code + 1),
+    "codes_off_by_more_than_1": lambda a: set_code(a, lambda code: -code),
     "output": lambda a: a["y"].__setitem__((0, 0), a["y"][0, 0] + 1),
     "relu": lambda a: a["out"].__setitem__((0, 0), -1),
-    "s": lambda a: a.update(search=dataclasses.replace(a["search"], s=a["search"].s * np.float32(1.0001))),
-    "error_curve": lambda a: a.update(search=dataclasses.replace(a["search"], error=a["search"].error * 1.001)),
+    "s": lambda a: a.update(found=dataclasses.replace(a["found"], s=a["found"].s * np.float32(1.0001))),
+    "error_curve": lambda a: a.update(found=dataclasses.replace(a["found"], error=a["found"].error * 1.001)),
 }
 
 
 @pytest.mark.parametrize("stage", verify.TOLERANCES)
 def test_a_planted_fault_is_found_and_named(layer, stage):
-    config, arrays = layer
+    search, arrays = layer
     FAULTS[stage](arrays)
-    worst = verify.check_layer(config, **arrays)
+    worst = verify.check_layer(search, **arrays)
     assert worst[stage] > verify.TOLERANCES[stage]
     with pytest.raises(verify.VerificationError, match=f"layer 000 .*{stage}"):
         verify.refuse_beyond_tolerance("000", worst)
@@ -63,9 +69,9 @@ def test_sound_layers_of_few_channels_pass(compose):
 def test_a_curve_without_errors_leaves_no_room_for_any():
     w, scales, ones, zeros = np.zeros((2, 4)), np.ones((2, 4)), np.ones(4), np.zeros(4)
     for weights, sq_mean in ((w, ones), (w + 1, zeros)):
-        assert verify.curve_error(np.zeros(2), weights, scales, sq_mean) == 0
-        assert verify.curve_error(np.array([0, 1e-9]), weights, scales, sq_mean) > 1
-    assert np.isnan(verify.curve_error(np.array([np.nan, 0]), w + 1, scales, ones))
+        assert verify.curve_error(np.zeros(2), weights, scales, sq_mean, Format()) == 0
+        assert verify.curve_error(np.array([0, 1e-9]), weights, scales, sq_mean, Format()) > 1
+    assert np.isnan(verify.curve_error(np.array([np.nan, 0]), w + 1, scales, ones, Format()))
 
 
 def test_nan_is_beyond_every_tolerance():
@@ -81,7 +87,20 @@ def test_relative_error_is_strict_at_0_and_lenient_only_for_denormals():
 
 
 def test_near_a_tie_one_off_is_allowed_and_two_are_not():
-    w, s, steps = np.array([[2.5004, 2.6]], np.float32), np.ones(2, np.float32), np.ones(1, np.float32)
-    assert verify.code_errors(np.array([[2, 3]], np.int8), w, s, steps) == (0, 0)
-    assert verify.code_errors(np.array([[3, 2]], np.int8), w, s, steps) == (1, 0)
-    assert verify.code_errors(np.array([[1, 3]], np.int8), w, s, steps) == (0, 1)
+    w, s = np.array([[2.5004, 2.6]], np.float32), np.ones(2, np.float32)
+    for codes, errors in (([2, 3], (0, 0)), ([3, 2], (1, 0)), ([1, 3], (0, 1))):
+        quantized = Quantized(np.array([codes], np.int8), np.ones((1, 1), np.float32), Format())
+        assert verify.code_errors(quantized, w, s) == errors
+
+
+def test_the_oracle_knows_a_last_group_that_is_not_full():
+    w, s = np.random.default_rng(3).uniform(-1, 1, (4, 7)), np.linspace(0.5, 2, 7)
+    form = Format(3)
+    parts = (slice(3), slice(3, 6), slice(6, 7))
+    steps = np.stack([np.abs(w * s)[:, part].max(axis=1) / 127 for part in parts], axis=1)
+    quantized = Quantized(np.rint(w * s / np.repeat(steps, [3, 3, 1], axis=1)).astype(np.int8), steps, form)
+    assert verify.code_errors(quantized, w, s) == (0, 0)
+    error = np.sum((quantized.codes * np.repeat(steps, [3, 3, 1], axis=1) - w * s) ** 2 @ (1 / s**2))
+    assert verify.curve_error(np.array([error]), w, s[None, :], np.ones(7), form) < 1e-12
+    quantized.codes[0, 6] -= np.sign(quantized.codes[0, 6])
+    assert verify.code_errors(quantized, w, s) == (1, 0)

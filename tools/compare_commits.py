@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -78,7 +79,7 @@ ON_GPU = tuple(config for config in CONFIGS if "stats=atomic" not in config)[::3
 def write_layers(path: Path) -> None:
     """A layer file of ragged shapes, with biases, dead channels, an all-zero row and layers of both kinds of inputs."""
     draw = np.random.default_rng(0)
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for index, (tokens, out_features, in_features) in enumerate([(19, 33, 21), (19, 45, 33), (7, 10, 6)]):
         weight = draw.standard_normal((out_features, in_features))
         weight[3] = 0

@@ -9,6 +9,9 @@ from typing import Any, Generic, Self, TypeVar
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from awq_pycuda.quant.format import Quantized
+from awq_pycuda.quant.search import Search
+
 H = TypeVar("H")
 
 
@@ -20,11 +23,49 @@ class Mark:
     event: Any = None
 
 
+@dataclass(frozen=True)
+class Trial(Generic[H]):
+    """Arrays to quantize a layer in with scales that are not its own; shapes as in `Layer`.
+
+    `reference` (M, N) is the layer's product from unquantized weights.
+    """
+
+    s: H
+    inv_s: H
+    quantized: Quantized[H]
+    y: H
+    reference: H
+
+
+@dataclass(frozen=True)
+class Layer(Generic[H]):
+    """A layer's arrays, allocated once and written by every pass: the stages know a layer by this alone.
+
+    Shapes: `x` (M, K), the activations; `w` (N, K); `bias` (N,); `abs_mean`, `sq_mean`, `s` and `inv_s` (K,); `error`
+    (G,) float64, the curve of the search; `y` and `out` (M, N), before and after relu; `outputs` = M·N.
+    """
+
+    x: H
+    w: H
+    bias: H | None
+    abs_mean: H
+    sq_mean: H
+    error: H
+    s: H
+    inv_s: H
+    quantized: Quantized[H]
+    y: H
+    out: H
+    trial: Trial[H]
+    outputs: int
+
+
 class Backend(ABC, Generic[H]):
     """A machine that runs the stages. `H` is its handle to an array; only the backend knows where the data lives.
 
     Arrays are C-contiguous: activations (tokens M, in_features K), weights (out_features N, in_features K), float
-    arrays in the backend's float type, codes in int8. Stages may run asynchronously; `read` and `error_sums` wait.
+    arrays in the backend's float type, codes in that of their format. Stages may run asynchronously; `read` and
+    `error_sums` wait.
     A backend is a context manager and can be entered again.
     """
 
@@ -86,12 +127,26 @@ class Backend(ABC, Generic[H]):
         """Mean of |x| and of x² over the tokens: (M, K) to (K,) and (K,)."""
 
     @abstractmethod
-    def quantize_awq(self, w: H, s: H, scale_b: H, wq: H) -> None:
-        """`clip(rint(W·s / scale_b), −127, 127)`, ties to even: (N, K) float to (N, K) int8."""
+    def compute_s(self, layer: Layer[H], search: Search) -> None:
+        """Searches the scales: from the statistics and the weights to `error`, `s` and `inv_s`.
+
+        Nothing else of the layer changes but its `trial`.
+
+        Raises:
+            FloatingPointError: the activations overflow, so that no error can be told.
+        """
 
     @abstractmethod
-    def dequantize_tiled(self, x: H, wq: H, inv_s: H, scale_b: H, y: H) -> None:
-        """`Y = X · (Wq · inv_s · scale_b)ᵀ`, dequantized on the fly: (M, K) times (N, K) to (M, N)."""
+    def compute_scale_b(self, w: H, s: H, quantized: Quantized[H]) -> None:
+        """The steps of `W·s` in the format of `quantized`: (N, K) and (K,) to (N, groups)."""
+
+    @abstractmethod
+    def quantize_awq(self, w: H, s: H, quantized: Quantized[H]) -> None:
+        """The codes of `W·s` for the steps of `quantized`: (N, K) and (K,) to (N, K)."""
+
+    @abstractmethod
+    def dequantize_tiled(self, x: H, quantized: Quantized[H], inv_s: H, y: H) -> None:
+        """`Y = X · (Ŵ · inv_s)ᵀ`, Ŵ dequantized on the fly: (M, K) times (N, K) to (M, N)."""
 
     @abstractmethod
     def relu(self, y: H, bias: H | None, out: H) -> None:
@@ -104,6 +159,14 @@ class Backend(ABC, Generic[H]):
     @abstractmethod
     def error_sums(self, reference: H, value: H) -> tuple[float, float]:
         """`(Σ reference², Σ (reference − value)²)` in float64 over two arrays of one shape."""
+
+    def trial_sums(self, layer: Layer[H]) -> tuple[float, float]:
+        """`error_sums` of the layer quantized with its trial's `s`, against its trial's `reference`."""
+        trial = layer.trial
+        self.compute_scale_b(layer.w, trial.s, trial.quantized)
+        self.quantize_awq(layer.w, trial.s, trial.quantized)
+        self.dequantize_tiled(layer.x, trial.quantized, trial.inv_s, trial.y)
+        return self.error_sums(trial.reference, trial.y)
 
     @abstractmethod
     def mark(self) -> Mark:

@@ -43,6 +43,6 @@ def choose_backend(config: Config) -> tuple[Backend[Any], str]:
         return CpuBackend(threads=config.threads), f"backend cpu ({reason})"
     from awq_pycuda.backends.cuda.backend import CudaBackend
 
-    backend = CudaBackend(config.tile, config.stats, config.matmul.kernel)
+    backend = CudaBackend(config.tile, config.stats, config.matmul.kernel, config.threads)
     reason = "as asked" if config.backend is BackendChoice.cuda else "auto: a driver and a device are there"
     return backend, f"backend cuda ({reason}): {backend.device()['name']}"

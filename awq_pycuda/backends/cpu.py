@@ -12,14 +12,15 @@ import psutil
 from numpy.typing import DTypeLike, NDArray
 
 from awq_pycuda import philox
-from awq_pycuda.backends.base import Backend, Mark
-from awq_pycuda.parallel import host_threads, map_row_blocks, product, scratch
-from awq_pycuda.steps import QMAX
+from awq_pycuda.backends.base import Mark
+from awq_pycuda.backends.host_stages import HostStages
+from awq_pycuda.parallel import host_threads, map_row_blocks, product
+from awq_pycuda.quant.format import Quantized, dequantize, quantize
 
 Array = NDArray[Any]
 
 
-class CpuBackend(Backend[Array]):
+class CpuBackend(HostStages[Array]):
     """NumPy on row blocks over host threads; matrix products through NumPy's BLAS, which is to have one thread.
 
     Args:
@@ -59,7 +60,7 @@ class CpuBackend(Backend[Array]):
 
     def write(self, handle: Array, values: Array) -> None:
         """See `Backend.write`."""
-        np.copyto(handle, values, casting="same_kind")
+        self.from_host(handle, values)
 
     def read(self, handle: Array) -> Array:
         """See `Backend.read`."""
@@ -107,33 +108,21 @@ class CpuBackend(Backend[Array]):
             totals = np.sum(map_row_blocks(sums, x.shape, self.threads), axis=0) / x.shape[0]
             abs_mean[...], sq_mean[...] = totals
 
-    def quantize_awq(self, w: Array, s: Array, scale_b: Array, wq: Array) -> None:
+    def quantize_awq(self, w: Array, s: Array, quantized: Quantized[Array]) -> None:
         """See `Backend.quantize_awq`."""
+        quantize(w, s, quantized, self.threads)
 
-        def quantize(block: slice) -> None:
-            scaled = scratch((block.stop - block.start, w.shape[1]), self.dtype)
-            np.multiply(w[block], s, out=scaled)
-            steps = scale_b[block].reshape(scaled.shape[0], -1, 1)
-            levels = scaled.reshape(scaled.shape[0], steps.shape[1], -1)
-            np.divide(levels, steps, out=levels)
-            np.rint(levels, out=levels)
-            np.clip(levels, -QMAX, QMAX, out=levels)
-            wq[block] = scaled
-
-        map_row_blocks(quantize, w.shape, self.threads)
-
-    def dequantize_tiled(self, x: Array, wq: Array, inv_s: Array, scale_b: Array, y: Array) -> None:
+    def dequantize_tiled(self, x: Array, quantized: Quantized[Array], inv_s: Array, y: Array) -> None:
         """See `Backend.dequantize_tiled`: dequantizes once, then one product."""
-        weights = np.empty(wq.shape, self.dtype)
+        self._product(x, dequantize(quantized, inv_s, self.dtype, self.threads), y)
 
-        def dequantize(block: slice) -> None:
-            np.multiply(wq[block], inv_s, out=weights[block])
-            steps = scale_b[block].reshape(block.stop - block.start, -1, 1)
-            groups = weights[block].reshape(steps.shape[0], steps.shape[1], -1)
-            np.multiply(groups, steps, out=groups)
+    def on_host(self, handle: Array) -> Array:
+        """See `HostStages.on_host`: it is there already."""
+        return handle
 
-        map_row_blocks(dequantize, wq.shape, self.threads)
-        self._product(x, weights, y)
+    def from_host(self, handle: Array, values: Array) -> None:
+        """See `HostStages.from_host`."""
+        np.copyto(handle, values, casting="same_kind")
 
     def relu(self, y: Array, bias: Array | None, out: Array) -> None:
         """See `Backend.relu`."""

@@ -9,9 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from awq_pycuda.search import SearchResult
-
-STAGES = ("accum_stats", "compute_s", "compute_scale_b", "quantize_awq", "dequantizeTiled", "relu")
+from awq_pycuda.quant.search import SearchResult
 
 
 @dataclass
@@ -32,15 +30,19 @@ class LayerResult:
 
 @dataclass
 class Timings:
-    """Milliseconds: `gpu_ms` and `host_ms` (layers, stages, repeats), `pipeline_ms` (repeats,), `cold_ms` once."""
+    """Milliseconds: `gpu_ms` and `host_ms` (layers, stages, repeats), `pipeline_ms` (repeats,), `cold_ms` once.
 
+    `stages` are the names of the stages, in the order run.
+    """
+
+    stages: tuple[str, ...]
     gpu_ms: NDArray[np.float64]
     host_ms: NDArray[np.float64]
     pipeline_ms: NDArray[np.float64]
     cold_ms: float
 
 
-NO_TIMINGS = Timings(np.empty((0, len(STAGES), 0)), np.empty((0, len(STAGES), 0)), np.empty(0), float("nan"))
+NO_TIMINGS = Timings((), np.empty((0, 0, 0)), np.empty((0, 0, 0)), np.empty(0), float("nan"))
 
 
 @dataclass(frozen=True)

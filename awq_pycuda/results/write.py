@@ -11,7 +11,7 @@ import numpy as np
 
 from awq_pycuda import hdf5
 from awq_pycuda.results import schema
-from awq_pycuda.results.record import STAGES, LayerResult, RunRecord, Timings
+from awq_pycuda.results.record import LayerResult, RunRecord, Timings
 from awq_pycuda.temporary import replacing
 
 _CHUNK_BYTES = 64 << 20  # of one dataset's chunk, which is read as a whole; HDF5's limit is 4 GB
@@ -83,7 +83,7 @@ def _of_layer(layer: LayerResult, tolerances: Mapping[str, float]) -> dict[str, 
 def _of_timings(timings: Timings) -> dict[str, Any]:
     layers, _, repeats = timings.gpu_ms.shape
     return {
-        "stage": np.array(STAGES, h5py.string_dtype()),
+        "stage": np.array(timings.stages, h5py.string_dtype()),
         "layer": np.arange(layers),
         "repeat": np.arange(repeats),
         "gpu_ms": timings.gpu_ms,

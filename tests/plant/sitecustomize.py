@@ -11,7 +11,7 @@ import sys
 import time
 
 if "awq_pycuda.worker" in sys.orig_argv and "RUNS" in os.environ:
-    from awq_pycuda.pipeline import Pipeline
+    from awq_pycuda.engine.pipeline import Pipeline
 
     trouble = json.loads(os.environ.get("PLANT", "{}"))
     run = Pipeline.run

@@ -12,11 +12,13 @@ import numpy as np
 import pycuda.driver as cuda
 from numpy.typing import DTypeLike, NDArray
 
-from awq_pycuda.backends.base import Backend, Mark
+from awq_pycuda.backends.base import Mark
 from awq_pycuda.backends.cuda.device import open_gpu
 from awq_pycuda.backends.cuda.jit import Source, load, toolchain
 from awq_pycuda.backends.cuda.memory import ManagedArray, allocate
+from awq_pycuda.backends.host_stages import HostStages
 from awq_pycuda.config import MatmulKernel, StatsKernel
+from awq_pycuda.quant.format import Quantized
 
 _THREADS = 256  # of the kernels that walk an index space
 _BLOCKS_PER_MULTIPROCESSOR = 32  # enough to fill the card; such kernels stride over the rest
@@ -43,13 +45,14 @@ _KERNELS = {
 }
 
 
-class CudaBackend(Backend[ManagedArray]):
+class CudaBackend(HostStages[ManagedArray]):
     """Kernels in one stream over managed arrays.
 
     Args:
         tile: TILE of the product's kernel.
         stats: which `accum_stats`.
         matmul: which variant of `dequantizeTiled`.
+        threads: host threads of the stages that run on the host; None for all cores.
     """
 
     name = "cuda"
@@ -59,8 +62,10 @@ class CudaBackend(Backend[ManagedArray]):
         tile: int,
         stats: StatsKernel = StatsKernel.deterministic,
         matmul: MatmulKernel = MatmulKernel.tiled,
+        threads: int | None = None,
     ) -> None:
         self.tile = tile
+        self.threads = threads
         self.stats = stats
         self._product_source = Source(f"matmul_{matmul.name}.cu", (("TILE", tile),))
         self._product_side = tile * (_BLOCKED_MICRO if matmul is MatmulKernel.blocked else 1)
@@ -186,29 +191,29 @@ class CudaBackend(Backend[ManagedArray]):
         )
         self._walk("finish_stats", in_features, *partials, *means, chunks, tokens, in_features)
 
-    def quantize_awq(self, w: ManagedArray, s: ManagedArray, scale_b: ManagedArray, wq: ManagedArray) -> None:
+    def quantize_awq(self, w: ManagedArray, s: ManagedArray, quantized: Quantized[ManagedArray]) -> None:
         """See `Backend.quantize_awq`."""
         out_features, in_features = w.shape
-        group_size = _expect_quantized(wq, s, scale_b, out_features, in_features)
+        group_size = _expect_quantized(quantized, s, out_features, in_features)
         _expect("w", w, (out_features, in_features))
         self._walk(
             "quantize_awq",
             -(-out_features * in_features // 4),
             self._on_device(w),
             self._on_device(s),
-            self._on_device(scale_b),
-            self._on_device(wq),
+            self._on_device(quantized.steps),
+            self._on_device(quantized.codes),
             out_features,
             in_features,
             group_size,
         )
 
     def dequantize_tiled(
-        self, x: ManagedArray, wq: ManagedArray, inv_s: ManagedArray, scale_b: ManagedArray, y: ManagedArray
+        self, x: ManagedArray, quantized: Quantized[ManagedArray], inv_s: ManagedArray, y: ManagedArray
     ) -> None:
         """See `Backend.dequantize_tiled`."""
-        (tokens, in_features), (out_features, _) = x.shape, wq.shape
-        group_size = _expect_quantized(wq, inv_s, scale_b, out_features, in_features)
+        (tokens, in_features), (out_features, _) = x.shape, quantized.codes.shape
+        group_size = _expect_quantized(quantized, inv_s, out_features, in_features)
         _expect("x", x, (tokens, in_features))
         _expect("y", y, (tokens, out_features))
         self._launch(
@@ -216,15 +221,23 @@ class CudaBackend(Backend[ManagedArray]):
             _tiles(tokens, out_features, in_features, self._product_side),
             (self.tile, self.tile, 1),
             self._on_device(x),
-            self._on_device(wq),
+            self._on_device(quantized.codes),
             self._on_device(inv_s),
-            self._on_device(scale_b),
+            self._on_device(quantized.steps),
             self._on_device(y),
             tokens,
             out_features,
             in_features,
             group_size,
         )
+
+    def on_host(self, handle: ManagedArray) -> NDArray[Any]:
+        """See `HostStages.on_host`."""
+        return self.read(handle)
+
+    def from_host(self, handle: ManagedArray, values: NDArray[Any]) -> None:
+        """See `HostStages.from_host`."""
+        self.write(handle, values)
 
     def relu(self, y: ManagedArray, bias: ManagedArray | None, out: ManagedArray) -> None:
         """See `Backend.relu`."""
@@ -333,13 +346,11 @@ def _expect(name: str, handle: ManagedArray, shape: tuple[int, ...], dtype: DTyp
 
 
 def _expect_quantized(
-    wq: ManagedArray, channel_scale: ManagedArray, scale_b: ManagedArray, out_features: int, in_features: int
+    quantized: Quantized[ManagedArray], channel_scale: ManagedArray, out_features: int, in_features: int
 ) -> int:
-    """Checks codes, channel scales and steps against each other; returns the group size."""
-    _expect("wq", wq, (out_features, in_features), np.int8)
+    """Checks codes, channel scales and steps against each other; returns the channels of a full group."""
+    form = quantized.format
+    _expect("codes", quantized.codes, (out_features, in_features), form.code_dtype)
     _expect("the channel scale", channel_scale, (in_features,))
-    groups = scale_b.shape[1] if len(scale_b.shape) == 2 else 1
-    _expect("scale_b", scale_b, (out_features,) if len(scale_b.shape) == 1 else (out_features, groups))
-    if groups == 0 or in_features % groups:
-        raise ValueError(f"scale_b has {groups} groups; allowed: a number that divides in_features {in_features}")
-    return in_features // groups
+    _expect("steps", quantized.steps, (out_features, form.groups(in_features)))
+    return form.size(in_features)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from awq_pycuda.parallel import map_row_blocks
-from awq_pycuda.steps import QMAX
+from awq_pycuda.quant.format import Quantized
 
 
 def sqnr_db(signal: float, noise: float) -> float:
@@ -20,23 +20,20 @@ def sqnr_db(signal: float, noise: float) -> float:
 
 
 def weight_mse(
-    w: NDArray[Any], wq: NDArray[np.int8], s: NDArray[Any], scale_b: NDArray[Any], threads: int | None = None
+    w: NDArray[Any], quantized: Quantized[NDArray[Any]], s: NDArray[Any], threads: int | None = None
 ) -> float:
-    """Mean of `(Wq·scale_b/s − W)²`, in float64.
+    """Mean of `(Ŵ/s − W)²`, in float64, Ŵ being what the codes stand for.
 
     Args:
         w: (N, K) weights.
-        wq: (N, K) codes.
+        quantized: of `W·s`.
         s: (K,) scale per input channel.
-        scale_b: (N,) or (N, groups) steps.
         threads: host threads; None for all cores.
     """
-    steps = scale_b.reshape(w.shape[0], -1).astype(np.float64)
 
     def squared_error(block: slice) -> float:
-        exact = wq[block].astype(np.float64)
-        groups = exact.reshape(exact.shape[0], steps.shape[1], -1)
-        groups *= steps[block][:, :, None]
+        exact = np.empty(w[block].shape)
+        quantized.format.dequantize(quantized.codes[block], quantized.steps[block].astype(np.float64), exact)
         exact /= s
         exact -= w[block]
         return float(np.vdot(exact, exact))
@@ -44,10 +41,8 @@ def weight_mse(
     return math.fsum(map_row_blocks(squared_error, w.shape, threads)) / w.size
 
 
-def saturated_fraction(wq: NDArray[np.int8], threads: int | None = None) -> float:
-    """Share of the codes at either end of the range, |Wq| = 127 (each row or group has at least one, by its step)."""
-
-    def ends(block: slice) -> int:
-        return int(np.count_nonzero(np.abs(wq[block]) == QMAX))
-
-    return sum(map_row_blocks(ends, wq.shape, threads)) / wq.size
+def saturated_fraction(quantized: Quantized[NDArray[Any]], threads: int | None = None) -> float:
+    """Share of the codes at either end of the range (each row or group has at least one, by its step)."""
+    codes = quantized.codes
+    ends = map_row_blocks(lambda block: quantized.format.saturated(codes[block]), codes.shape, threads)
+    return sum(ends) / codes.size

@@ -1,22 +1,51 @@
-"""`compute_s`: the search for the AWQ scale of each input channel over a grid of gammas, on the host."""
+"""The search for the AWQ scale of each input channel over a grid of gammas, on host arrays."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from awq_pycuda.config import Normalization
+from awq_pycuda.config import Normalization, Objective
 from awq_pycuda.parallel import map_row_blocks, scratch
-from awq_pycuda.steps import grouped, step_size
+from awq_pycuda.quant.format import Format
 
 _FLOOR = 1e-8  # smallest abs_mean that counts: a dead channel must not send s to zero
 _MEAN_CLAMP = (1 / 8, 8.0)
 _REFERENCE_FLOOR = 1e-4  # the AWQ reference clamps the unnormalised scales from below
 _FINITE_CLAMP = (1e-9, 1e9)  # keeps W·s, 1/s and the squared rounding errors within float32, whatever gamma
+
+
+@dataclass(frozen=True)
+class Search:
+    """What is searched, and for what: `grid` (G,) float64, from `with_rtn`."""
+
+    grid: NDArray[np.float64]
+    normalization: Normalization = Normalization.mean
+    objective: Objective = Objective.diag
+
+    def candidates(self, abs_mean: NDArray[Any]) -> NDArray[Any]:
+        """(G, K) scales, one row per gamma of the grid; see `candidate_scales`."""
+        return candidate_scales(abs_mean, self.grid, self.normalization)
+
+    def best(self, error: NDArray[np.float64]) -> int:
+        """Index of the candidate with the lowest of the (G,) errors; a tie goes to the smaller gamma."""
+        return int(np.lexsort((self.grid, error))[0])
+
+    def result(self, error: NDArray[np.float64], s: NDArray[Any]) -> SearchResult:
+        """The whole curve and what it chose: (G,) errors, and the (K,) scales of the best candidate."""
+        best = self.best(error)
+        return SearchResult(
+            gamma=self.grid,
+            error=error,
+            gamma_chosen=float(self.grid[best]),
+            error_chosen=float(error[best]),
+            error_rtn=float(error[int(np.flatnonzero(self.grid == 0)[0])]),
+            s=s,
+        )
 
 
 @dataclass(frozen=True)
@@ -73,20 +102,19 @@ def diag_errors(
     w: NDArray[Any],
     scales: NDArray[Any],
     sq_mean: NDArray[Any],
-    group_size: int | None = None,
+    form: Format,
     threads: int | None = None,
 ) -> NDArray[np.float64]:
     """Output error of each candidate with the input channels taken as uncorrelated.
 
-    `E = Σ_k sq_mean[k] / s[k]² · Σ_n (Wq·scale_b − W·s)²[n, k]`. With U = W·s / scale_b the inner square is
-    `scale_b² (rint(U) − U)²`, which never overflows float32 where W·s does not. Signs are dropped at once: rounding
-    to even is odd.
+    `E = Σ_k sq_mean[k] / s[k]² · Σ_n (Ŵ·s − W·s)²[n, k]`. With U = W·s / step the inner square is
+    `step² (rint(U) − U)²`, which never overflows float32 where W·s does not.
 
     Args:
         w: (N, K) weights, float32 or float64; the arithmetic inside a row is in this dtype, sums over rows in float64.
         scales: (G, K) candidates in the same dtype.
         sq_mean: (K,) mean of x² per input channel.
-        group_size: as in `compute_scale_b`.
+        form: the format to come.
         threads: host threads; the result does not depend on them.
 
     Returns:
@@ -95,22 +123,18 @@ def diag_errors(
     importance = sq_mean.astype(np.float64) / scales.astype(np.float64) ** 2
     largest = importance.max(axis=1)
     largest[largest == 0] = 1
-    weighting = [grouped(row[None, :].astype(w.dtype), group_size)[0] for row in importance / largest[:, None]]
+    weighting = (importance / largest[:, None]).astype(w.dtype)
 
     def block_errors(block: slice) -> NDArray[np.float64]:
-        magnitude, scaled_rows, levels = scratch((3, block.stop - block.start, w.shape[1]), w.dtype)
+        magnitude, scaled, work = scratch((3, block.stop - block.start, w.shape[1]), w.dtype)
         np.abs(w[block], out=magnitude)
         errors = np.empty(len(scales))
         for index, s in enumerate(scales):
-            np.multiply(magnitude, s, out=scaled_rows)
-            scaled, rounded = grouped(scaled_rows, group_size), grouped(levels, group_size)
-            step = step_size(scaled.max(axis=2))
-            np.divide(scaled, step[:, :, None], out=scaled)
-            np.rint(scaled, out=rounded)
-            np.subtract(scaled, rounded, out=scaled)
-            np.multiply(scaled, scaled, out=scaled)
-            per_step = np.einsum("ngk,gk->ng", scaled, weighting[index])
-            errors[index] = np.sum(per_step * step.astype(np.float64) ** 2, dtype=np.float64)
+            np.multiply(magnitude, s, out=scaled)
+            steps = form.steps(scaled)
+            form.squared_roundings(scaled, steps, work)
+            per_step = form.weighted_sums(scaled, weighting[index])
+            errors[index] = np.sum(per_step * steps.astype(np.float64) ** 2, dtype=np.float64)
         return errors
 
     with np.errstate(over="ignore", invalid="ignore"):
@@ -118,24 +142,11 @@ def diag_errors(
     return np.where(np.isfinite(total), total, np.inf)
 
 
-def compute_s(
-    abs_mean: NDArray[Any],
-    sq_mean: NDArray[Any],
-    gammas: Sequence[float],
-    normalization: Normalization,
-    errors_of: Callable[[NDArray[Any]], NDArray[np.float64]],
-) -> SearchResult:
-    """Searches the gamma grid: the lowest error wins, a tie goes to the smaller gamma.
-
-    Args:
-        abs_mean: (K,) mean of |x| per input channel.
-        sq_mean: (K,) mean of x² per input channel.
-        gammas: the grid; what stands in it twice is searched once, 0 is added in front where it is missing.
-        normalization: how the scales of one gamma are brought to a common size.
-        errors_of: the objective: (G, K) candidate scales to (G,) errors.
+def refuse_overflow(abs_mean: NDArray[Any], sq_mean: NDArray[Any]) -> None:
+    """Refuses statistics of activations that overflow, so that no error can be told.
 
     Raises:
-        FloatingPointError: the activations overflow, so that no error can be told.
+        FloatingPointError: names the first such input channel.
     """
     for statistic in (abs_mean, sq_mean):
         bad = np.flatnonzero(~np.isfinite(statistic))
@@ -144,15 +155,3 @@ def compute_s(
                 f"the activations of input channel {bad[0]} overflow float32 when squared; "
                 "chains grow with depth, synthetic ones less with inputs.weight_scale=he"
             )
-    grid = with_rtn(gammas)
-    scales = candidate_scales(abs_mean, grid, normalization)
-    errors = errors_of(scales)
-    best = int(np.lexsort((grid, errors))[0])
-    return SearchResult(
-        gamma=grid,
-        error=errors,
-        gamma_chosen=float(grid[best]),
-        error_chosen=float(errors[best]),
-        error_rtn=float(errors[int(np.flatnonzero(grid == 0)[0])]),
-        s=scales[best],
-    )

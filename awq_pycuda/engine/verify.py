@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from awq_pycuda.backends.cpu import CpuBackend
-from awq_pycuda.config import Config, Objective
-from awq_pycuda.scale_b import compute_scale_b
-from awq_pycuda.search import SearchResult, candidate_scales, diag_errors
-from awq_pycuda.steps import QMAX, grouped
+from awq_pycuda.config import Normalization, Objective
+from awq_pycuda.quant.format import Format, Quantized
+from awq_pycuda.quant.search import Search, SearchResult
 
+_SMALLEST_STEP = float(np.finfo(np.float32).smallest_subnormal)
 _SMALLEST_NORMAL = float(np.finfo(np.float32).smallest_normal)
 TIE_MARGIN = 1e-3  # a code may differ by one where the exact value is this close to a rounding tie
 
@@ -54,17 +53,44 @@ def frobenius_error(value: NDArray[Any], exact: NDArray[Any]) -> float:
     return float(np.linalg.norm(value.astype(np.float64) - exact)) / norm
 
 
+def _largest(scaled: NDArray[Any], form: Format) -> NDArray[Any]:
+    """(N, groups) largest magnitudes of (N, K) scaled weights."""
+    starts = np.arange(0, scaled.shape[1], form.size(scaled.shape[1]))
+    largest: NDArray[Any] = np.maximum.reduceat(np.abs(scaled), starts, axis=1)
+    return largest
+
+
+def _steps(scaled: NDArray[Any], form: Format) -> NDArray[Any]:
+    """(N, groups) steps of (N, K) scaled weights."""
+    largest = _largest(scaled, form)
+    steps: NDArray[Any] = np.where(largest == 0, 1, np.maximum(largest / 127, _SMALLEST_STEP))
+    return steps
+
+
+def _over_channels(steps: NDArray[Any], in_features: int, form: Format) -> NDArray[Any]:
+    """(N, groups) steps as (N, K): each channel's own."""
+    return np.repeat(steps.astype(np.float64), form.size(in_features), axis=1)[:, :in_features]
+
+
+def _scales(abs_mean: NDArray[Any], gamma: float, normalization: Normalization) -> NDArray[Any]:
+    """(K,) scales of one gamma, as docs/mathematics.md has them."""
+    if gamma == 0:
+        return np.ones_like(abs_mean)
+    power: NDArray[Any] = np.maximum(abs_mean, 1e-8) ** gamma
+    if normalization is Normalization.mean:
+        power /= power.mean()
+        return power.clip(1 / 8, 8)
+    power = power.clip(1e-4)
+    power /= np.sqrt(power.max()) * np.sqrt(power.min())
+    return power.clip(1e-9, 1e9)
+
+
 def curve_error(
-    error: NDArray[np.float64],
-    w: NDArray[Any],
-    scales: NDArray[Any],
-    sq_mean: NDArray[Any],
-    group_size: int | None = None,
-    threads: int | None = None,
+    error: NDArray[np.float64], w: NDArray[Any], scales: NDArray[Any], sq_mean: NDArray[Any], form: Format
 ) -> float:
     """How far a curve of the objective `diag` is from the exact one, in quantization steps; the worst of its points.
 
-    The objective is a sum of squares, `Σ a·r²` with `a = sq_mean/s² · scale_b²` and r what rounding takes from a code.
+    The objective is a sum of squares, `Σ a·r²` with `a = sq_mean/s² · step²` and r what rounding takes from a code.
     By the triangle inequality `|√error − √exact| / √Σa` is at most the largest error of any r. A relative error has no
     such bound: in a layer of few channels almost nothing may be left to round.
 
@@ -73,95 +99,81 @@ def curve_error(
         w: (N, K) weights in float64.
         scales: (G, K) candidates in float64.
         sq_mean: (K,) mean of x² in float64.
-        group_size: as in `diag_errors`.
-        threads: host threads; None for all cores.
+        form: the format of the run.
     """
-    exact = diag_errors(w, scales, sq_mean, group_size, threads)
-    units = np.empty(len(scales))
-    for index, s in enumerate(scales):
+    worst = []
+    for found, s in zip(error, scales, strict=True):
+        scaled, importance = w * s, sq_mean / s**2
+        steps = _over_channels(_steps(scaled, form), w.shape[1], form)
+        exact = np.sum((np.rint(scaled / steps) * steps - scaled) ** 2 @ importance)
         # Below the smallest normal number float32 has fewer bits. A row of zeros has no step to measure by.
-        steps = np.maximum(grouped(np.abs(w * s), group_size).max(axis=2) / QMAX, _SMALLEST_NORMAL)
-        importance = grouped((sq_mean / s**2)[None, :], group_size)[0].sum(axis=1)
-        units[index] = np.sqrt(np.sum(steps**2 @ importance))
-    return float(np.max(np.abs(np.sqrt(error) - np.sqrt(exact)) / np.maximum(units, np.finfo(np.float64).tiny)))
+        units = _over_channels(np.maximum(_largest(scaled, form) / 127, _SMALLEST_NORMAL), w.shape[1], form)
+        unit = np.sqrt(np.sum(units**2 @ importance))
+        worst.append(abs(np.sqrt(found) - np.sqrt(exact)) / max(unit, np.finfo(np.float64).tiny))
+    return float(np.max(worst))
 
 
-def code_errors(wq: NDArray[np.int8], w: NDArray[Any], s: NDArray[Any], scale_b: NDArray[Any]) -> tuple[int, int]:
-    """Codes that differ from `clip(rint(W·s / scale_b))` in float64: (away from a tie, by more than 1 anywhere).
+def code_errors(quantized: Quantized[NDArray[Any]], w: NDArray[Any], s: NDArray[Any]) -> tuple[int, int]:
+    """Codes that differ from `clip(rint(W·s / step))` in float64: (away from a tie, by more than 1 anywhere).
 
     Args:
-        wq: (N, K) int8 codes.
+        quantized: (N, K) codes and their (N, groups) steps.
         w: (N, K) weights.
         s: (K,) scale per input channel.
-        scale_b: (N,) or (N, groups) steps.
     """
-    scaled = w.astype(np.float64) * s
-    steps = scale_b.astype(np.float64).reshape(w.shape[0], -1)
-    levels = grouped(scaled, scaled.shape[1] // steps.shape[1])
-    levels /= steps[:, :, None]
-    difference = np.abs(np.clip(np.rint(scaled), -QMAX, QMAX) - wq)
-    near_tie = np.abs(np.abs(scaled - np.rint(scaled)) - 0.5) < TIE_MARGIN
+    levels = w.astype(np.float64) * s / _over_channels(quantized.steps, w.shape[1], quantized.format)
+    difference = np.abs(np.clip(np.rint(levels), -127, 127) - quantized.codes)
+    near_tie = np.abs(np.abs(levels - np.rint(levels)) - 0.5) < TIE_MARGIN
     return int(np.count_nonzero((difference > 0) & ~near_tie)), int(np.count_nonzero(difference > 1))
 
 
 def check_layer(
-    config: Config,
+    search: Search,
     *,
     x: NDArray[Any],
     w: NDArray[Any],
     bias: NDArray[Any] | None,
     abs_mean: NDArray[Any],
     sq_mean: NDArray[Any],
-    search: SearchResult,
-    scale_b: NDArray[Any],
-    wq: NDArray[np.int8],
+    found: SearchResult,
+    quantized: Quantized[NDArray[Any]],
     y: NDArray[Any],
     out: NDArray[Any],
 ) -> dict[str, float]:
     """Worst error of each stage of one layer, by the names of `TOLERANCES`.
 
+    The formulas are this module's own, in plain float64: none of the run's is called.
+
     Args:
-        config: of the run; its grid, normalization, objective and group size apply.
+        search: what the run searched.
         x: (M, K) activations.
         w: (N, K) weights.
         bias: (N,) or None.
         abs_mean: (K,) from the run.
         sq_mean: (K,) from the run.
-        search: from the run.
-        scale_b: (N,) or (N, groups) from the run.
-        wq: (N, K) codes from the run.
+        found: from the run.
+        quantized: (N, K) codes and (N, groups) steps from the run.
         y: (M, N) product from the run.
         out: (M, N) relu of the product and bias, from the run.
     """
-    oracle = CpuBackend(np.float64, config.threads)
     exact_x, exact_w = x.astype(np.float64), w.astype(np.float64)
-    exact_abs, exact_sq = oracle.empty(abs_mean.shape), oracle.empty(sq_mean.shape)
-    oracle.accum_stats(exact_x, exact_abs, exact_sq)
-    chosen = np.array([search.gamma_chosen])
-    exact_s = candidate_scales(exact_abs, chosen, config.search.normalization)[0]
-    exact_y = oracle.empty(y.shape)
-    exact_steps = scale_b.astype(np.float64)
-    oracle.dequantize_tiled(exact_x, wq, 1 / search.s.astype(np.float64), exact_steps, exact_y)
-    exact_out = np.maximum(y.astype(np.float64) + (0 if bias is None else bias), 0)
-    off_tie, off_by_more = code_errors(wq, w, search.s, scale_b)
-    group_size = config.quant.group_size
+    exact_abs, exact_sq = np.abs(exact_x).mean(axis=0), np.square(exact_x).mean(axis=0)
+    form, s = quantized.format, found.s.astype(np.float64)
+    weights = quantized.codes * _over_channels(quantized.steps, w.shape[1], form) / s
+    off_tie, off_by_more = code_errors(quantized, w, found.s)
     worst = {
         "abs_mean": relative_error(abs_mean, exact_abs),
         "sq_mean": relative_error(sq_mean, exact_sq),
-        "s": relative_error(search.s, exact_s),
-        "scale_b": relative_error(
-            scale_b, compute_scale_b(exact_w, search.s.astype(np.float64), group_size, config.threads)
-        ),
+        "s": relative_error(found.s, _scales(exact_abs, found.gamma_chosen, search.normalization)),
+        "scale_b": relative_error(quantized.steps, _steps(exact_w * s, form)),
         "codes_off_tie": float(off_tie),
         "codes_off_by_more_than_1": float(off_by_more),
-        "output": frobenius_error(y, exact_y),
-        "relu": frobenius_error(out, exact_out),
+        "output": frobenius_error(y, exact_x @ weights.T),
+        "relu": frobenius_error(out, np.maximum(y.astype(np.float64) + (0 if bias is None else bias), 0)),
     }
-    if config.search.objective is Objective.diag:
-        scales = candidate_scales(abs_mean.astype(np.float64), search.gamma, config.search.normalization)
-        worst["error_curve"] = curve_error(
-            search.error, exact_w, scales, sq_mean.astype(np.float64), group_size, config.threads
-        )
+    if search.objective is Objective.diag:
+        scales = np.array([_scales(abs_mean.astype(np.float64), g, search.normalization) for g in found.gamma])
+        worst["error_curve"] = curve_error(found.error, exact_w, scales, sq_mean.astype(np.float64), form)
     return worst
 
 

@@ -1,0 +1,60 @@
+"""The stages that run on the host, whatever runs the others: the search and the steps."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from awq_pycuda.backends.base import Backend, H, Layer
+from awq_pycuda.config import Objective
+from awq_pycuda.quant.format import Quantized, steps_of
+from awq_pycuda.quant.search import Search, diag_errors, refuse_overflow
+
+
+class HostStages(Backend[H]):
+    """A backend whose `compute_s` and `compute_scale_b` are NumPy over `threads` host threads (None for all cores)."""
+
+    threads: int | None
+
+    @abstractmethod
+    def on_host(self, handle: H) -> NDArray[Any]:
+        """The array for a stage on the host to read."""
+
+    @abstractmethod
+    def from_host(self, handle: H, values: NDArray[Any]) -> None:
+        """Stores what a stage on the host has made."""
+
+    def compute_s(self, layer: Layer[H], search: Search) -> None:
+        """See `Backend.compute_s`."""
+        abs_mean, sq_mean = self.on_host(layer.abs_mean), self.on_host(layer.sq_mean)
+        refuse_overflow(abs_mean, sq_mean)
+        scales = search.candidates(abs_mean)
+        if search.objective is Objective.diag:
+            errors = diag_errors(self.on_host(layer.w), scales, sq_mean, layer.quantized.format, self.threads)
+        else:
+            errors = self._output_errors(layer, scales)
+        s = scales[search.best(errors)]
+        self.from_host(layer.error, errors)
+        self.from_host(layer.s, s)
+        self.from_host(layer.inv_s, 1 / s)
+
+    def compute_scale_b(self, w: H, s: H, quantized: Quantized[H]) -> None:
+        """See `Backend.compute_scale_b`."""
+        steps = steps_of(self.on_host(w), self.on_host(s), quantized.format, self.threads)
+        self.from_host(quantized.steps, steps)
+
+    def _output_errors(self, layer: Layer[H], scales: NDArray[Any]) -> NDArray[np.float64]:
+        """Mean of `(X·Wᵀ − Y)²` for each candidate's Y; a candidate that overflows has an error of inf."""
+        trial = layer.trial
+        self.matmul_reference(layer.x, layer.w, trial.reference)
+        errors = np.empty(len(scales))
+        with np.errstate(over="ignore", invalid="ignore"):
+            for index, s in enumerate(scales):
+                self.from_host(trial.s, s)
+                self.from_host(trial.inv_s, 1 / s)
+                _, errors[index] = self.trial_sums(layer)
+        errors /= layer.outputs
+        return np.where(np.isfinite(errors), errors, np.inf)

@@ -1,0 +1,1 @@
+"""One run over a backend: its stages, its arrays, and what is made of the last pass."""

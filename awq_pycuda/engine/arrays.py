@@ -1,0 +1,136 @@
+"""Every array that a run keeps: the one table that both allocation and the estimate of memory follow."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Generic
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from awq_pycuda.backends.base import Backend, H, Layer, Trial
+from awq_pycuda.inputs import LayerSpec, Uniform
+from awq_pycuda.quant.format import Format, Quantized
+from awq_pycuda.quant.search import Search
+
+
+@dataclass(frozen=True)
+class Array:
+    """An array to allocate. `dtype` None: the backend's float type, of 4 bytes.
+
+    `shared`: one for all layers that need it in this shape, since nobody needs what another layer left in it.
+    `together`: arrays of one layer with the same word here are needed at the same time on the same side.
+    """
+
+    shape: tuple[int, ...]
+    dtype: DTypeLike | None = None
+    shared: bool = False
+    together: str = ""
+
+    @property
+    def nbytes(self) -> int:
+        """What it takes."""
+        return math.prod(self.shape) * (4 if self.dtype is None else np.dtype(self.dtype).itemsize)
+
+
+def layer_arrays(specs: Sequence[LayerSpec], index: int, form: Format, search: Search) -> dict[str, Array]:
+    """The arrays of layer `index`, by name."""
+    spec = specs[index]
+    m, n, k = spec.tokens, spec.out_features, spec.in_features
+    steps = (n, form.groups(k))
+    arrays = {
+        "w": Array((n, k)),
+        "abs_mean": Array((k,), together="statistics"),
+        "sq_mean": Array((k,), together="statistics"),
+        "error": Array((search.grid.size,), np.float64),
+        "s": Array((k,), together="scales"),
+        "inv_s": Array((k,), together="scales"),
+        "steps": Array(steps, together="scales"),
+        "codes": Array((n, k), form.code_dtype),
+        "y": Array((m, n)),
+        "out": Array((m, n)),
+        "trial s": Array((k,), shared=True),
+        "trial inv_s": Array((k,), shared=True),
+        "trial steps": Array(steps, shared=True),
+        "trial codes": Array((n, k), form.code_dtype, shared=True),
+        "trial y": Array((m, n), shared=True),
+        "reference": Array((m, n), shared=True),
+    }
+    if spec.activations is not None:
+        arrays["x"] = Array((m, k))
+    if spec.bias is not None:
+        arrays["bias"] = Array((n,))
+    # The same chain of layers without quantization, for the error that has come through it.
+    if spec.activations is None:
+        arrays["chain output"] = Array((m, n), shared=True)
+    if index + 1 < len(specs) and specs[index + 1].activations is None:
+        arrays["chain activations"] = Array((m, n), shared=True)
+    return arrays
+
+
+def kept_bytes(specs: Sequence[LayerSpec], form: Format, search: Search) -> int:
+    """What the arrays of a run take together; arithmetic only."""
+    tables = [layer_arrays(specs, index, form, search) for index in range(len(specs))]
+    own = sum(array.nbytes for table in tables for array in table.values() if not array.shared)
+    shared = {(name, array) for table in tables for name, array in table.items() if array.shared}
+    return own + sum(array.nbytes for _, array in shared)
+
+
+@dataclass
+class Run(Generic[H]):
+    """The handles of a whole run: `layers`, and what the metrics need besides, None where a layer does not."""
+
+    layers: list[Layer[H]]
+    chain_outputs: list[H | None]
+    chain_activations: list[H | None]
+
+
+def allocate(backend: Backend[H], specs: Sequence[LayerSpec], form: Format, search: Search) -> Run[H]:
+    """Allocates every array of the table and makes the inputs of every layer."""
+    run: Run[H] = Run([], [], [])
+    shared: dict[tuple[str, Array], H] = {}
+    for index, spec in enumerate(specs):
+        made = dict(_made(backend, layer_arrays(specs, index, form, search), shared))
+        if spec.activations is not None:
+            _fill(backend, made["x"], spec.activations)
+        _fill(backend, made["w"], spec.weight)
+        if spec.bias is not None:
+            _fill(backend, made["bias"], spec.bias)
+        trial = Quantized(made["trial codes"], made["trial steps"], form)
+        run.layers.append(
+            Layer(
+                x=made["x"] if spec.activations is not None else run.layers[-1].out,
+                bias=made.get("bias"),
+                quantized=Quantized(made["codes"], made["steps"], form),
+                trial=Trial(made["trial s"], made["trial inv_s"], trial, made["trial y"], made["reference"]),
+                outputs=spec.tokens * spec.out_features,
+                **{name: made[name] for name in ("w", "abs_mean", "sq_mean", "error", "s", "inv_s", "y", "out")},
+            )
+        )
+        run.chain_outputs.append(made.get("chain output"))
+        run.chain_activations.append(made.get("chain activations"))
+    return run
+
+
+def _made(backend: Backend[H], arrays: dict[str, Array], shared: dict[tuple[str, Array], H]) -> Iterator[tuple[str, H]]:
+    """The handle of each array: new, or another layer's where it is shared."""
+    for word in dict.fromkeys(array.together for array in arrays.values() if array.together):
+        names = [name for name, array in arrays.items() if array.together == word]
+        yield from zip(names, backend.empty_together(*(arrays[name].shape for name in names)), strict=True)
+    for name, array in arrays.items():
+        if array.shared and (name, array) not in shared:
+            shared[name, array] = backend.empty(array.shape, array.dtype)
+        if array.shared:
+            yield name, shared[name, array]
+        elif not array.together:
+            yield name, backend.empty(array.shape, array.dtype)
+
+
+def _fill(backend: Backend[H], handle: H, source: Uniform | NDArray[np.float32]) -> None:
+    if isinstance(source, Uniform):
+        backend.init(handle, source.seed, source.subsequence, source.row_gain(), source.col_gain())
+    else:
+        backend.write(handle, source)
+    backend.freeze(handle)

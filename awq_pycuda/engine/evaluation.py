@@ -1,0 +1,91 @@
+"""What is made of the last pass, off its clock: results, metrics, the check against the oracle."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from awq_pycuda.backends.base import Backend, H, Layer
+from awq_pycuda.config import Save
+from awq_pycuda.engine.arrays import Run
+from awq_pycuda.engine.verify import check_layer
+from awq_pycuda.inputs import LayerSpec
+from awq_pycuda.quant import metrics
+from awq_pycuda.quant.format import Quantized
+from awq_pycuda.quant.search import Search
+from awq_pycuda.results.record import LayerResult
+
+
+def collect(backend: Backend[H], spec: LayerSpec, layer: Layer[H], search: Search, save: Save) -> LayerResult:
+    """The host's own copies of what the last pass left of a layer."""
+    steps = backend.read(layer.quantized.steps).copy()
+    return LayerResult(
+        name=spec.name,
+        tokens=spec.tokens,
+        abs_mean=backend.read(layer.abs_mean).copy(),
+        sq_mean=backend.read(layer.sq_mean).copy(),
+        search=search.result(backend.read(layer.error).copy(), backend.read(layer.s).copy()),
+        objective=search.objective.name,
+        scale_b=steps[:, 0] if layer.quantized.format.group_size is None else steps,
+        wq=backend.read(layer.quantized.codes).copy() if save is Save.full else None,
+    )
+
+
+def measure(
+    backend: Backend[H], specs: Sequence[LayerSpec], run: Run[H], results: Sequence[LayerResult], threads: int | None
+) -> None:
+    """Gives every result its metrics; the layers' own arrays stay as the pass left them.
+
+    Raises:
+        FloatingPointError: the output of a layer overflows.
+    """
+    chain: H | None = None
+    for index, result in enumerate(results):
+        spec, layer, trial = specs[index], run.layers[index], run.layers[index].trial
+        backend.matmul_reference(layer.x, layer.w, trial.reference)
+        signal, noise = backend.error_sums(trial.reference, layer.y)
+        if not np.isfinite(signal + noise):
+            raise FloatingPointError(f"layer {spec.name}: the output overflows float32")
+        codes, steps = backend.read(layer.quantized.codes), backend.read(layer.quantized.steps)
+        quantized = Quantized(codes, steps, layer.quantized.format)
+        weight_mse = metrics.weight_mse(backend.read(layer.w), quantized, result.search.s, threads)
+        saturated = metrics.saturated_fraction(quantized, threads)
+        ones = np.ones_like(result.search.s)
+        backend.write(trial.s, ones)
+        backend.write(trial.inv_s, ones)
+        _, rtn = backend.trial_sums(layer)
+        result.metrics = {
+            "output_mse": noise / layer.outputs,
+            "output_sqnr_db": metrics.sqnr_db(signal, noise),
+            "weight_mse": weight_mse,
+            "saturated_fraction": saturated,
+            "rtn_output_mse": rtn / layer.outputs,
+            "rtn_output_sqnr_db": metrics.sqnr_db(signal, rtn),
+        }
+        # The all-fp32 chain: where a layer brings its own activations it starts anew.
+        exact, output = trial.reference, run.chain_outputs[index]
+        if output is not None and chain is not None:
+            exact = output
+            backend.matmul_reference(chain, layer.w, exact)
+        result.metrics["propagated_output_mse"] = backend.error_sums(exact, layer.y)[1] / layer.outputs
+        chain = run.chain_activations[index]
+        if chain is not None:
+            backend.relu(exact, layer.bias, chain)
+
+
+def verify(backend: Backend[H], layer: Layer[H], result: LayerResult, search: Search) -> None:
+    """Compares a layer of the last pass with the oracle; `result.verify` gets the worst error of each stage."""
+    read = backend.read
+    result.verify = check_layer(
+        search,
+        x=read(layer.x),
+        w=read(layer.w),
+        bias=None if layer.bias is None else read(layer.bias),
+        abs_mean=result.abs_mean,
+        sq_mean=result.sq_mean,
+        found=result.search,
+        quantized=Quantized(read(layer.quantized.codes), read(layer.quantized.steps), layer.quantized.format),
+        y=read(layer.y),
+        out=read(layer.out),
+    )

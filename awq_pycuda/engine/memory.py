@@ -1,0 +1,89 @@
+"""What memory a run takes at its peak, told before it begins; arithmetic only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from awq_pycuda.config import Config, Objective, Save
+from awq_pycuda.engine.arrays import kept_bytes
+from awq_pycuda.inputs import LayerSpec
+from awq_pycuda.parallel import host_threads, working_elements
+from awq_pycuda.quant.format import Format
+from awq_pycuda.quant.search import Search, with_rtn
+
+# A thread draws so many numbers at a time, with so many bytes of intermediate words each.
+_DRAWN_AT_ONCE, _DRAWING_BYTES = 1 << 16, 32
+
+
+def required_bytes(specs: Sequence[LayerSpec], config: Config, on_device: bool) -> tuple[int, int]:
+    """Memory that a run of these layers takes at its peak, in bytes.
+
+    Beside the arrays that the run keeps there is only what one step of one layer makes: the largest such step counts.
+
+    Args:
+        specs: the layers.
+        config: of the run.
+        on_device: whether the arrays live on a device with memory of its own.
+
+    Returns:
+        What the run takes of the device, and of the host.
+    """
+    form = Format(config.quant.group_size)
+    search = Search(with_rtn(config.gammas), config.search.normalization, config.search.objective)
+    threads = config.threads
+    kept = kept_bytes(specs, form, search)
+    step = max(_host_step(spec, form, search, threads) for spec in specs)
+    checking = max(_checking(spec, form) for spec in specs) if config.verify else 0
+    codes = sum(spec.out_features * spec.in_features for spec in specs) if config.save is Save.full else 0
+    blocks = max(_kept_blocks(spec, search, threads) for spec in specs)
+    steps = [step, checking, 2 * codes]  # in the end codes are in the file's image and in its bytes, too
+    if on_device:
+        # The driver keeps a second copy of the weights where the search on the host reads them.
+        weights = sum(4 * spec.out_features * spec.in_features for spec in specs)
+        return kept + max(_statistics_of_blocks(spec) for spec in specs), weights + codes + blocks + max(steps)
+    steps += [_stage(spec, threads) for spec in specs]
+    return 0, kept + codes + max(blocks + max(steps), *(_drawing(spec, threads) for spec in specs))
+
+
+def _kept_blocks(spec: LayerSpec, search: Search, threads: int | None) -> int:
+    """The blocks of W that every thread keeps from call to call: `parallel.scratch`."""
+    arrays = 3 if search.objective is Objective.diag else 1
+    return 4 * arrays * working_elements((spec.out_features, spec.in_features), threads)
+
+
+def _host_step(spec: LayerSpec, form: Format, search: Search, threads: int | None) -> int:
+    """The most that the search and the metrics make on the host, on every backend, and let go of."""
+    n, k = spec.out_features, spec.in_features
+    block = working_elements((n, k), threads)
+    # Every candidate's scales, importance and weights in float64 and float32; the steps of the blocks at work.
+    searching = 44 * k * search.grid.size + 28 * block * form.groups(k) // k
+    weight_error = 8 * block  # in float64
+    return max(searching, weight_error)
+
+
+def _stage(spec: LayerSpec, threads: int | None) -> int:
+    """The most that the other stages and metrics make on the CPU backend and let go of."""
+    m, n, k = spec.tokens, spec.out_features, spec.in_features
+    dequantized = 4 * n * k
+    statistics = 12 * working_elements((m, k), threads)  # |x| in float32 and float64
+    sums = 16 * working_elements((m, n), threads)  # both sides of a comparison in float64
+    return max(dequantized, statistics, sums)
+
+
+def _drawing(spec: LayerSpec, threads: int | None) -> int:
+    """Inputs while they are drawn on the host, once more in float32."""
+    activations = 0 if spec.activations is None else spec.tokens * spec.in_features
+    drawn = max(spec.out_features * spec.in_features, activations)
+    return 4 * drawn + _DRAWING_BYTES * min(drawn, _DRAWN_AT_ONCE * host_threads(threads))
+
+
+def _checking(spec: LayerSpec, form: Format) -> int:
+    """verify: the oracle's copies in float64."""
+    m, n, k = spec.tokens, spec.out_features, spec.in_features
+    steps = 2 * n * form.groups(k)
+    return 8 * max(2 * m * k + n * k, m * k + 2 * n * k + max(5 * n * k + steps, 3 * m * n))
+
+
+def _statistics_of_blocks(spec: LayerSpec) -> int:
+    """Both sums over every 64 tokens in float64, which a second kernel adds up."""
+    return 16 * -(-spec.tokens // 64) * spec.in_features

@@ -1,0 +1,31 @@
+"""The stages of a layer, in the order that they run in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from awq_pycuda.backends.base import Backend, Layer
+from awq_pycuda.quant.search import Search
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage: its name in the results, and its call. It passes handles on; only the backend touches what they hold."""
+
+    name: str
+    call: Callable[[Backend[Any], Layer[Any], Search], None]
+
+
+STAGES = (
+    Stage("accum_stats", lambda backend, layer, _: backend.accum_stats(layer.x, layer.abs_mean, layer.sq_mean)),
+    Stage("compute_s", lambda backend, layer, search: backend.compute_s(layer, search)),
+    Stage("compute_scale_b", lambda backend, layer, _: backend.compute_scale_b(layer.w, layer.s, layer.quantized)),
+    Stage("quantize_awq", lambda backend, layer, _: backend.quantize_awq(layer.w, layer.s, layer.quantized)),
+    Stage(
+        "dequantizeTiled",
+        lambda backend, layer, _: backend.dequantize_tiled(layer.x, layer.quantized, layer.inv_s, layer.y),
+    ),
+    Stage("relu", lambda backend, layer, _: backend.relu(layer.y, layer.bias, layer.out)),
+)

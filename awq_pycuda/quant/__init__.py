@@ -1,0 +1,1 @@
+"""Quantization itself, on host arrays: formats, the search for scales, figures of merit."""

@@ -1,0 +1,207 @@
+"""What a weight may become. Nothing else knows how a step follows from weights, or a weight from its code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from awq_pycuda.parallel import map_row_blocks, scratch
+
+H = TypeVar("H")
+
+
+@dataclass(frozen=True)
+class Format:
+    """Signed integers of 8 bits around zero, with one step per row or per group of a row.
+
+    `group_size`: consecutive input channels that share a step; None for all of a row. A last group that is not full is
+    a group like the others. Codes run from -127 to 127: -128 is never used, so that W and -W quantize alike.
+
+    The methods take blocks of whole rows; rows are independent of each other.
+    """
+
+    group_size: int | None = None
+
+    @property
+    def largest(self) -> int:
+        """The largest code, which the largest magnitude of a row or group gets."""
+        return 127
+
+    @property
+    def code_dtype(self) -> np.dtype[np.int8]:
+        """What a code is stored in while it is worked on."""
+        return np.dtype(np.int8)
+
+    def size(self, in_features: int) -> int:
+        """Input channels of a full group."""
+        return in_features if self.group_size is None else self.group_size
+
+    def groups(self, in_features: int) -> int:
+        """Groups of a row, the last one full or not."""
+        return -(-in_features // self.size(in_features))
+
+    def parts(self, matrix: NDArray[Any]) -> Iterator[tuple[slice, NDArray[Any]]]:
+        """Views of a (rows, K) matrix by groups: which groups, and (rows, these groups, channels of one).
+
+        All full groups come first, then the last one where it is not full.
+        """
+        rows, in_features = matrix.shape
+        size = self.size(in_features)
+        full = in_features // size
+        if full:
+            yield slice(0, full), matrix[:, : full * size].reshape(rows, full, size)
+        if in_features % size:
+            yield slice(full, full + 1), matrix[:, full * size :].reshape(rows, 1, in_features % size)
+
+    def steps(self, magnitude: NDArray[Any]) -> NDArray[Any]:
+        """Steps `max |W·s| / largest` of every group: (rows, K) magnitudes to (rows, groups), in their dtype.
+
+        A group of zeros gets 1. A group of denormals whose quotient underflows gets the smallest positive number: a
+        step of zero would make its codes inf.
+        """
+        steps = np.empty((magnitude.shape[0], self.groups(magnitude.shape[1])), magnitude.dtype)
+        for groups, part in self.parts(magnitude):
+            part.max(axis=2, out=steps[:, groups])
+        nothing = steps == 0
+        steps /= magnitude.dtype.type(self.largest)
+        np.maximum(steps, np.finfo(magnitude.dtype).smallest_subnormal, out=steps)
+        steps[nothing] = 1
+        return steps
+
+    def round(self, scaled: NDArray[Any], steps: NDArray[Any]) -> None:
+        """Turns (rows, K) scaled weights into their codes, `clip(rint(W·s / step))` with ties to even, in place."""
+        for groups, part in self.parts(scaled):
+            np.divide(part, steps[:, groups, None], out=part)
+        np.rint(scaled, out=scaled)
+        np.clip(scaled, -self.largest, self.largest, out=scaled)
+
+    def dequantize(
+        self, codes: NDArray[Any], steps: NDArray[Any], out: NDArray[Any], column_factor: NDArray[Any] | None = None
+    ) -> None:
+        """`out = codes · column_factor · step`, rounded in this order.
+
+        Args:
+            codes: (rows, K).
+            steps: (rows, groups).
+            out: (rows, K), in whose dtype the arithmetic is.
+            column_factor: (K,), or None for 1.
+        """
+        if column_factor is None:
+            out[...] = codes
+        else:
+            np.multiply(codes, column_factor, out=out)
+        for groups, part in self.parts(out):
+            np.multiply(part, steps[:, groups, None], out=part)
+
+    def squared_roundings(self, magnitude: NDArray[Any], steps: NDArray[Any], work: NDArray[Any]) -> None:
+        """Turns (rows, K) magnitudes of scaled weights into `(rint(U) - U)²`, U = magnitude / step, in place.
+
+        Signs do not matter: rounding to even is odd. U is at most `largest`, so nothing overflows.
+
+        Args:
+            magnitude: overwritten with the result.
+            steps: (rows, groups), of these magnitudes.
+            work: overwritten, of the same shape and dtype.
+        """
+        for groups, part in self.parts(magnitude):
+            np.divide(part, steps[:, groups, None], out=part)
+        np.rint(magnitude, out=work)
+        np.subtract(magnitude, work, out=magnitude)
+        np.multiply(magnitude, magnitude, out=magnitude)
+
+    def weighted_sums(self, matrix: NDArray[Any], weights: NDArray[Any]) -> NDArray[Any]:
+        """`Σ_k matrix[n, k] · weights[k]` over every group: (rows, K) and (K,) to (rows, groups)."""
+        sums = np.empty((matrix.shape[0], self.groups(matrix.shape[1])), matrix.dtype)
+        by_group = self.parts(weights[None, :])
+        for (groups, part), (_, of_group) in zip(self.parts(matrix), by_group, strict=True):
+            np.einsum("ngk,gk->ng", part, of_group[0], out=sums[:, groups])
+        return sums
+
+    def saturated(self, codes: NDArray[Any]) -> int:
+        """How many codes are at either end of the range; each group has at least one, by its step."""
+        return int(np.count_nonzero(np.abs(codes) == self.largest))
+
+    def pack(self, codes: NDArray[np.int8]) -> NDArray[np.int8]:
+        """(N, K) codes as they are stored: one byte each, so the codes themselves."""
+        return codes
+
+    def unpack(self, packed: NDArray[np.int8], in_features: int) -> NDArray[np.int8]:
+        """The codes that `pack` has packed: (N, in_features)."""
+        return packed.reshape(-1, in_features)
+
+
+@dataclass(frozen=True)
+class Quantized(Generic[H]):
+    """A quantized matrix: its codes and steps, and the format that says what they mean.
+
+    `codes` (N, K) and `steps` (N, groups) are arrays, or a backend's handles to them. `zero_points` (N, groups) are
+    those of a format that has them.
+    """
+
+    codes: H
+    steps: H
+    format: Format
+    zero_points: H | None = None
+
+
+def steps_of(w: NDArray[Any], s: NDArray[Any], form: Format, threads: int | None = None) -> NDArray[Any]:
+    """The steps of scaled weights `W·s`.
+
+    Args:
+        w: (N, K) weights, float32 or float64.
+        s: (K,) AWQ scale per input channel, same dtype.
+        form: the format to come.
+        threads: host threads; None for all cores.
+
+    Returns:
+        (N, groups) in the dtype of `w`.
+    """
+    steps = np.empty((w.shape[0], form.groups(w.shape[1])), w.dtype)
+
+    def of_block(block: slice) -> None:
+        scaled = scratch((block.stop - block.start, w.shape[1]), w.dtype)
+        np.multiply(w[block], s, out=scaled)
+        np.abs(scaled, out=scaled)
+        steps[block] = form.steps(scaled)
+
+    map_row_blocks(of_block, w.shape, threads)
+    return steps
+
+
+def quantize(w: NDArray[Any], s: NDArray[Any], into: Quantized[NDArray[Any]], threads: int | None = None) -> None:
+    """Writes the codes of `W·s` for the steps that `into` has; arguments as in `steps_of`."""
+
+    def block_codes(block: slice) -> None:
+        scaled = scratch((block.stop - block.start, w.shape[1]), w.dtype)
+        np.multiply(w[block], s, out=scaled)
+        into.format.round(scaled, into.steps[block])
+        into.codes[block] = scaled
+
+    map_row_blocks(block_codes, w.shape, threads)
+
+
+def dequantize(
+    quantized: Quantized[NDArray[Any]],
+    column_factor: NDArray[Any] | None = None,
+    dtype: DTypeLike = np.float32,
+    threads: int | None = None,
+) -> NDArray[Any]:
+    """`codes · column_factor · step`: with `1 / s` as the factor the weights, without one `W·s`.
+
+    Args:
+        quantized: codes (N, K) and their steps.
+        column_factor: (K,), or None for 1.
+        dtype: of the result and the arithmetic.
+        threads: host threads; None for all cores.
+    """
+    weights = np.empty(quantized.codes.shape, dtype)
+
+    def block_weights(block: slice) -> None:
+        quantized.format.dequantize(quantized.codes[block], quantized.steps[block], weights[block], column_factor)
+
+    map_row_blocks(block_weights, weights.shape, threads)
+    return weights

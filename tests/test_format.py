@@ -1,0 +1,85 @@
+"""Formats: steps, codes and what they stand for, whatever the groups."""
+
+import numpy as np
+import pytest
+
+from awq_pycuda.quant.format import Format, Quantized, dequantize, quantize, steps_of
+
+RNG = np.random.default_rng(5)
+# Of 7 channels: all in one group, full groups only, a last group that is not full, and one that is larger than the row.
+SIZES = [None, 7, 1, 3, 5, 9]
+
+
+def by_channel(steps, size, channels):
+    """(rows, groups) steps as (rows, channels)."""
+    return np.repeat(steps, size or channels, axis=1)[:, :channels]
+
+
+def pieces(size, channels):
+    return [slice(start, start + (size or channels)) for start in range(0, channels, size or channels)]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_step_is_the_largest_magnitude_over_127(dtype):
+    magnitude = np.array([[127, 1], [3, 254], [0, 0], [1e-3, 0]], dtype)
+    steps = Format().steps(magnitude)
+    assert steps.dtype == dtype
+    assert steps[:3].tolist() == [[1], [2], [1]]
+    assert steps[3] == magnitude[3, 0] / dtype(127)
+    assert magnitude[2].tolist() == [0, 0]  # the argument is left as it is
+
+
+def test_a_step_that_underflows_is_the_smallest_positive_number():
+    smallest = np.finfo(np.float32).smallest_subnormal
+    assert Format().steps(np.array([[smallest], [smallest * 126]], np.float32)).tolist() == [[smallest], [smallest]]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_groups_are_consecutive_channels_of_a_row(size):
+    matrix = np.arange(14.0).reshape(2, 7)
+    form = Format(size)
+    seen = [(groups, part) for groups, part in form.parts(matrix)]
+    assert sum(groups.stop - groups.start for groups, _ in seen) == form.groups(7) == len(pieces(size, 7))
+    found = [part[:, index].tolist() for _, part in seen for index in range(part.shape[1])]
+    assert found == [matrix[:, piece].tolist() for piece in pieces(size, 7)]
+    assert all(np.shares_memory(part, matrix) for _, part in seen)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_steps_codes_and_weights_of_every_group(size):
+    w, s = RNG.uniform(-1, 1, (5, 7)).astype(np.float32), RNG.uniform(0.2, 3, 7).astype(np.float32)
+    w[2] = 0
+    form, scaled = Format(size), w * s
+    steps = steps_of(w, s, form)
+    largest = np.stack([np.abs(scaled[:, piece]).max(axis=1) for piece in pieces(size, 7)], axis=1)
+    assert np.array_equal(steps, np.where(largest == 0, 1, largest / np.float32(127)))
+    quantized = Quantized(np.empty((5, 7), form.code_dtype), steps, form)
+    quantize(w, s, quantized)
+    of_channel = by_channel(steps, size, 7)
+    assert np.array_equal(quantized.codes, np.rint(scaled / of_channel))
+    assert np.array_equal(dequantize(quantized), quantized.codes * of_channel)
+    factor = 1 / s
+    assert np.array_equal(dequantize(quantized, factor), quantized.codes * factor * of_channel)
+    exact = dequantize(quantized, 1 / s.astype(np.float64), np.float64)
+    assert exact.dtype == np.float64
+    assert np.abs(exact - w).max() <= 0.51 * (of_channel / s).max()
+    assert np.array_equal(form.unpack(form.pack(quantized.codes), 7), quantized.codes)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_roundings_and_sums_of_every_group(size):
+    magnitude = RNG.uniform(0, 1, (4, 7)).astype(np.float32)
+    weights = RNG.uniform(0, 1, 7).astype(np.float32)
+    form = Format(size)
+    steps = form.steps(magnitude)
+    levels = magnitude / by_channel(steps, size, 7)
+    squared, work = magnitude.copy(), np.empty_like(magnitude)
+    form.squared_roundings(squared, steps, work)
+    assert np.array_equal(squared, (np.rint(levels) - levels) ** 2)
+    sums = np.stack([(magnitude[:, piece] * weights[piece]).sum(axis=1) for piece in pieces(size, 7)], axis=1)
+    np.testing.assert_allclose(form.weighted_sums(magnitude, weights), sums, rtol=1e-6)
+
+
+def test_threads_do_not_change_a_bit():
+    w, s = RNG.uniform(-1, 1, (3000, 400)).astype(np.float32), RNG.uniform(0.2, 3, 400).astype(np.float32)
+    assert steps_of(w, s, Format(7), threads=1).tobytes() == steps_of(w, s, Format(7), threads=5).tobytes()
