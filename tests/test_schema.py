@@ -22,7 +22,13 @@ from awq_pycuda.results.status import read_status
 from awq_pycuda.results.write import write
 
 LATER = schema.Entry(
-    f"{schema.METRICS}/@divergence", "a hypothetical one", "f8", (), "nats", "complete", since=3, better="lower"
+    f"{schema.METRICS}/@divergence",
+    "a hypothetical one",
+    "f8",
+    units="nats",
+    presence="complete",
+    since=schema.VERSION + 1,
+    better="lower",
 )
 
 
@@ -130,9 +136,9 @@ def test_the_page_is_made_from_the_table():
         assert f"`{entry.name}`" in text or f"`{entry.path}`" in text, entry
 
 
-def of_version_3(real, folder, **metrics):
+def of_the_next_version(real, folder, **metrics):
     """A file as a later version would write it, with further metrics in every layer."""
-    path = vary(real, folder, schema_version=3)
+    path = vary(real, folder, schema_version=LATER.since)
     with editing(path) as file:
         for layer in file["layers"].values():
             layer["metrics"].attrs.update(metrics)
@@ -141,12 +147,12 @@ def of_version_3(real, folder, **metrics):
 
 def test_a_metric_of_a_later_version_is_needed_from_that_version_on(real, tmp_path, monkeypatch):
     files = [
-        vary(real, tmp_path / "2"),
-        of_version_3(real, tmp_path / "3", divergence=0.5),
-        of_version_3(real, tmp_path),
+        vary(real, tmp_path / "today"),
+        of_the_next_version(real, tmp_path / "next", divergence=0.5),
+        of_the_next_version(real, tmp_path),
     ]
     monkeypatch.setattr(schema, "TABLE", (*schema.TABLE, LATER))
-    monkeypatch.setattr(schema, "VERSION", 3)
+    monkeypatch.setattr(schema, "VERSION", LATER.since)
     assert [LATER.name in layer.metrics for layer in read(files[0]).layers] == [False, False]
     assert [layer.metrics[LATER.name] for layer in read(files[1]).layers] == [0.5, 0.5]
     with pytest.raises(UnreadableError, match="/layers/000/metrics: attribute divergence is missing"):
@@ -158,12 +164,12 @@ def test_a_metric_of_a_later_version_is_needed_from_that_version_on(real, tmp_pa
 
 def test_tables_comparisons_and_datasets_have_a_later_metric_where_a_file_has_it(real, tmp_path):
     """In a process of its own, in which the table has one more metric before the analysis is imported."""
-    old, new = vary(real, tmp_path / "old"), of_version_3(real, tmp_path / "new", divergence=0.5)
+    old, new = vary(real, tmp_path / "old"), of_the_next_version(real, tmp_path / "new", divergence=0.5)
     script = f"""
 from pathlib import Path
 from awq_pycuda.results import schema
 schema.TABLE += (schema.{LATER!r},)
-schema.VERSION = 3
+schema.VERSION = {LATER.since}
 from awq_pycuda.analysis import collect as tables
 from awq_pycuda.analysis.compare import compare
 from awq_pycuda.analysis.load import load
