@@ -15,9 +15,8 @@ from omegaconf import OmegaConf
 
 from awq_pycuda.backends.cpu import CpuBackend
 from awq_pycuda.engine import verify as verify_module
-from awq_pycuda.quant.search import SearchResult
 from awq_pycuda.results import schema
-from awq_pycuda.results.record import NO_TIMINGS, LayerResult, RunRecord, Timings
+from awq_pycuda.results.record import NO_TIMINGS, LayerResult, RunRecord, SearchResult, Timings
 from awq_pycuda.results.status import read_status, status_attributes
 from awq_pycuda.results.write import write
 

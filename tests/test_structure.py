@@ -93,6 +93,12 @@ def test_the_schema_loads_nothing():
     }
 
 
+def test_the_result_file_knows_nothing_of_how_a_run_is_made():
+    own = {name for name in modules() if name.startswith("awq_pycuda.results.")}
+    others = set().union(*(graph()[name] for name in own)) - own
+    assert others <= {"awq_pycuda.hdf5", "awq_pycuda.provenance", "awq_pycuda.temporary"}
+
+
 def test_the_analysis_knows_results_and_nothing_of_runs():
     """Of what it reaches, `results` is all that speaks of runs; the rest is common ground."""
     reached, left = set(), {name for name in modules() if name.startswith("awq_pycuda.analysis.")}

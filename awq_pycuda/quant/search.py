@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from awq_pycuda.config import Normalization, Objective
 from awq_pycuda.parallel import map_row_blocks, scratch
 from awq_pycuda.quant.format import Format
+from awq_pycuda.results.record import SearchResult
 
 _FLOOR = 1e-8  # smallest abs_mean that counts: a dead channel must not send s to zero
 _MEAN_CLAMP = (1 / 8, 8.0)
@@ -46,21 +47,6 @@ class Search:
             error_rtn=float(error[int(np.flatnonzero(self.grid == 0)[0])]),
             s=s,
         )
-
-
-@dataclass(frozen=True)
-class SearchResult:
-    """The whole error curve of one layer, and what it chose.
-
-    `gamma` and `error` are (G,) float64 in the order searched, `s` is (in_features,) in the dtype of the statistics.
-    """
-
-    gamma: NDArray[np.float64]
-    error: NDArray[np.float64]
-    gamma_chosen: float
-    error_chosen: float
-    error_rtn: float
-    s: NDArray[Any]
 
 
 def with_rtn(gammas: Sequence[float]) -> NDArray[np.float64]:

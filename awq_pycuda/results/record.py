@@ -9,7 +9,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from awq_pycuda.quant.search import SearchResult
+
+@dataclass(frozen=True)
+class SearchResult:
+    """The whole error curve of one layer, and what it chose.
+
+    `gamma` and `error` are (G,) float64 in the order searched, `s` is (in_features,) in the dtype of the statistics.
+    """
+
+    gamma: NDArray[np.float64]
+    error: NDArray[np.float64]
+    gamma_chosen: float
+    error_chosen: float
+    error_rtn: float
+    s: NDArray[Any]
 
 
 @dataclass
