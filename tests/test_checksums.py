@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from result_files import editing, make_run, vary
 from version_1 import write_version_1
+from version_2 import write_version_2
 
 from awq_pycuda import hdf5
 from awq_pycuda.analysis import worker
 from awq_pycuda.analysis.load import load
-from awq_pycuda.results import write
+from awq_pycuda.results import schema, write
 from awq_pycuda.results.reader import UnreadableError, read, read_channels
 from awq_pycuda.results.status import read_status
 
@@ -186,6 +187,25 @@ def test_files_of_version_1_are_read(tmp_path):
     assert read_channels(path, [0])[0]["s"].shape == (4,)
     assert read_status(tmp_path) == ("complete", "")
     assert load(path)["layers/000/weights"]["Wq"].shape == (4, 4)
+
+
+def test_files_of_version_2_from_before_its_table_are_read(tmp_path):
+    path = write_version_2(tmp_path / "complete", "complete")
+    (layer,) = read(path).layers
+    assert (layer.gamma.tolist(), layer.gamma_chosen, layer.objective) == ([0.0, 0.5], 0.5, "diag")
+    assert layer.error.tolist() == pytest.approx([5.78692092e-04, 6.80283418e-05], rel=1e-8)
+    assert set(layer.metrics) == {entry.name for entry in schema.metrics() if entry.since <= 2}
+    assert read(path).pipeline_ms.tolist() == pytest.approx([0.282209])
+    assert read_status(path.parent) == ("complete", "")
+    tree = load(path)["layers/000"]
+    assert (tree["scales"]["scale_b"].dims, tree["weights"]["Wq"].shape) == (("out_features", "group"), (4, 4))
+    assert tree["verify"].attrs["codes_off_tie_tolerance"] == 0
+    path = write_version_2(tmp_path / "failed", "failed")
+    result = read(path)
+    assert [(layer.name, len(layer.metrics)) for layer in result.layers] == [("block.0", 7)]
+    assert (result.timed_layers, result.gpu_ms.shape) == ([0, 1], (2, 6, 0))
+    assert read_status(path.parent) == ("failed", result.root["error"])
+    assert str(result.root["error"]).startswith("FloatingPointError: layer 1 (block.1): the activations of")
 
 
 def test_a_study_of_version_1_goes_on(cli, tmp_path):
