@@ -64,6 +64,12 @@ class MatmulKernel(Enum):
     blocked = "blocked"
 
 
+class ConventionChoice(Enum):
+    """Whose way of choosing scales is followed; see `quant/conventions.py`."""
+
+    day58 = "day58"
+
+
 class WeightScale(Enum):
     """Size of synthetic weights: `unit` is U(-1, 1), `he` is U(-b, b) with b = sqrt(6 / in_features)."""
 
@@ -153,6 +159,7 @@ class Config:
     gammas: list[float] = field(default_factory=list)
     seed: int = MISSING
     backend: BackendChoice = BackendChoice.auto
+    convention: ConventionChoice = ConventionChoice.day58
     stats: StatsKernel = StatsKernel.deterministic
     threads: int | None = None
     save: Save = Save.summary
@@ -178,6 +185,7 @@ ALLOWED: dict[str, str] = {
     "gammas": f"a list of at least one number from 0 to {MAX_GAMMA:g}, such as [0,0.5,1]",
     "seed": f"a whole number from 0 to {MAX_SEED}",
     "backend": _choices(BackendChoice),
+    "convention": _choices(ConventionChoice),
     "stats": _choices(StatsKernel),
     "threads": f"null (all cores that the process may use) or a whole number from 1 to {MAX_SIZE}",
     "save": _choices(Save),

@@ -192,6 +192,7 @@ def test_the_hash_is_of_the_config_as_the_user_writes_it(compose):
         "gammas": [0.0, 0.5],
         "seed": 0,
         "backend": "cpu",
+        "convention": "day58",
         "stats": "atomic",
         "threads": None,
         "save": "full",

@@ -18,8 +18,7 @@ from awq_pycuda.inputs import LayerSpec, Uniform, plan_layers
 from awq_pycuda.layer_files import load_layers
 from awq_pycuda.limits import refuse_beyond_memory
 from awq_pycuda.parallel import _pool, map_row_blocks, working_elements
-from awq_pycuda.quant.format import Format
-from awq_pycuda.quant.search import Search, with_rtn
+from awq_pycuda.quant.conventions import convention_of
 
 
 class Counting(CpuBackend):
@@ -64,7 +63,7 @@ def test_the_table_of_arrays_is_what_a_run_allocates(compose, shape):
     config = compose("timing=once", "threads=1", *overrides)
     backend = Counting(threads=1)
     Pipeline(backend, specs, config).run()
-    assert kept_bytes(specs, Format(config.quant.group_size), Search(with_rtn(config.gammas))) == backend.allocated
+    assert kept_bytes(specs, convention_of(config)) == backend.allocated
 
 
 def peak_of(config, specs):

@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from awq_pycuda.config import MAX_GAMMA, Normalization
+from awq_pycuda.config import MAX_GAMMA, ConventionChoice, Normalization
+from awq_pycuda.quant.conventions import CONVENTIONS, Convention, convention_of
 from awq_pycuda.quant.format import Format
-from awq_pycuda.quant.search import Search, candidate_scales, diag_errors, refuse_overflow, with_rtn
+from awq_pycuda.quant.search import best, candidates, diag_errors, refuse_overflow, search_result
 
 RNG = np.random.default_rng(7)
 
@@ -17,6 +18,10 @@ def layer(rows, channels, tokens=50, outliers=0):
     x = RNG.uniform(-1, 1, (tokens, channels)).astype(np.float32)
     x[:, :outliers] *= 50
     return w, np.abs(x).mean(axis=0), np.square(x).mean(axis=0)
+
+
+def candidate_scales(abs_mean, gammas, normalization):
+    return candidates(Convention(gammas=tuple(gammas), normalization=normalization, identity=False), abs_mean)
 
 
 def definition(w, s, sq_mean, group_size):
@@ -69,11 +74,11 @@ def test_clamps_and_floors_are_the_contract_s():
     one = np.array([1.0])
     # Of 16 channels one is huge: 16 times the mean, clamped to 8; the others fall below 1/8.
     assert candidate_scales(np.array([1e6] + [1.0] * 15), one, Normalization.mean)[0].tolist() == [8] + [1 / 8] * 15
-    # abs_mean counts as at least 1e-8: a dead channel is no different from one of that size.
+    # A live channel's abs_mean counts as at least 1e-8.
     for normalization in Normalization:
         gamma = np.array([0.1])
-        dead, floor = (candidate_scales(np.array([x, 1.0]), gamma, normalization) for x in (0.0, 1e-8))
-        assert np.array_equal(dead, floor)
+        tiny, floor = (candidate_scales(np.array([x, 1.0]), gamma, normalization) for x in (1e-9, 1e-8))
+        assert np.array_equal(tiny, floor)
         assert not np.array_equal(floor, candidate_scales(np.array([1e-7, 1.0]), gamma, normalization))
     # The reference's powers count as at least 1e-4: sqrt(1e4 * 1e-4) = 1.
     reference = candidate_scales(np.array([1e-6, 1e4]), one, Normalization.sqrt_max_min)[0]
@@ -108,12 +113,17 @@ def test_scales_are_finite_and_positive_for_any_statistics_and_gamma(abs_mean, g
     ],
 )
 def test_rtn_is_always_in_the_race(gammas, expected):
-    assert with_rtn(gammas).tolist() == expected
-    assert not np.signbit(with_rtn(gammas)).any()
+    grid = Convention(gammas=tuple(gammas)).grid
+    assert grid.tolist() == expected
+    assert not np.signbit(grid).any()
+
+
+def test_without_the_identity_rtn_is_only_in_the_race_if_asked_for():
+    assert Convention(gammas=(0.5, 1.0), identity=False).grid.tolist() == [0.5, 1]
 
 
 def search(errors, gammas):
-    return Search(with_rtn(gammas)).result(np.array(errors, float), np.ones(3, np.float32))
+    return search_result(Convention(gammas=tuple(gammas)), np.array(errors, float), np.ones(3, np.float32))
 
 
 def test_lowest_error_wins_and_ties_go_to_the_smaller_gamma():
@@ -135,12 +145,12 @@ def test_a_candidate_that_overflows_never_wins():
 
 
 def test_the_chosen_error_never_exceeds_rtn():
-    searched = Search(with_rtn([0.25, 0.5, 2]))
+    convention = Convention(gammas=(0.25, 0.5, 2.0))
     for outliers in (0, 3):
         w, abs_mean, sq_mean = layer(40, 64, outliers=outliers)
-        scales = searched.candidates(abs_mean)
+        scales = candidates(convention, abs_mean)
         errors = diag_errors(w, scales, sq_mean, Format())
-        result = searched.result(errors, scales[searched.best(errors)])
+        result = search_result(convention, errors, scales[best(convention, errors)])
         assert result.error_chosen <= result.error_rtn
     assert result.gamma_chosen > 0  # with salient channels AWQ pays
 
@@ -151,3 +161,65 @@ def test_overflowed_statistics_are_named():
     with pytest.raises(FloatingPointError, match="input channel 0 overflow"):
         refuse_overflow(np.array([np.nan, 1]), np.ones(2))
     refuse_overflow(np.ones(2), np.ones(2))
+
+
+# --- dead channels ------------------------------------------------------------------------------------------------
+
+GRID = (0.0, 0.25, 0.5, 1.0)
+
+
+def test_a_dead_channel_steers_no_other():
+    abs_mean = RNG.uniform(0.1, 2, 12)
+    with_dead = np.insert(abs_mean, [0, 5, 12], 0)
+    for normalization in Normalization:
+        convention = Convention(gammas=GRID, normalization=normalization)
+        alone, beside = candidates(convention, abs_mean), candidates(convention, with_dead)
+        dead = with_dead == 0
+        ratio = beside[:, ~dead] / alone
+        # `mean` does not see them; the reference divides by √(max · min), and its least is theirs: all scales alike.
+        if normalization is Normalization.mean:
+            assert np.array_equal(beside[:, ~dead], alone)
+        np.testing.assert_allclose(ratio, ratio[:, :1].repeat(12, axis=1), rtol=1e-12)
+        assert (beside[0] == 1).all()
+        assert (beside[1:, dead] < beside[1:, ~dead].min(axis=1, keepdims=True)).all()
+
+
+def test_the_scale_of_a_dead_channel_is_1e4_of_a_power_over_the_mean():
+    abs_mean = np.array([0.0, 0.5, 1.5, 4.0])
+    s = candidates(Convention(gammas=(1.0,), identity=False), abs_mean)[0]
+    np.testing.assert_allclose(s, [1e-4 / 2, 0.25, 0.75, 2], rtol=1e-12)
+    # Where the others are as small, it is at the lower clamp, never above it.
+    s = candidates(Convention(gammas=(1.0,), identity=False), abs_mean * 1e-7)[0]
+    np.testing.assert_allclose(s, [1 / 8, 0.25, 0.75, 2], rtol=1e-12)
+
+
+def test_without_any_live_channel_every_scale_is_1():
+    for normalization in Normalization:
+        scales = candidates(Convention(gammas=GRID, normalization=normalization), np.zeros(5, np.float32))
+        assert scales.tolist() == [[1.0] * 5] * 4
+
+
+@pytest.mark.parametrize("normalization", Normalization)
+def test_weights_that_nothing_reaches_set_no_step(normalization):
+    """8 of 128 channels are dead, and their weights 100 times larger than the others."""
+    x = RNG.standard_normal((256, 128))
+    w = RNG.standard_normal((96, 128))
+    x[:, :8] = 0
+    w[:, :8] *= 100
+    convention = Convention(normalization=normalization)
+    scales = candidates(convention, np.abs(x).mean(axis=0))
+    errors = diag_errors(w, scales, np.square(x).mean(axis=0), Format())
+    without = diag_errors(w[:, 8:], np.ones((1, 120)), np.square(x[:, 8:]).mean(axis=0), Format())
+    assert errors[0] > 500 * without[0]
+    # As if these channels were not there: the best scales of the others save a little more.
+    assert errors.min() < 1.05 * without[0]
+
+
+def test_a_config_s_keys_override_the_convention(compose):
+    chosen = convention_of(compose())
+    assert chosen == CONVENTIONS[ConventionChoice.day58]
+    overrides = ("search=output", "search.normalization=sqrt_max_min", "gammas=[0.5]", "quant.group_size=32")
+    chosen = convention_of(compose(*overrides))
+    assert (chosen.objective.name, chosen.normalization.name) == ("output", "sqrt_max_min")
+    assert (chosen.grid.tolist(), chosen.quantizer) == ([0, 0.5], Format(32))
+    assert (chosen.floor, chosen.clamp, chosen.least_power) == (1e-8, (1 / 8, 8), 1e-4)

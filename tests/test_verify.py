@@ -7,8 +7,8 @@ import pytest
 from test_pipeline import Kept
 
 from awq_pycuda.engine import verify
+from awq_pycuda.quant.conventions import Convention
 from awq_pycuda.quant.format import Format, Quantized
-from awq_pycuda.quant.search import Search, with_rtn
 
 
 @pytest.fixture
@@ -21,12 +21,12 @@ def layer(compose):
     bias = np.linspace(-1, 1, 40, dtype=np.float32)
     arrays["quantized"] = Quantized(result.wq.copy(), result.scale_b[:, None].copy(), Format())
     arrays |= {"x": kept.x[0], "w": kept.w[0], "y": kept.y[0], "bias": bias, "found": result.search}
-    return Search(with_rtn([0.2])), arrays | {"out": np.maximum(kept.y[0] + bias, 0)}
+    return Convention(gammas=(0.2,)), arrays | {"out": np.maximum(kept.y[0] + bias, 0)}
 
 
 def test_a_sound_layer_passes(layer):
-    search, arrays = layer
-    worst = verify.check_layer(search, **arrays)
+    convention, arrays = layer
+    worst = verify.check_layer(convention, **arrays)
     assert set(worst) == set(verify.TOLERANCES)
     verify.refuse_beyond_tolerance("000", worst)
 
@@ -51,9 +51,9 @@ FAULTS = {
 
 @pytest.mark.parametrize("stage", verify.TOLERANCES)
 def test_a_planted_fault_is_found_and_named(layer, stage):
-    search, arrays = layer
+    convention, arrays = layer
     FAULTS[stage](arrays)
-    worst = verify.check_layer(search, **arrays)
+    worst = verify.check_layer(convention, **arrays)
     assert worst[stage] > verify.TOLERANCES[stage]
     with pytest.raises(verify.VerificationError, match=f"layer 000 .*{stage}"):
         verify.refuse_beyond_tolerance("000", worst)

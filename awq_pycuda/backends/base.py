@@ -9,8 +9,8 @@ from typing import Any, Generic, Self, TypeVar
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from awq_pycuda.quant.conventions import Convention
 from awq_pycuda.quant.format import Quantized
-from awq_pycuda.quant.search import Search
 
 H = TypeVar("H")
 
@@ -127,8 +127,8 @@ class Backend(ABC, Generic[H]):
         """Mean of |x| and of x² over the tokens: (M, K) to (K,) and (K,)."""
 
     @abstractmethod
-    def compute_s(self, layer: Layer[H], search: Search) -> None:
-        """Searches the scales: from the statistics and the weights to `error`, `s` and `inv_s`.
+    def compute_s(self, layer: Layer[H], convention: Convention) -> None:
+        """Searches the scales as the convention says: from the statistics and the weights to `error`, `s` and `inv_s`.
 
         Nothing else of the layer changes but its `trial`.
 

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from awq_pycuda.backends.base import Backend, H, Layer
 from awq_pycuda.config import Objective
+from awq_pycuda.quant.conventions import Convention
 from awq_pycuda.quant.format import Quantized, steps_of
-from awq_pycuda.quant.search import Search, diag_errors, refuse_overflow
+from awq_pycuda.quant.search import best, candidates, diag_errors, refuse_overflow
 
 
 class HostStages(Backend[H]):
@@ -27,16 +28,16 @@ class HostStages(Backend[H]):
     def from_host(self, handle: H, values: NDArray[Any]) -> None:
         """Stores what a stage on the host has made."""
 
-    def compute_s(self, layer: Layer[H], search: Search) -> None:
+    def compute_s(self, layer: Layer[H], convention: Convention) -> None:
         """See `Backend.compute_s`."""
         abs_mean, sq_mean = self.on_host(layer.abs_mean), self.on_host(layer.sq_mean)
         refuse_overflow(abs_mean, sq_mean)
-        scales = search.candidates(abs_mean)
-        if search.objective is Objective.diag:
+        scales = candidates(convention, abs_mean)
+        if convention.objective is Objective.diag:
             errors = diag_errors(self.on_host(layer.w), scales, sq_mean, layer.quantized.format, self.threads)
         else:
             errors = self._output_errors(layer, scales)
-        s = scales[search.best(errors)]
+        s = scales[best(convention, errors)]
         self.from_host(layer.error, errors)
         self.from_host(layer.s, s)
         self.from_host(layer.inv_s, 1 / s)

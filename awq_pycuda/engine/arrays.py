@@ -12,8 +12,8 @@ from numpy.typing import DTypeLike, NDArray
 
 from awq_pycuda.backends.base import Backend, H, Layer, Trial
 from awq_pycuda.inputs import LayerSpec, Uniform
-from awq_pycuda.quant.format import Format, Quantized
-from awq_pycuda.quant.search import Search
+from awq_pycuda.quant.conventions import Convention
+from awq_pycuda.quant.format import Quantized
 
 
 @dataclass(frozen=True)
@@ -35,16 +35,16 @@ class Array:
         return math.prod(self.shape) * (4 if self.dtype is None else np.dtype(self.dtype).itemsize)
 
 
-def layer_arrays(specs: Sequence[LayerSpec], index: int, form: Format, search: Search) -> dict[str, Array]:
+def layer_arrays(specs: Sequence[LayerSpec], index: int, convention: Convention) -> dict[str, Array]:
     """The arrays of layer `index`, by name."""
-    spec = specs[index]
+    spec, form = specs[index], convention.quantizer
     m, n, k = spec.tokens, spec.out_features, spec.in_features
     steps = (n, form.groups(k))
     arrays = {
         "w": Array((n, k)),
         "abs_mean": Array((k,), together="statistics"),
         "sq_mean": Array((k,), together="statistics"),
-        "error": Array((search.grid.size,), np.float64),
+        "error": Array((convention.grid.size,), np.float64),
         "s": Array((k,), together="scales"),
         "inv_s": Array((k,), together="scales"),
         "steps": Array(steps, together="scales"),
@@ -70,9 +70,9 @@ def layer_arrays(specs: Sequence[LayerSpec], index: int, form: Format, search: S
     return arrays
 
 
-def kept_bytes(specs: Sequence[LayerSpec], form: Format, search: Search) -> int:
+def kept_bytes(specs: Sequence[LayerSpec], convention: Convention) -> int:
     """What the arrays of a run take together; arithmetic only."""
-    tables = [layer_arrays(specs, index, form, search) for index in range(len(specs))]
+    tables = [layer_arrays(specs, index, convention) for index in range(len(specs))]
     own = sum(array.nbytes for table in tables for array in table.values() if not array.shared)
     shared = {(name, array) for table in tables for name, array in table.items() if array.shared}
     return own + sum(array.nbytes for _, array in shared)
@@ -87,12 +87,13 @@ class Run(Generic[H]):
     chain_activations: list[H | None]
 
 
-def allocate(backend: Backend[H], specs: Sequence[LayerSpec], form: Format, search: Search) -> Run[H]:
+def allocate(backend: Backend[H], specs: Sequence[LayerSpec], convention: Convention) -> Run[H]:
     """Allocates every array of the table and makes the inputs of every layer."""
     run: Run[H] = Run([], [], [])
+    form = convention.quantizer
     shared: dict[tuple[str, Array], H] = {}
     for index, spec in enumerate(specs):
-        made = dict(_made(backend, layer_arrays(specs, index, form, search), shared))
+        made = dict(_made(backend, layer_arrays(specs, index, convention), shared))
         if spec.activations is not None:
             _fill(backend, made["x"], spec.activations)
         _fill(backend, made["w"], spec.weight)

@@ -12,12 +12,13 @@ from awq_pycuda.engine.arrays import Run
 from awq_pycuda.engine.verify import check_layer
 from awq_pycuda.inputs import LayerSpec
 from awq_pycuda.quant import metrics
+from awq_pycuda.quant.conventions import Convention
 from awq_pycuda.quant.format import Quantized
-from awq_pycuda.quant.search import Search
+from awq_pycuda.quant.search import search_result
 from awq_pycuda.results.record import LayerResult
 
 
-def collect(backend: Backend[H], spec: LayerSpec, layer: Layer[H], search: Search, save: Save) -> LayerResult:
+def collect(backend: Backend[H], spec: LayerSpec, layer: Layer[H], convention: Convention, save: Save) -> LayerResult:
     """The host's own copies of what the last pass left of a layer."""
     steps = backend.read(layer.quantized.steps).copy()
     return LayerResult(
@@ -25,8 +26,8 @@ def collect(backend: Backend[H], spec: LayerSpec, layer: Layer[H], search: Searc
         tokens=spec.tokens,
         abs_mean=backend.read(layer.abs_mean).copy(),
         sq_mean=backend.read(layer.sq_mean).copy(),
-        search=search.result(backend.read(layer.error).copy(), backend.read(layer.s).copy()),
-        objective=search.objective.name,
+        search=search_result(convention, backend.read(layer.error).copy(), backend.read(layer.s).copy()),
+        objective=convention.objective.name,
         scale_b=steps[:, 0] if layer.quantized.format.group_size is None else steps,
         wq=backend.read(layer.quantized.codes).copy() if save is Save.full else None,
     )
@@ -74,11 +75,11 @@ def measure(
             backend.relu(exact, layer.bias, chain)
 
 
-def verify(backend: Backend[H], layer: Layer[H], result: LayerResult, search: Search) -> None:
+def verify(backend: Backend[H], layer: Layer[H], result: LayerResult, convention: Convention) -> None:
     """Compares a layer of the last pass with the oracle; `result.verify` gets the worst error of each stage."""
     read = backend.read
     result.verify = check_layer(
-        search,
+        convention,
         x=read(layer.x),
         w=read(layer.w),
         bias=None if layer.bias is None else read(layer.bias),

@@ -8,8 +8,8 @@ from awq_pycuda.config import Config, Objective, Save
 from awq_pycuda.engine.arrays import kept_bytes
 from awq_pycuda.inputs import LayerSpec
 from awq_pycuda.parallel import host_threads, working_elements
+from awq_pycuda.quant.conventions import Convention, convention_of
 from awq_pycuda.quant.format import Format
-from awq_pycuda.quant.search import Search, with_rtn
 
 # A thread draws so many numbers at a time, with so many bytes of intermediate words each.
 _DRAWN_AT_ONCE, _DRAWING_BYTES = 1 << 16, 32
@@ -28,14 +28,12 @@ def required_bytes(specs: Sequence[LayerSpec], config: Config, on_device: bool) 
     Returns:
         What the run takes of the device, and of the host.
     """
-    form = Format(config.quant.group_size)
-    search = Search(with_rtn(config.gammas), config.search.normalization, config.search.objective)
-    threads = config.threads
-    kept = kept_bytes(specs, form, search)
-    step = max(_host_step(spec, form, search, threads) for spec in specs)
-    checking = max(_checking(spec, form) for spec in specs) if config.verify else 0
+    convention, threads = convention_of(config), config.threads
+    kept = kept_bytes(specs, convention)
+    step = max(_host_step(spec, convention, threads) for spec in specs)
+    checking = max(_checking(spec, convention.quantizer) for spec in specs) if config.verify else 0
     codes = sum(spec.out_features * spec.in_features for spec in specs) if config.save is Save.full else 0
-    blocks = max(_kept_blocks(spec, search, threads) for spec in specs)
+    blocks = max(_kept_blocks(spec, convention, threads) for spec in specs)
     steps = [step, checking, 2 * codes]  # in the end codes are in the file's image and in its bytes, too
     if on_device:
         # The driver keeps a second copy of the weights where the search on the host reads them.
@@ -45,18 +43,18 @@ def required_bytes(specs: Sequence[LayerSpec], config: Config, on_device: bool) 
     return 0, kept + codes + max(blocks + max(steps), *(_drawing(spec, threads) for spec in specs))
 
 
-def _kept_blocks(spec: LayerSpec, search: Search, threads: int | None) -> int:
+def _kept_blocks(spec: LayerSpec, convention: Convention, threads: int | None) -> int:
     """The blocks of W that every thread keeps from call to call: `parallel.scratch`."""
-    arrays = 3 if search.objective is Objective.diag else 1
+    arrays = 3 if convention.objective is Objective.diag else 1
     return 4 * arrays * working_elements((spec.out_features, spec.in_features), threads)
 
 
-def _host_step(spec: LayerSpec, form: Format, search: Search, threads: int | None) -> int:
+def _host_step(spec: LayerSpec, convention: Convention, threads: int | None) -> int:
     """The most that the search and the metrics make on the host, on every backend, and let go of."""
     n, k = spec.out_features, spec.in_features
     block = working_elements((n, k), threads)
     # Every candidate's scales, importance and weights in float64 and float32; the steps of the blocks at work.
-    searching = 44 * k * search.grid.size + 28 * block * form.groups(k) // k
+    searching = 44 * k * convention.grid.size + 28 * block * convention.quantizer.groups(k) // k
     weight_error = 8 * block  # in float64
     return max(searching, weight_error)
 

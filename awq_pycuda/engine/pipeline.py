@@ -18,8 +18,7 @@ from awq_pycuda.engine.arrays import Run, allocate
 from awq_pycuda.engine.stages import STAGES
 from awq_pycuda.engine.verify import refuse_beyond_tolerance
 from awq_pycuda.inputs import LayerSpec
-from awq_pycuda.quant.format import Format
-from awq_pycuda.quant.search import Search, with_rtn
+from awq_pycuda.quant.conventions import convention_of
 from awq_pycuda.results.record import LayerResult, Timings
 
 
@@ -35,8 +34,7 @@ class Pipeline(Generic[H]):
         self.config = config
         self.layers: list[LayerResult] = []  # those finished so far, from the first on
         self.handles: Run[H] | None = None  # once there are inputs
-        self._format = Format(config.quant.group_size)
-        self._search = Search(with_rtn(config.gammas), config.search.normalization, config.search.objective)
+        self._convention = convention_of(config)
         self._finished = 0  # layers that a pass has finished
         self._cold_ms = float("nan")
         self._samples: list[tuple[float, NDArray[np.float64], NDArray[np.float64]]] = []
@@ -83,7 +81,7 @@ class Pipeline(Generic[H]):
         total = 1 + timing.warmup + timing.repeats
         on_progress("inputs", 0, total)
         begin = time.perf_counter()
-        self.handles = allocate(self.backend, self.specs, self._format, self._search)
+        self.handles = allocate(self.backend, self.specs, self._convention)
         for index in range(total):
             on_progress("cold pass" if index == 0 else "passes", index, total)
             marks = self._pass(self.handles)
@@ -102,7 +100,7 @@ class Pipeline(Generic[H]):
             marks.append([self.backend.mark()])
             try:
                 for stage in STAGES:
-                    stage.call(self.backend, layer, self._search)
+                    stage.call(self.backend, layer, self._convention)
                     marks[-1].append(self.backend.mark())
             except FloatingPointError as error:
                 raise FloatingPointError(f"layer {index} ({spec.name}): {error}") from None
@@ -124,7 +122,7 @@ class Pipeline(Generic[H]):
         for index in range(self._finished):
             assert self.handles is not None
             layer = self.handles.layers[index]
-            found = evaluation.collect(self.backend, self.specs[index], layer, self._search, self.config.save)
+            found = evaluation.collect(self.backend, self.specs[index], layer, self._convention, self.config.save)
             self.layers[index : index + 1] = [found]
 
     def _measure(self) -> None:
@@ -136,6 +134,6 @@ class Pipeline(Generic[H]):
         assert self.handles is not None
         for index, result in enumerate(self.layers):
             on_progress("verify", index, len(self.specs))
-            evaluation.verify(self.backend, self.handles.layers[index], result, self._search)
+            evaluation.verify(self.backend, self.handles.layers[index], result, self._convention)
         for result in self.layers:
             refuse_beyond_tolerance(result.name, result.verify)

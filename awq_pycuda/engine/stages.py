@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from awq_pycuda.backends.base import Backend, Layer
-from awq_pycuda.quant.search import Search
+from awq_pycuda.quant.conventions import Convention
 
 
 @dataclass(frozen=True)
@@ -15,12 +15,12 @@ class Stage:
     """A stage: its name in the results, and its call. It passes handles on; only the backend touches what they hold."""
 
     name: str
-    call: Callable[[Backend[Any], Layer[Any], Search], None]
+    call: Callable[[Backend[Any], Layer[Any], Convention], None]
 
 
 STAGES = (
     Stage("accum_stats", lambda backend, layer, _: backend.accum_stats(layer.x, layer.abs_mean, layer.sq_mean)),
-    Stage("compute_s", lambda backend, layer, search: backend.compute_s(layer, search)),
+    Stage("compute_s", lambda backend, layer, convention: backend.compute_s(layer, convention)),
     Stage("compute_scale_b", lambda backend, layer, _: backend.compute_scale_b(layer.w, layer.s, layer.quantized)),
     Stage("quantize_awq", lambda backend, layer, _: backend.quantize_awq(layer.w, layer.s, layer.quantized)),
     Stage(

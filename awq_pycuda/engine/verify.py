@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from awq_pycuda.config import Normalization, Objective
+from awq_pycuda.quant.conventions import Convention
 from awq_pycuda.quant.format import Format, Quantized
-from awq_pycuda.quant.search import Search
 from awq_pycuda.results.record import SearchResult
 
 _SMALLEST_STEP = float(np.finfo(np.float32).smallest_subnormal)
@@ -73,15 +73,17 @@ def _over_channels(steps: NDArray[Any], in_features: int, form: Format) -> NDArr
     return np.repeat(steps.astype(np.float64), form.size(in_features), axis=1)[:, :in_features]
 
 
-def _scales(abs_mean: NDArray[Any], gamma: float, normalization: Normalization) -> NDArray[Any]:
+def _scales(abs_mean: NDArray[Any], gamma: float, convention: Convention) -> NDArray[Any]:
     """(K,) scales of one gamma, as docs/mathematics.md has them."""
-    if gamma == 0:
+    if gamma == 0 or not abs_mean.any():
         return np.ones_like(abs_mean)
-    power: NDArray[Any] = np.maximum(abs_mean, 1e-8) ** gamma
-    if normalization is Normalization.mean:
-        power /= power.mean()
-        return power.clip(1 / 8, 8)
-    power = power.clip(1e-4)
+    dead, least = abs_mean == 0, convention.least_power
+    power: NDArray[Any] = np.where(dead, least, np.maximum(abs_mean, convention.floor) ** gamma)
+    if convention.normalization is Normalization.mean:
+        power /= power[~dead].mean()
+        low, high = convention.clamp
+        return np.where(dead, power.clip(1e-9, low), power.clip(low, high))
+    power = power.clip(least)
     power /= np.sqrt(power.max()) * np.sqrt(power.min())
     return power.clip(1e-9, 1e9)
 
@@ -129,7 +131,7 @@ def code_errors(quantized: Quantized[NDArray[Any]], w: NDArray[Any], s: NDArray[
 
 
 def check_layer(
-    search: Search,
+    convention: Convention,
     *,
     x: NDArray[Any],
     w: NDArray[Any],
@@ -146,7 +148,7 @@ def check_layer(
     The formulas are this module's own, in plain float64: none of the run's is called.
 
     Args:
-        search: what the run searched.
+        convention: of the run.
         x: (M, K) activations.
         w: (N, K) weights.
         bias: (N,) or None.
@@ -165,15 +167,15 @@ def check_layer(
     worst = {
         "abs_mean": relative_error(abs_mean, exact_abs),
         "sq_mean": relative_error(sq_mean, exact_sq),
-        "s": relative_error(found.s, _scales(exact_abs, found.gamma_chosen, search.normalization)),
+        "s": relative_error(found.s, _scales(exact_abs, found.gamma_chosen, convention)),
         "scale_b": relative_error(quantized.steps, _steps(exact_w * s, form)),
         "codes_off_tie": float(off_tie),
         "codes_off_by_more_than_1": float(off_by_more),
         "output": frobenius_error(y, exact_x @ weights.T),
         "relu": frobenius_error(out, np.maximum(y.astype(np.float64) + (0 if bias is None else bias), 0)),
     }
-    if search.objective is Objective.diag:
-        scales = np.array([_scales(abs_mean.astype(np.float64), g, search.normalization) for g in found.gamma])
+    if convention.objective is Objective.diag:
+        scales = np.array([_scales(abs_mean.astype(np.float64), g, convention) for g in found.gamma])
         worst["error_curve"] = curve_error(found.error, exact_w, scales, sq_mean.astype(np.float64), form)
     return worst
 

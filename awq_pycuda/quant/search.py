@@ -2,86 +2,77 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from awq_pycuda.config import Normalization, Objective
+from awq_pycuda.config import Normalization
 from awq_pycuda.parallel import map_row_blocks, scratch
+from awq_pycuda.quant.conventions import Convention
 from awq_pycuda.quant.format import Format
 from awq_pycuda.results.record import SearchResult
 
-_FLOOR = 1e-8  # smallest abs_mean that counts: a dead channel must not send s to zero
-_MEAN_CLAMP = (1 / 8, 8.0)
-_REFERENCE_FLOOR = 1e-4  # the AWQ reference clamps the unnormalised scales from below
-_FINITE_CLAMP = (1e-9, 1e9)  # keeps W·s, 1/s and the squared rounding errors within float32, whatever gamma
+_FINITE = (1e-9, 1e9)  # bounds that keep W·s, 1/s and the squared rounding errors within float32, whatever gamma
 
 
-@dataclass(frozen=True)
-class Search:
-    """What is searched, and for what: `grid` (G,) float64, from `with_rtn`."""
+def candidates(convention: Convention, abs_mean: NDArray[Any]) -> NDArray[Any]:
+    """The scales of every gamma of the grid: `clamp(normalise(max(abs_mean, floor)^gamma))`.
 
-    grid: NDArray[np.float64]
-    normalization: Normalization = Normalization.mean
-    objective: Objective = Objective.diag
+    `mean` divides by the mean over the live channels and clamps; `sqrt_max_min` clamps the powers from below and
+    divides by sqrt(max · min), as the AWQ reference implementation does (Lin et al., 2023, `auto_scale_block`), and
+    clamps to [1e-9, 1e9]. Both take the largest (or the centre) off in logarithms first, so that no gamma gives NaN.
 
-    def candidates(self, abs_mean: NDArray[Any]) -> NDArray[Any]:
-        """(G, K) scales, one row per gamma of the grid; see `candidate_scales`."""
-        return candidate_scales(abs_mean, self.grid, self.normalization)
-
-    def best(self, error: NDArray[np.float64]) -> int:
-        """Index of the candidate with the lowest of the (G,) errors; a tie goes to the smaller gamma."""
-        return int(np.lexsort((self.grid, error))[0])
-
-    def result(self, error: NDArray[np.float64], s: NDArray[Any]) -> SearchResult:
-        """The whole curve and what it chose: (G,) errors, and the (K,) scales of the best candidate."""
-        best = self.best(error)
-        return SearchResult(
-            gamma=self.grid,
-            error=error,
-            gamma_chosen=float(self.grid[best]),
-            error_chosen=float(error[best]),
-            error_rtn=float(error[int(np.flatnonzero(self.grid == 0)[0])]),
-            s=s,
-        )
-
-
-def with_rtn(gammas: Sequence[float]) -> NDArray[np.float64]:
-    """The grid as (G,) float64, each gamma once, with 0 (plain round-to-nearest) put in front where it is missing."""
-    grid = np.array(list(dict.fromkeys(gammas)), np.float64) + 0.0  # which makes 0 of -0
-    return grid if (grid == 0).any() else np.concatenate(([0.0], grid))
-
-
-def candidate_scales(abs_mean: NDArray[Any], gammas: NDArray[np.float64], normalization: Normalization) -> NDArray[Any]:
-    """The scales of every gamma: `clamp(normalise(max(abs_mean, 1e-8)^gamma))`.
-
-    `mean` divides by the mean over the channels and clamps to [1/8, 8]; `sqrt_max_min` clamps the powers to at least
-    1e-4 and divides by sqrt(max · min), as the AWQ reference implementation does (Lin et al., 2023,
-    `auto_scale_block`), and clamps to [1e-9, 1e9]. Both take the largest (or the centre) off in logarithms first,
-    so that no gamma gives NaN.
+    Nothing reaches the weights of a dead channel, so its scale only says how much they may widen a row's step. Its
+    power is the least one, as the reference's is; `mean` leaves it out of the mean and below the clamp.
 
     Args:
+        convention: floor, grid, normalization and clamps apply.
         abs_mean: (K,) mean of |x| per input channel, float32 or float64.
-        gammas: (G,) exponents, finite and not negative.
-        normalization: how the powers of one gamma are brought to a common size.
 
     Returns:
         (G, K) in the dtype of `abs_mean`; exactly 1 for gamma 0.
     """
-    log = np.log(np.maximum(abs_mean.astype(np.float64), _FLOOR))
-    power = gammas[:, None] * log
-    if normalization is Normalization.mean:
-        relative = np.exp(power - power.max(axis=1, keepdims=True))
-        scales = np.clip(relative / relative.mean(axis=1, keepdims=True), *_MEAN_CLAMP)
-    else:
-        power = np.maximum(power, np.log(_REFERENCE_FLOOR))
+    dead = abs_mean == 0
+    power = convention.grid[:, None] * np.log(np.maximum(abs_mean.astype(np.float64), convention.floor))
+    least = np.log(convention.least_power)
+    if convention.normalization is Normalization.sqrt_max_min:
+        power[:, dead] = least
+        power[convention.grid == 0] = 0
+        power = np.maximum(power, least)
         centre = (power.max(axis=1, keepdims=True) + power.min(axis=1, keepdims=True)) / 2
         with np.errstate(over="ignore"):
-            scales = np.clip(np.exp(power - centre), *_FINITE_CLAMP)
+            scales = np.clip(np.exp(power - centre), *_FINITE)
+    elif dead.all():
+        scales = np.ones_like(power)
+    else:
+        live = power[:, ~dead]
+        peak = live.max(axis=1, keepdims=True)
+        relative = np.exp(live - peak)
+        mean = relative.mean(axis=1, keepdims=True)
+        scales = np.empty_like(power)
+        scales[:, ~dead] = np.clip(relative / mean, *convention.clamp)
+        below = np.clip(np.exp(least - peak) / mean, _FINITE[0], convention.clamp[0])
+        scales[:, dead] = np.where(convention.grid == 0, 1, below[:, 0])[:, None]
     return np.asarray(scales, abs_mean.dtype)
+
+
+def best(convention: Convention, error: NDArray[np.float64]) -> int:
+    """Index of the candidate with the lowest of the (G,) errors; a tie goes to the smaller gamma."""
+    return int(np.lexsort((convention.grid, error))[0])
+
+
+def search_result(convention: Convention, error: NDArray[np.float64], s: NDArray[Any]) -> SearchResult:
+    """The whole curve and what it chose: (G,) errors, and the (K,) scales of the best candidate."""
+    grid, chosen = convention.grid, best(convention, error)
+    return SearchResult(
+        gamma=grid,
+        error=error,
+        gamma_chosen=float(grid[chosen]),
+        error_chosen=float(error[chosen]),
+        error_rtn=float(error[int(np.flatnonzero(grid == 0)[0])]),
+        s=s,
+    )
 
 
 def diag_errors(
