@@ -39,7 +39,7 @@ help:
 	@echo 'make test-gpu                      the tests marked gpu; writes tests/gpu_receipt.json'
 	@echo 'make test-slurm                    the tests marked slurm, on a Slurm started for them (Debian; root or sudo)'
 	@echo 'make sanitize                      the tests named *sanitize* under compute-sanitizer (needs a GPU)'
-	@echo 'make kernels                       compile cuda/*.cu for every supported GPU, warnings as errors'
+	@echo 'make kernels                       compile the kernels for every supported GPU; fails on warnings and spills'
 	@echo 'make lint                          ruff, mypy, clang-format'
 	@echo 'make format                        mend what ruff and clang-format can mend'
 	@echo 'make docs                          run the commands of all documents, renew their outputs, tables and pictures'

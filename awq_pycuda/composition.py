@@ -23,6 +23,7 @@ from awq_pycuda.config import BackendChoice, Config, FileInputs, OutlierInputs, 
 from awq_pycuda.errors import InputError
 from awq_pycuda.hydra_errors import no_value, similar
 from awq_pycuda.isolation import visible_gpus
+from awq_pycuda.kernels import table
 from awq_pycuda.launchers import LAUNCHERS
 from awq_pycuda.overrides import check_overrides
 from awq_pycuda.paths import resource_dir
@@ -31,15 +32,18 @@ MAX_JOBS = 10_000_000  # far beyond what anybody waits for; each is planned in a
 
 
 def register_schemas() -> None:
-    """Makes schemas, launcher settings and the studies of experiments/ known to Hydra's composition."""
+    """Makes schemas, kernels, launcher settings and the studies of experiments/ known to Hydra's composition."""
     OmegaConf.register_new_resolver("gpu_processes", lambda: max(1, len(visible_gpus())), replace=True)
     cpu, cuda = BackendChoice.cpu, BackendChoice.cuda
     OmegaConf.register_new_resolver("gpus_unless_cpu", lambda backend: int(backend is not cpu), replace=True)
     OmegaConf.register_new_resolver("gpus_if_cuda", lambda backend: 1 if backend is cuda else None, replace=True)
+    OmegaConf.register_new_resolver("kernels", table.choices, replace=True)
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
     for name, schema in (("synthetic", SyntheticInputs), ("outliers", OutlierInputs), ("file", FileInputs)):
         store.store(group="inputs", name=f"{name}_schema", node=schema)
+    for name in table.variants("dequantizeTiled"):
+        store.store(group="matmul", name=name, node={"kernel": name})
     Plugins.instance()  # registers what the installed launchers bring; our settings go on top
     for name, settings in LAUNCHERS.items():
         with suppress(ConfigLoadError):  # not installed

@@ -18,8 +18,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 from omegaconf import MISSING
 
 from awq_pycuda.errors import InputError
+from awq_pycuda.kernels import table
 
-MAX_TILE = 32  # a block of tile x tile threads: CUDA allows 1,024 threads
 MAX_SIZE = 2**31 - 1  # CUDA's grids and our kernels count in 32 bits
 MAX_LAYERS = 1000  # result and layer files name them 000 to 999
 MAX_PASSES = 100_000  # every sample is kept in memory
@@ -37,10 +37,9 @@ class BackendChoice(Enum):
 
 
 class StatsKernel(Enum):
-    """How `accum_stats` adds up: reproducible, or with float atomics whose order changes from run to run."""
+    """How `accum_stats` adds up on the GPU: its variants in the table of kernels."""
 
-    deterministic = "deterministic"
-    atomic = "atomic"
+    vars().update(table.names("accum_stats"))
 
 
 class Objective(Enum):
@@ -58,10 +57,9 @@ class Normalization(Enum):
 
 
 class MatmulKernel(Enum):
-    """Which variant of `dequantizeTiled` multiplies; all have one signature."""
+    """Which variant of `dequantizeTiled` in the table of kernels multiplies on the GPU."""
 
-    tiled = "tiled"
-    blocked = "blocked"
+    vars().update(table.names("dequantizeTiled"))
 
 
 class ConventionChoice(Enum):
@@ -136,7 +134,7 @@ class SearchConfig:
 class MatmulConfig:
     """The multiplication with on-the-fly dequantization."""
 
-    kernel: MatmulKernel = MatmulKernel.tiled
+    kernel: MatmulKernel = MatmulKernel["tiled"]
 
 
 @dataclass
@@ -160,7 +158,7 @@ class Config:
     seed: int = MISSING
     backend: BackendChoice = BackendChoice.auto
     convention: ConventionChoice = ConventionChoice.day58
-    stats: StatsKernel = StatsKernel.deterministic
+    stats: StatsKernel = StatsKernel["deterministic"]
     threads: int | None = None
     save: Save = Save.summary
     verify: bool = False
@@ -180,7 +178,7 @@ ALLOWED: dict[str, str] = {
     "study": "a name of letters, digits, '.', '_' and '-', no part of it starting with '.'; '/' makes folders",
     "n": f"a whole number from 1 to {MAX_SIZE}",
     "tokens": f"a whole number from 1 to {MAX_SIZE} (with inputs=file also null: all that the file holds)",
-    "tile": f"a whole number from 1 to {MAX_TILE}",
+    "tile": f"a whole number {table.allowed_words('dequantizeTiled', 'TILE')}",
     "layers": f"a whole number from 1 to {MAX_LAYERS} (with inputs=file also null: all that the file holds)",
     "gammas": f"a list of at least one number from 0 to {MAX_GAMMA:g}, such as [0,0.5,1]",
     "seed": f"a whole number from 0 to {MAX_SEED}",
@@ -259,7 +257,8 @@ def check(config: Config) -> None:
     need("study", config.study, lambda study: bool(_STUDY.fullmatch(study)))
     need("n", config.n, lambda n: 1 <= n <= MAX_SIZE)
     need("tokens", config.tokens, count_or_all)
-    need("tile", config.tile, lambda tile: 1 <= tile <= MAX_TILE)
+    tiles = table.allowed("dequantizeTiled", "TILE")
+    need("tile", config.tile, lambda tile: tile in tiles.get(config.matmul.kernel.name, range(1, MAX_SIZE + 1)))
     need("layers", config.layers, lambda layers: count_or_all(layers, MAX_LAYERS))
     need("gammas", config.gammas, lambda gammas: gammas and all(0 <= g <= MAX_GAMMA for g in gammas))
     need("seed", config.seed, lambda seed: 0 <= seed <= MAX_SEED)

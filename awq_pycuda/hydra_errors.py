@@ -19,6 +19,7 @@ from omegaconf.errors import (
 
 from awq_pycuda.config import ALLOWED, FileInputs, OutlierInputs, SyntheticInputs
 from awq_pycuda.errors import InputError
+from awq_pycuda.kernels import table
 from awq_pycuda.launchers import LAUNCHERS
 from awq_pycuda.paths import resource_dir
 
@@ -75,7 +76,8 @@ def groups() -> dict[str, list[str]]:
     """The options of each group."""
     folders = {path.name: path for path in resource_dir("conf").iterdir() if path.is_dir()}
     folders["experiment"] = resource_dir("experiments")
-    return {group: sorted(path.stem for path in folder.glob("*.yaml")) for group, folder in folders.items()}
+    options = {group: sorted(path.stem for path in folder.glob("*.yaml")) for group, folder in folders.items()}
+    return options | {"matmul": sorted(table.variants("dequantizeTiled"))}
 
 
 def similar(key: str) -> str:

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from awq_pycuda import __version__
+from awq_pycuda.kernels import table
 from awq_pycuda.paths import resource_dir
 
 _LIBRARIES = ("numpy", "h5py", "hydra-core", "omegaconf")
@@ -30,11 +31,12 @@ def created() -> str:
 
 
 def kernels_sha256() -> str:
-    """SHA-256 over names and contents of all kernel sources, in the order of their names; 64 hex digits."""
+    """SHA-256 over names and contents of all kernel sources, and over their constants; 64 hex digits."""
     digest = hashlib.sha256()
     for path in sorted(resource_dir("cuda").glob("*.cu*")):
         content = path.read_bytes()
         digest.update(f"{path.name} {len(content)}\n".encode() + content)
+    digest.update("\n".join(table.constants()).encode())
     return digest.hexdigest()
 
 

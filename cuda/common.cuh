@@ -4,9 +4,6 @@
 // Sizes and linear indices: rows x cols passes 2^31 elements long before it fills a card.
 using Size = unsigned long long;
 
-// Largest code of the symmetric int8 grid; -128 is never used, so that W and -W quantize alike.
-constexpr float QMAX = 127.0f;
-
 __device__ __forceinline__ Size global_thread() {
     return static_cast<Size>(blockIdx.x) * blockDim.x + threadIdx.x;
 }

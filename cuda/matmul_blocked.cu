@@ -3,21 +3,18 @@
 // A block of TILE x TILE threads makes 4 TILE x 4 TILE outputs, TILE input channels at a time. Each value that a thread
 // reads from shared memory serves four products instead of one. Tiles lie transposed, so that the four rows and the
 // four columns of a thread are one 16-byte load each.
-//
-// compile: -DTILE=4
-// compile: -DTILE=7
-// compile: -DTILE=16
-// compile: -DTILE=32
 #include "common.cuh"
 
-#ifndef TILE
-#error "TILE must be given: -DTILE=16"
+#if !defined(TILE) || !defined(MICRO)
+#error "TILE and MICRO must be given: -DTILE=16 -DMICRO=4"
 #endif
 static_assert(TILE >= 1 && TILE <= 32, "TILE is 1 to 32: a block has TILE * TILE threads, at most 1,024");
+static_assert(MICRO == 4, "MICRO is 4: the outputs of a thread along each side are one 16-byte load");
 
-constexpr int MICRO = 4;            // outputs of a thread along each side
 constexpr int SIDE = MICRO * TILE;  // outputs of a block along each side
 constexpr int STRIDE = SIDE + 4;    // padded against bank conflicts of the transposed stores, 16-byte aligned
+// With 1,024 threads a block each has 64 registers: what is marked so keeps them from spilling.
+constexpr bool CROWDED = TILE == 32;
 
 extern "C" __global__ void __launch_bounds__(TILE * TILE) dequantizeTiled(
     const float* __restrict__ x, const signed char* __restrict__ wq, const float* __restrict__ inv_s,
@@ -34,6 +31,7 @@ extern "C" __global__ void __launch_bounds__(TILE * TILE) dequantizeTiled(
     const int first_row = blockIdx.x / column_blocks * SIDE;
     const int first_column = blockIdx.x % column_blocks * SIDE;
     const int groups = in_features / group_size;
+    const bool one_group = CROWDED ? group_size == in_features : groups == 1;
 
     float next_x[MICRO];
     int next_code[MICRO];
@@ -54,7 +52,7 @@ extern "C" __global__ void __launch_bounds__(TILE * TILE) dequantizeTiled(
         inv_s_tile[0][tx] = load_inv_s(tx);
         for (int i = tx; i < SIDE; i += TILE) {
             const int column = first_column + i;
-            scale_tile[i] = groups == 1 && column < out_features ? scale_b[column] : 0.0f;
+            scale_tile[i] = one_group && column < out_features ? scale_b[column] : 0.0f;
         }
     }
     load_next(tx);
@@ -62,7 +60,9 @@ extern "C" __global__ void __launch_bounds__(TILE * TILE) dequantizeTiled(
     __syncthreads();
 
     int buffer = 0;
-    for (int k = tx; k - tx < in_features; k += TILE) {
+    const int start = CROWDED ? 0 : tx;
+    for (int step = start; step - start < in_features; step += TILE) {
+        const int k = step - start + tx;
         const float inverse = inv_s_tile[buffer][tx];
 #pragma unroll
         for (int i = 0; i < MICRO; ++i) {
@@ -70,7 +70,7 @@ extern "C" __global__ void __launch_bounds__(TILE * TILE) dequantizeTiled(
             const int column = first_column + line;
             float scale = scale_tile[line];
             // A tile may straddle groups: only the step of a whole row can wait in shared memory.
-            if (groups != 1 && column < out_features && k < in_features)
+            if (!one_group && column < out_features && k < in_features)
                 scale = scale_b[static_cast<Size>(column) * groups + k / group_size];
             x_tile[tx][line] = next_x[i];
             w_tile[tx][line] = static_cast<float>(next_code[i]) * inverse * scale;

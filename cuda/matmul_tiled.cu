@@ -3,11 +3,6 @@
 // A block of TILE x TILE threads makes TILE x TILE outputs. Step by step along in_features it puts a tile of X and a
 // tile of dequantized weights into shared memory and multiplies them. Two buffers in turn: one barrier a step. The next
 // tiles are read from global memory before the current ones are multiplied, so that the reads overlap the products.
-//
-// compile: -DTILE=4
-// compile: -DTILE=7
-// compile: -DTILE=16
-// compile: -DTILE=32
 #include "common.cuh"
 
 #ifndef TILE

@@ -1,11 +1,17 @@
-// quantize_awq: Wq = clip(rint(W * s / scale_b), -127, 127), ties to even.
+// quantize_awq: Wq = clip(rint(W * s / scale_b), -QMAX, QMAX), ties to even.
 //
 // A true division (no reciprocal) and rintf, so that the codes are NumPy's bit for bit. scale_b has one step per
 // group_size input channels of a row; group_size = in_features is one step per row.
 #include "common.cuh"
 
+#ifndef QMAX
+#error "the largest code must be given: -DQMAX=127"
+#endif
+static_assert(QMAX >= 1 && QMAX <= 127, "QMAX is 1 to 127: -128 is never used, so that W and -W quantize alike");
+constexpr float LARGEST = QMAX;
+
 __device__ __forceinline__ signed char quantize(float w, float s, float step) {
-    return static_cast<signed char>(fminf(fmaxf(rintf(w * s / step), -QMAX), QMAX));
+    return static_cast<signed char>(fminf(fmaxf(rintf(w * s / step), -LARGEST), LARGEST));
 }
 
 extern "C" __global__ void quantize_awq(const float* __restrict__ w, const float* __restrict__ s,

@@ -1,11 +1,16 @@
 // What a run is measured against, outside the timed passes: the unquantized product, and sums of squared errors.
 #include "common.cuh"
 
-constexpr int TILE = 16;            // threads along each side of a block
-constexpr int MICRO = 4;            // outputs of a thread along each side
-constexpr int SIDE = MICRO * TILE;  // outputs of a block along each side; the launcher divides by the same number
+#if !defined(TILE) || !defined(MICRO) || !defined(THREADS)
+#error "TILE, MICRO and THREADS must be given: -DTILE=16 -DMICRO=4 -DTHREADS=256"
+#endif
+static_assert(TILE >= 1 && TILE <= 32, "TILE is 1 to 32: a block of TILE * TILE threads has at most 1,024");
+static_assert(MICRO >= 1, "MICRO is at least 1: a thread of the product makes MICRO * MICRO outputs");
+static_assert(THREADS >= 1 && THREADS <= 1024 && (THREADS & (THREADS - 1)) == 0,
+              "THREADS is a power of two up to 1,024: error_sums halves its blocks until one thread is left");
+
+constexpr int SIDE = MICRO * TILE;  // outputs of a block along each side
 constexpr int STRIDE = SIDE + 2;
-constexpr int THREADS = 256;  // of error_sums
 
 // Y = X * W^T with the sums in double, rounded to float once at the end.
 extern "C" __global__ void __launch_bounds__(TILE * TILE) matmul_reference(const float* __restrict__ x,

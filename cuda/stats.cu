@@ -5,9 +5,12 @@
 // order, and so its last bits, change from run to run.
 #include "common.cuh"
 
-constexpr int CHANNELS = 32;        // channels of a block: one 128-byte line of a row for each warp
-constexpr int WARPS = 8;            // rows in flight in a block
-constexpr int ROWS_PER_BLOCK = 64;  // the launcher divides tokens by the same number
+#if !defined(CHANNELS) || !defined(WARPS) || !defined(ROWS_PER_BLOCK)
+#error "channels, rows in flight and rows of a block must be given: -DCHANNELS=32 -DWARPS=8 -DROWS_PER_BLOCK=64"
+#endif
+static_assert(CHANNELS == 32, "CHANNELS is 32: a warp reads one 128-byte line of a row");
+static_assert(WARPS >= 1 && WARPS <= 32, "WARPS is 1 to 32: a block has CHANNELS * WARPS threads, at most 1,024");
+static_assert(ROWS_PER_BLOCK % WARPS == 0, "ROWS_PER_BLOCK is a multiple of WARPS: each warp takes as many rows");
 
 extern "C" __global__ void __launch_bounds__(CHANNELS * WARPS) accum_stats(const float* __restrict__ x,
                                                                         double* __restrict__ partial_abs,
@@ -46,8 +49,9 @@ extern "C" __global__ void __launch_bounds__(CHANNELS * WARPS) accum_stats(const
 }
 
 extern "C" __global__ void finish_stats(const double* __restrict__ partial_abs, const double* __restrict__ partial_sq,
-                                        float* __restrict__ abs_mean, float* __restrict__ sq_mean, Size chunks,
-                                        Size tokens, Size in_features) {
+                                        float* __restrict__ abs_mean, float* __restrict__ sq_mean, Size tokens,
+                                        Size in_features) {
+    const Size chunks = (tokens + ROWS_PER_BLOCK - 1) / ROWS_PER_BLOCK;
     for (Size channel = global_thread(); channel < in_features; channel += global_threads()) {
         double abs_sum = 0.0;
         double sq_sum = 0.0;
@@ -62,13 +66,13 @@ extern "C" __global__ void finish_stats(const double* __restrict__ partial_abs, 
     }
 }
 
-// The sums must be zero at the start; finish_stats_atomic turns them into means.
-extern "C" __global__ void accum_stats_atomic(const float* __restrict__ x, float* __restrict__ abs_sum,
-                                              float* __restrict__ sq_sum, Size tokens, Size in_features) {
+// Sums, for now: they must be zero at the start, and finish_stats_atomic turns them into means.
+extern "C" __global__ void accum_stats_atomic(const float* __restrict__ x, float* __restrict__ abs_mean,
+                                              float* __restrict__ sq_mean, Size tokens, Size in_features) {
     for (Size i = global_thread(); i < tokens * in_features; i += global_threads()) {
         const float value = x[i];
-        atomicAdd(&abs_sum[i % in_features], fabsf(value));
-        atomicAdd(&sq_sum[i % in_features], value * value);
+        atomicAdd(&abs_mean[i % in_features], fabsf(value));
+        atomicAdd(&sq_mean[i % in_features], value * value);
     }
 }
 

@@ -21,7 +21,8 @@ import pytest
 from awq_pycuda import composition, isolation, provenance, run
 from awq_pycuda.backends.base import Backend
 from awq_pycuda.backends.cpu import CpuBackend
-from awq_pycuda.config import Config, MatmulKernel, StatsKernel
+from awq_pycuda.config import Config
+from awq_pycuda.kernels import table
 from awq_pycuda.paths import resource_dir
 
 ROOT = Path(__file__).parent.parent
@@ -68,7 +69,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         return
     from awq_pycuda.backends.cuda.backend import CudaBackend
 
-    backend = CudaBackend(tile=16)
+    backend = CudaBackend({"TILE": 16}, {})
     receipt = {
         "kernels": kernel_digests(),
         "device": backend.device(),
@@ -81,9 +82,10 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 
 
 def kernel_digests() -> dict[str, str]:
-    """SHA-256 of every file under cuda/, by name."""
-    folder = resource_dir("cuda")
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+    """SHA-256 of every file under cuda/, by name, and of what the table of kernels gives the compiler beside them."""
+    contents = {path.name: path.read_bytes() for path in sorted(resource_dir("cuda").iterdir())}
+    contents["constants"] = "\n".join(table.constants()).encode()
+    return {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
 
 
 @pytest.fixture
@@ -97,14 +99,13 @@ def worst() -> Callable[[str, float, float], None]:
     return check
 
 
-def make_backend(name: str, **options: object) -> Backend:
-    """A backend, not entered; options are those of the CUDA backend and mean nothing on the CPU."""
+def make_backend(name: str, tile: int = 16, **choices: str) -> Backend:
+    """A backend, not entered; tile and the variants by stage are the CUDA backend's and mean nothing on the CPU."""
     if name == "cpu":
         return CpuBackend()
     from awq_pycuda.backends.cuda.backend import CudaBackend
 
-    settings = {"tile": 16, "stats": StatsKernel.deterministic, "matmul": MatmulKernel.tiled} | options
-    return CudaBackend(**settings)
+    return CudaBackend({"TILE": tile}, choices)
 
 
 @pytest.fixture(params=BACKENDS)

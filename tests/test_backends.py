@@ -7,8 +7,8 @@ import pytest
 from conftest import BACKENDS, make_backend, same_bits
 
 from awq_pycuda import philox
-from awq_pycuda.config import MatmulKernel, StatsKernel
 from awq_pycuda.engine.verify import code_errors, frobenius_error, relative_error
+from awq_pycuda.kernels import table
 from awq_pycuda.quant.format import Format, Quantized
 
 RNG = np.random.default_rng(11)
@@ -54,19 +54,18 @@ def test_init_gains_round_once_each(backend):
 # --- accum_stats --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stats", list(StatsKernel))
+@pytest.mark.parametrize("stats", table.variants("accum_stats"))
 @pytest.mark.parametrize("name", BACKENDS)
 @pytest.mark.parametrize("shape", [*SHAPES, (4096, 64)])
 def test_stats(name, shape, stats, worst):
     x = uniform(*shape) * np.logspace(-3, 3, shape[1], dtype=np.float32)
-    # Sums in double leave nothing but the rounding of the mean to float32.
-    most = 1e-5 if stats is StatsKernel.atomic and name == "cuda" else 2**-24
-    with make_backend(name, stats=stats) as backend:
+    most = table.find("accum_stats", stats if name == "cuda" else "deterministic").tolerance
+    with make_backend(name, accum_stats=stats) as backend:
         means = poisoned(backend, shape[1:]), poisoned(backend, shape[1:])
         backend.accum_stats(put(backend, x), *means)
         exact = x.astype(np.float64)
-        worst(f"{name} abs_mean ({stats.name})", relative_error(backend.read(means[0]), np.abs(exact).mean(0)), most)
-        worst(f"{name} sq_mean ({stats.name})", relative_error(backend.read(means[1]), np.square(exact).mean(0)), most)
+        worst(f"{name} abs_mean ({stats})", relative_error(backend.read(means[0]), np.abs(exact).mean(0)), most)
+        worst(f"{name} sq_mean ({stats})", relative_error(backend.read(means[1]), np.square(exact).mean(0)), most)
 
 
 def test_stats_of_special_channels(backend):
@@ -144,16 +143,18 @@ def multiplied(backend, x, codes, inv_s, steps, form=PER_ROW):
     return backend.read(y).copy()
 
 
-def kernels():
+def products():
     """Every variant and tile; on the CPU neither means anything, so it has one case."""
     cases = [pytest.param("cpu", {}, id="cpu")]
-    for matmul, tile in itertools.product(MatmulKernel, (1, 3, 4, 8, 16, 32)):
-        options = {"matmul": matmul, "tile": tile}
-        cases.append(pytest.param("cuda", options, id=f"cuda-{matmul.name}-{tile}", marks=pytest.mark.gpu))
+    for variant in table.variants("dequantizeTiled").values():
+        tile = variant.parameters.get("TILE")
+        for side in (16,) if tile is None else sorted({*tile.compiled, *(1, 3, 8, 31)} & {*tile.allowed}):
+            options = {"dequantizeTiled": variant.name, "tile": side}
+            cases.append(pytest.param("cuda", options, id=f"cuda-{variant.name}-{side}", marks=pytest.mark.gpu))
     return cases
 
 
-@pytest.mark.parametrize(("name", "options"), kernels())
+@pytest.mark.parametrize(("name", "options"), products())
 def test_product(name, options, worst):
     with make_backend(name, **options) as backend:
         for (tokens, out_features, in_features), grouped in itertools.product(PRODUCTS, (False, True)):
@@ -164,10 +165,11 @@ def test_product(name, options, worst):
             of_channel = np.repeat(steps, form.size(in_features), axis=1)
             exact = x.astype(np.float64) @ (wq * inv_s.astype(np.float64) * of_channel).T
             y = multiplied(backend, x, wq, inv_s, steps, form)
-            worst(f"{name} {options.get('matmul', MatmulKernel.tiled).name} product", frobenius_error(y, exact), 1e-5)
+            variant = table.find("dequantizeTiled", options.get("dequantizeTiled"))
+            worst(f"{name} {variant.name} product", frobenius_error(y, exact), variant.tolerance)
 
 
-@pytest.mark.parametrize(("name", "options"), kernels())
+@pytest.mark.parametrize(("name", "options"), products())
 def test_integers_and_powers_of_two_multiply_exactly(name, options):
     x = RNG.integers(-8, 9, (77, 130)).astype(np.float32)
     wq = RNG.integers(-127, 128, (65, 130), np.int8)
@@ -178,7 +180,7 @@ def test_integers_and_powers_of_two_multiply_exactly(name, options):
         assert np.array_equal(multiplied(backend, x, wq, inv_s, scale_b), exact)
 
 
-@pytest.mark.parametrize(("name", "options"), kernels())
+@pytest.mark.parametrize(("name", "options"), products())
 def test_identity_activations_read_the_weights_back(name, options):
     wq = RNG.integers(-127, 128, (41, 67), np.int8)
     inv_s = RNG.uniform(0.1, 9, 67).astype(np.float32)
@@ -214,7 +216,8 @@ def test_reference_product(backend, tokens, out_features, in_features, worst):
     y = poisoned(backend, (tokens, out_features))
     backend.matmul_reference(put(backend, x), put(backend, w), y)
     exact = x.astype(np.float64) @ w.astype(np.float64).T
-    worst(f"{backend.name} reference product", frobenius_error(backend.read(y), exact), 1e-6)
+    most = table.find("matmul_reference").tolerance
+    worst(f"{backend.name} reference product", frobenius_error(backend.read(y), exact), most)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (7, 9), (1000, 1025)])
@@ -222,4 +225,5 @@ def test_error_sums(backend, shape):
     a, b = uniform(*shape), uniform(*shape)
     sums = backend.error_sums(put(backend, a), put(backend, b))
     exact = a.astype(np.float64)
-    np.testing.assert_allclose(sums, (np.sum(exact**2), np.sum((exact - b) ** 2)), rtol=1e-12)
+    most = table.find("error_sums").tolerance
+    np.testing.assert_allclose(sums, (np.sum(exact**2), np.sum((exact - b) ** 2)), rtol=most)

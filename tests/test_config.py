@@ -10,10 +10,11 @@ import pytest
 
 from awq_pycuda.config import ALLOWED, check, config_hash, plain
 from awq_pycuda.errors import InputError
-from awq_pycuda.paths import resource_dir
+from awq_pycuda.hydra_errors import groups
 
-CONF = resource_dir("conf")
-PRESETS = sorted(f"{path.parent.name}={path.stem}" for path in CONF.glob("*/*.yaml"))
+PRESETS = sorted(
+    f"{group}={option}" for group, options in groups().items() for option in options if group != "experiment"
+)
 
 
 def flat(node, prefix=""):

@@ -10,8 +10,9 @@ from conftest import files_under, make_backend, same_bits
 from test_pipeline import Kept
 from test_results import result_path
 
-from awq_pycuda.config import MatmulKernel, StatsKernel
 from awq_pycuda.engine.verify import code_errors, relative_error
+from awq_pycuda.kernels import table
+from awq_pycuda.kernels.variant import Argument, Kernel, Source, Variant
 from awq_pycuda.quant.format import Format, Quantized
 
 pytestmark = pytest.mark.gpu
@@ -42,13 +43,13 @@ def test_the_backends_agree(compose, tmp_path, n, inputs, worst):
         assert a.metrics["output_sqnr_db"] == pytest.approx(b.metrics["output_sqnr_db"], abs=0.01)
 
 
-@pytest.mark.parametrize("matmul", list(MatmulKernel))
-@pytest.mark.parametrize("stats", list(StatsKernel))
+@pytest.mark.parametrize("matmul", table.variants("dequantizeTiled"))
+@pytest.mark.parametrize("stats", table.variants("accum_stats"))
 def test_sanitize_every_kernel(compose, matmul, stats):
     """A small ragged run of every kernel; `make sanitize` puts it under compute-sanitizer's four tools."""
     for tile, group in ((7, "null"), (16, "13"), (32, "null")):
         overrides = ("n=78", "tokens=45", "layers=2", "search=output", "inputs=outliers", f"quant.group_size={group}")
-        config = compose(*overrides, f"tile={tile}", f"matmul={matmul.name}", f"stats={stats.name}", "timing=once")
+        config = compose(*overrides, f"tile={tile}", f"matmul={matmul}", f"stats={stats}", "timing=once")
         kept = Kept("cuda", config)
         assert all(np.isfinite(y).all() for y in kept.y)
 
@@ -63,10 +64,62 @@ def test_a_launcher_refuses_what_its_kernel_would_misread():
     with make_backend("cuda") as backend:
         x, wq = backend.empty((4, 5)), backend.empty((3, 6), np.int8)
         given = Quantized(wq, backend.empty((3, 1)), Format())
-        with pytest.raises(ValueError, match="codes is int8"):
+        with pytest.raises(ValueError, match=r"wq is int8\(3, 6\); the kernel needs int8\(3, 5\)"):
+            backend.dequantize_tiled(x, given, backend.empty((5,)), backend.empty((4, 3)))
+        given = Quantized(backend.empty((3, 5), np.int8), backend.empty((3, 2)), Format(group_size=3))
+        with pytest.raises(ValueError, match="takes groups of equal size, not 2 groups of 3 for 5 input channels"):
             backend.dequantize_tiled(x, given, backend.empty((5,)), backend.empty((4, 3)))
         with pytest.raises(ValueError, match="x is int8"):
             backend.accum_stats(backend.empty((4, 5), np.int8), backend.empty((5,)), backend.empty((5,)))
+        with pytest.raises(ValueError, match=r"out is float32\(4, 4\); the kernel needs float32\(4, 5\)"):
+            backend.relu(x, None, backend.empty((4, 4)))
+        with pytest.raises(ValueError, match=r"value is float32\(5, 4\); the kernel needs float32\(4, 5\)"):
+            backend.error_sums(x, backend.empty((5, 4)))
+
+
+REVERSE = """
+extern "C" __global__ void reverse(const float* x, float* y, int count) {
+    extern __shared__ float values[];
+    for (int i = threadIdx.x; i < count; i += blockDim.x) values[i] = x[i];
+    __syncthreads();
+#if HOPPER
+    asm volatile("wgmma.fence.sync.aligned;");  // sm_90a knows it, sm_90 does not
+#endif
+    for (int i = threadIdx.x; i < count; i += blockDim.x) y[i] = values[count - 1 - i];
+}
+"""
+
+
+@pytest.mark.parametrize("suffix", ["", "a"])
+def test_an_entry_s_suffix_and_dynamic_shared_memory_reach_compiler_and_launch(monkeypatch, tmp_path, suffix):
+    """More than 48 KB of shared memory, which must be asked for, and code that is compiled for one architecture."""
+    from awq_pycuda.backends.cuda import jit
+    from awq_pycuda.backends.cuda.backend import CudaBackend
+    from awq_pycuda.backends.cuda.device import open_gpu
+
+    capability = open_gpu().limits.capability
+    if suffix and capability < (9, 0):
+        pytest.skip(f"compute capability {capability} has no architecture with a suffix")
+    arguments = (Argument("float*", "x", ("count",)), Argument("float*", "y", ("count",)), Argument("int", "count"))
+    kernel = Kernel("reverse", arguments, grid=lambda v: 1, shared_bytes=lambda v: 4 * v["COUNT"])
+    macros = {"COUNT": 20_000, "HOPPER": int(bool(suffix) and capability == (9, 0))}
+    entry = Variant("reverse", "only", "reverse.cu", "", (kernel,), macros, suffix=suffix, capability=capability)
+    (tmp_path / "cuda").mkdir()
+    (tmp_path / "cuda" / "reverse.cu").write_text(REVERSE)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(jit, "resource_dir", lambda name: tmp_path / name)
+    monkeypatch.setattr(table, "VARIANTS", (entry,))
+    x = np.arange(macros["COUNT"], dtype=np.float32)
+    with CudaBackend({}, {}) as backend:
+        given, reversed_ = backend.empty(x.shape), backend.empty(x.shape)
+        backend.write(given, x)
+        backend._run("reverse", x=given, y=reversed_)
+        assert same_bits(backend.read(reversed_), x[::-1].copy())
+    (source,) = entry.compiled()
+    assert source.arch(capability) == "sm_{}{}{}".format(*capability, suffix)
+    plain = Source(source.file, source.macros)
+    keys = {jit._key("", {}, each.flags(), "13.0", each.arch(capability)) for each in (source, plain)}
+    assert len(keys) == (2 if suffix else 1)
 
 
 def test_the_cubin_cache_is_used_and_whole(compose, monkeypatch, tmp_path):
@@ -75,7 +128,7 @@ def test_the_cubin_cache_is_used_and_whole(compose, monkeypatch, tmp_path):
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     gpu = open_gpu()
-    source = jit.Source("relu.cu")
+    source = Source("relu.cu")
     with gpu.current():
         gpu.modules.pop(source, None)
         jit.load(gpu, [source])
@@ -140,9 +193,9 @@ relu, calls = CudaBackend.relu, iter(range(100))
 
 def faulty(self, y, bias, out):
     if next(calls) == 2:
-        self._walk("relu", 1, 16, 0, 16, 1, 4)  # nothing is mapped at address 16
-    else:
-        relu(self, y, bias, out)
+        y = self.empty(y.shape)
+        y.pointer = 16  # nothing is mapped there
+    relu(self, y, bias, out)
 
 if "fault" in sys.argv:
     sys.argv.remove("fault")

@@ -1,17 +1,16 @@
-"""Compiles every cuda/*.cu for each supported architecture, warnings as errors, and prints registers and spills.
+"""Compiles what the table of kernels lists, for each architecture, warnings as errors; a kernel that spills fails, too.
 
-A line `// compile: -DTILE=16` in a kernel's file asks for one compilation with those flags; a file may have several
-such lines, one a variant. A file without one is compiled once, without macros.
+Prints the registers and the shared memory of each kernel. A file under cuda/ that is in no entry of the table fails.
 """
 
 from __future__ import annotations
 
 import os
 import re
-import shlex
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +20,9 @@ sys.path.insert(0, str(ROOT))  # so that it runs from a bare checkout, without t
 
 from awq_pycuda.backends.cuda.toolchain import Toolchain, find_toolchain  # noqa: E402
 from awq_pycuda.errors import InputError  # noqa: E402
+from awq_pycuda.kernels.table import ARCHITECTURES, VARIANTS  # noqa: E402
+from awq_pycuda.kernels.variant import Source, Variant  # noqa: E402
 
-ARCHITECTURES = ("sm_80", "sm_90", "sm_100")  # A100, H100 and H200, B200
-
-_VARIANT = re.compile(r"^// compile:(.*)$", re.MULTILINE)
 _ENTRY = re.compile(
     r"Compiling entry function '(?P<name>\w+)'"
     r".*?(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads"
@@ -38,65 +36,85 @@ _SHARED = re.compile(r"(\d+) bytes smem")
 class Job:
     """One compilation."""
 
-    source: Path
-    macros: tuple[str, ...]
+    source: Source
     arch: str
 
     def __str__(self) -> str:
-        return " ".join((self.source.name, *self.macros, self.arch))
+        return " ".join((self.source.file, *self.source.flags(), self.arch))
 
 
-def jobs_for(folder: Path) -> list[Job]:
-    """Every compilation that the files of `folder` ask for, in a fixed order."""
-    return [
-        Job(source, macros, arch)
-        for source in sorted(folder.glob("*.cu"))
-        for macros in [tuple(shlex.split(line)) for line in _VARIANT.findall(source.read_text())] or [()]
-        for arch in ARCHITECTURES
-    ]
+def jobs_for(variants: Sequence[Variant]) -> list[Job]:
+    """Every compilation that these entries ask for, each once, in their order."""
+    return list(
+        dict.fromkeys(
+            Job(source, source.arch(capability))
+            for variant in variants
+            for source in variant.compiled()
+            for capability in ARCHITECTURES
+            if variant.runs_on(capability)
+        )
+    )
 
 
-def compile_job(job: Job, toolchain: Toolchain) -> tuple[bool, str]:
-    """Whether it compiled, and what to print: a line for each of its kernels, or nvcc's complaint."""
-    with tempfile.TemporaryDirectory() as folder:
+def compile_job(job: Job, folder: Path, toolchain: Toolchain) -> tuple[bool, str]:
+    """Whether it compiled without spills, and what to print: a line for each of its kernels, or nvcc's complaint.
+
+    Args:
+        job: what to compile.
+        folder: where its source lies.
+        toolchain: the nvcc to use.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
         command = [toolchain.nvcc, *toolchain.flags, "-cubin", f"-arch={job.arch}", "-Werror", "all-warnings"]
-        command += ["-Xptxas", "-v", *job.macros, "-o", str(Path(folder, "kernel.cubin")), str(job.source)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        command += ["-Xptxas", "-v", *job.source.flags(), "-o", str(Path(scratch, "kernel.cubin"))]
+        done = subprocess.run([*command, str(folder / job.source.file)], capture_output=True, text=True, check=False)
     said = done.stdout + done.stderr
     if done.returncode != 0:
         return False, f"FAILED {job}\n{said.rstrip()}"
     kernels = list(_ENTRY.finditer(said))
     if not kernels:
         return False, f'FAILED {job}: holds no kernel (extern "C" __global__)'
-    return True, "\n".join(f"{job}: {_summary(kernel)}" for kernel in kernels)
+    fine = not any(map(_spilled, kernels))
+    return fine, "\n".join(f"{'FAILED ' if _spilled(kernel) else ''}{job}: {_summary(kernel)}" for kernel in kernels)
+
+
+def _spilled(kernel: re.Match[str]) -> int:
+    return int(kernel["stores"]) + int(kernel["loads"])
 
 
 def _summary(kernel: re.Match[str]) -> str:
     shared = _SHARED.search(kernel["rest"])
     text = f"{kernel['name']}: {kernel['registers']} registers, {shared[1] if shared else 0} B shared"
-    spilled = int(kernel["stores"]) + int(kernel["loads"])
-    return text + (f", SPILLS {kernel['stores']} B stores, {kernel['loads']} B loads" if spilled else ", no spills")
+    if _spilled(kernel):
+        return f"{text}, spills: {kernel['stores']} B stores, {kernel['loads']} B loads"
+    return f"{text}, no spills"
 
 
-def main() -> int:
-    """The exit code: 0 if all compiled, 1 if any did not or there is nothing to compile, 2 without a toolchain."""
+def compile_all(variants: Sequence[Variant], folder: Path) -> int:
+    """The exit code: 0 if all compiled and none spills, 1 if any did or a file has no entry, 2 without a toolchain."""
     try:
         toolchain = find_toolchain()
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
-    jobs = jobs_for(ROOT / "cuda")
-    if not jobs:
-        print("no kernels: cuda/ holds no .cu file", file=sys.stderr)
-        return 1
     print(f"nvcc {toolchain.version} ({toolchain.nvcc})")
     failed = 0
+    for file in sorted({path.name for path in folder.glob("*.cu")} - {variant.file for variant in variants}):
+        print(f"FAILED {file}: in no entry of the table of kernels (awq_pycuda/kernels/table.py)")
+        failed += 1
+    jobs = jobs_for(variants)
+    passed = 0
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        for compiled, text in pool.map(lambda job: compile_job(job, toolchain), jobs):
+        for fine, text in pool.map(lambda job: compile_job(job, folder, toolchain), jobs):
             print(text, flush=True)
-            failed += not compiled
-    print(f"{len(jobs) - failed} of {len(jobs)} compilations passed")
-    return 1 if failed else 0
+            passed += fine
+    print(f"{passed} of {len(jobs)} compilations passed")
+    return 0 if passed == len(jobs) and not failed else 1
+
+
+def main() -> int:
+    """See `compile_all`."""
+    return compile_all(VARIANTS, ROOT / "cuda")
 
 
 if __name__ == "__main__":

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Mapping
+from operator import attrgetter
 from typing import Any
 
 from awq_pycuda.backends.base import Backend
 from awq_pycuda.backends.cpu import CpuBackend
 from awq_pycuda.config import BackendChoice, Config
 from awq_pycuda.errors import InputError
+from awq_pycuda.kernels import table
+from awq_pycuda.kernels.variant import Device
 
 
 def why_no_cuda() -> str | None:
@@ -29,6 +33,28 @@ def why_no_cuda() -> str | None:
     return None if driver.Device.count() else "the NVIDIA driver sees no device"
 
 
+def chosen_variants(config: Config) -> dict[str, str]:
+    """The variant of each stage that has several kernels, by the stage's name."""
+    return {stage: attrgetter(key)(config).name for stage, key in table.KEYS.items()}
+
+
+def refuse_variants(config: Config, choices: Mapping[str, str], device: Device) -> None:
+    """Refuses what a chosen kernel cannot do on this device, or with this config on any.
+
+    Raises:
+        InputError: the first such kernel, and which ones can.
+    """
+    values = {"TILE": config.tile}
+    if config.quant.group_size is not None:
+        values["group_size"] = config.quant.group_size
+    for stage, name in choices.items():
+        obstacles = {each.name: each.obstacle(values, device) for each in table.variants(stage).values()}
+        if obstacles[name] is not None:
+            able = [each for each, obstacle in obstacles.items() if obstacle is None]
+            allowed = ", ".join(able) or "backend=cpu"
+            raise InputError(f"{table.KEYS[stage]}={name}: {obstacles[name]}; allowed here: {allowed}")
+
+
 def choose_backend(config: Config) -> tuple[Backend[Any], str]:
     """The backend that the config asks for, not yet entered, and one line that says which it is and why.
 
@@ -43,6 +69,8 @@ def choose_backend(config: Config) -> tuple[Backend[Any], str]:
         return CpuBackend(threads=config.threads), f"backend cpu ({reason})"
     from awq_pycuda.backends.cuda.backend import CudaBackend
 
-    backend = CudaBackend(config.tile, config.stats, config.matmul.kernel, config.threads)
+    choices = chosen_variants(config)
+    backend = CudaBackend({"TILE": config.tile}, choices, config.threads)
+    refuse_variants(config, choices, backend.limits)
     reason = "as asked" if config.backend is BackendChoice.cuda else "auto: a driver and a device are there"
     return backend, f"backend cuda ({reason}): {backend.device()['name']}"

@@ -107,7 +107,11 @@ TABLE: tuple[Entry, ...] = (
     ),
     Entry("/@git_commit", "of the checkout; empty for an installed package", "str"),
     Entry("/@git_dirty", "whether the checkout had changes; false for an installed package", "bool"),
-    Entry("/@kernels_sha256", "over names and contents of `cuda/*.cu*`", "str"),
+    Entry(
+        "/@kernels_sha256",
+        "over names and contents of `cuda/*.cu*`, and their constants in the table of kernels",
+        "str",
+    ),
     # A layer.
     Entry("/layers", "the finished layers", presence="optional", note="; a failed run may have none"),
     Entry(LAYER, "a layer: `000` is the first"),

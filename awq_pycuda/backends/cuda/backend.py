@@ -1,77 +1,66 @@
-"""The pipeline's stages as CUDA kernels through PyCUDA, on managed memory; one launcher per kernel."""
+"""The pipeline's stages as CUDA kernels through PyCUDA, on managed memory, by the table of kernels."""
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from importlib.metadata import version
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pycuda.driver as cuda
 from numpy.typing import DTypeLike, NDArray
+from pycuda.compiler import SourceModule
 
 from awq_pycuda.backends.base import Mark
 from awq_pycuda.backends.cuda.device import open_gpu
-from awq_pycuda.backends.cuda.jit import Source, load, toolchain
+from awq_pycuda.backends.cuda.jit import load, toolchain
 from awq_pycuda.backends.cuda.memory import ManagedArray, allocate
 from awq_pycuda.backends.host_stages import HostStages
-from awq_pycuda.config import MatmulKernel, StatsKernel
+from awq_pycuda.kernels import table
+from awq_pycuda.kernels.variant import MAX_BLOCKS, Argument, Device, Kernel, Variant
 from awq_pycuda.quant.format import Quantized
 
-_THREADS = 256  # of the kernels that walk an index space
-_BLOCKS_PER_MULTIPROCESSOR = 32  # enough to fill the card; such kernels stride over the rest
-_ERROR_BLOCKS = 1024  # fixed, so that error_sums adds up in the same order on every device
+_ALIGNMENT = 256  # of scratch arrays: as the driver aligns allocations
 
-# These repeat constants of cuda/stats.cu, cuda/matmul_blocked.cu and cuda/reference.cu.
-_STATS_CHANNELS, _STATS_WARPS, _STATS_ROWS = 32, 8, 64
-_BLOCKED_MICRO = 4
-_REFERENCE_TILE, _REFERENCE_SIDE = 16, 64
 
-_MAX_SIDE = 2**31 - 256  # the products count rows, columns and channels with int, a tile beyond the end
+class _Bound(NamedTuple):
+    """The launches of a stage on certain arrays, ready to be repeated.
 
-# File and argument types (struct module: P pointer, Q 64-bit size, i int) of every kernel but the products.
-_KERNELS = {
-    "init": ("init.cu", "PQQQQPP"),
-    "accum_stats": ("stats.cu", "PPPQQ"),
-    "finish_stats": ("stats.cu", "PPPPQQQ"),
-    "accum_stats_atomic": ("stats.cu", "PPPQQ"),
-    "finish_stats_atomic": ("stats.cu", "PPQQ"),
-    "quantize_awq": ("quantize.cu", "PPPPQQQ"),
-    "relu": ("relu.cu", "PPPQQ"),
-    "matmul_reference": ("reference.cu", "PPPiii"),
-    "error_sums": ("reference.cu", "PPPQ"),
-}
+    Attributes:
+        arrays: what must lie on the device.
+        zeroed: address and bytes of what must be 0 before.
+        launches: PyCUDA's calls and their arguments.
+        scratch: address and bytes of each scratch array.
+    """
+
+    arrays: list[ManagedArray]
+    zeroed: list[tuple[int, int]]
+    launches: list[tuple[Callable[..., None], tuple[Any, ...]]]
+    scratch: dict[str, tuple[int, int]]
 
 
 class CudaBackend(HostStages[ManagedArray]):
     """Kernels in one stream over managed arrays.
 
     Args:
-        tile: TILE of the product's kernel.
-        stats: which `accum_stats`.
-        matmul: which variant of `dequantizeTiled`.
+        parameters: macros that the table of kernels leaves to the config, such as TILE.
+        choices: the variant of each stage that has several, by name; the first one where a stage is missing.
         threads: host threads of the stages that run on the host; None for all cores.
     """
 
     name = "cuda"
 
-    def __init__(
-        self,
-        tile: int,
-        stats: StatsKernel = StatsKernel.deterministic,
-        matmul: MatmulKernel = MatmulKernel.tiled,
-        threads: int | None = None,
-    ) -> None:
-        self.tile = tile
+    def __init__(self, parameters: Mapping[str, int], choices: Mapping[str, str], threads: int | None = None) -> None:
         self.threads = threads
-        self.stats = stats
-        self._product_source = Source(f"matmul_{matmul.name}.cu", (("TILE", tile),))
-        self._product_side = tile * (_BLOCKED_MICRO if matmul is MatmulKernel.blocked else 1)
+        self._parameters = parameters
+        self._variants = {stage: table.find(stage, choices.get(stage)) for stage in table.stages()}
         self._gpu = open_gpu()
         toolchain()  # a missing nvcc is bad set-up: said before any work, not at the first launch
-        self._functions: dict[str, Any] = {}
+        self._bound: dict[tuple[object, ...], _Bound] = {}
         self._arrays: list[ManagedArray] = []
         self._workspace: cuda.DeviceAllocation | None = None
         self._workspace_bytes = 0
@@ -91,6 +80,7 @@ class CudaBackend(HostStages[ManagedArray]):
         for array in self._arrays:
             array.free()
         self._arrays.clear()
+        self._bound.clear()
         self._workspace, self._workspace_bytes = None, 0
         del self.stream
         self._stack.close()
@@ -98,6 +88,11 @@ class CudaBackend(HostStages[ManagedArray]):
     def device(self) -> dict[str, Any]:
         """See `Backend.device`."""
         return self._gpu.describe()
+
+    @property
+    def limits(self) -> Device:
+        """What decides which kernels can run."""
+        return self._gpu.limits
 
     def versions(self) -> dict[str, str]:
         """PyCUDA, cuda-bindings and nvcc."""
@@ -150,86 +145,25 @@ class CudaBackend(HostStages[ManagedArray]):
         col_gain: NDArray[np.float32] | None,
     ) -> None:
         """See `Backend.init`."""
-        rows, cols = out.shape
-        _expect("out", out, (rows, cols))
-        gains = []
-        for gain, size in ((row_gain, rows), (col_gain, cols)):
-            if gain is None:
-                gains.append(0)
-                continue
-            handle = self.empty((size,))
-            self.write(handle, gain)
-            gains.append(self._on_device(handle))
-        quads = -(-rows * cols // 4)
-        self._walk("init", quads, self._on_device(out), rows, cols, seed, subsequence, *gains)
+        gains = [None if gain is None else self._written(gain) for gain in (row_gain, col_gain)]
+        self._run("init", out=out, seed=seed, subsequence=subsequence, row_gain=gains[0], col_gain=gains[1])
 
     def accum_stats(self, x: ManagedArray, abs_mean: ManagedArray, sq_mean: ManagedArray) -> None:
         """See `Backend.accum_stats`; with `stats=atomic` the last bits change from run to run."""
-        tokens, in_features = x.shape
-        _expect("x", x, (tokens, in_features))
-        _expect("abs_mean", abs_mean, (in_features,))
-        _expect("sq_mean", sq_mean, (in_features,))
-        means = self._on_device(abs_mean), self._on_device(sq_mean)
-        if self.stats is StatsKernel.atomic:
-            for pointer in means:
-                cuda.memset_d32_async(pointer, 0, in_features, self.stream)
-            self._walk("accum_stats_atomic", tokens * in_features, self._on_device(x), *means, tokens, in_features)
-            self._walk("finish_stats_atomic", in_features, *means, tokens, in_features)
-            return
-        chunks = -(-tokens // _STATS_ROWS)
-        partial_bytes = 8 * chunks * in_features
-        partial_abs = self._scratch(2 * partial_bytes)
-        partials = partial_abs, partial_abs + partial_bytes
-        self._launch(
-            "accum_stats",
-            chunks * -(-in_features // _STATS_CHANNELS),
-            (_STATS_CHANNELS, _STATS_WARPS, 1),
-            self._on_device(x),
-            *partials,
-            tokens,
-            in_features,
-        )
-        self._walk("finish_stats", in_features, *partials, *means, chunks, tokens, in_features)
+        self._run("accum_stats", x=x, abs_mean=abs_mean, sq_mean=sq_mean)
 
     def quantize_awq(self, w: ManagedArray, s: ManagedArray, quantized: Quantized[ManagedArray]) -> None:
         """See `Backend.quantize_awq`."""
-        out_features, in_features = w.shape
-        group_size = _expect_quantized(quantized, s, out_features, in_features)
-        _expect("w", w, (out_features, in_features))
-        self._walk(
-            "quantize_awq",
-            -(-out_features * in_features // 4),
-            self._on_device(w),
-            self._on_device(s),
-            self._on_device(quantized.steps),
-            self._on_device(quantized.codes),
-            out_features,
-            in_features,
-            group_size,
-        )
+        form = quantized.format
+        numbers = {"group_size": form.size(w.shape[-1]), "QMAX": form.largest}
+        self._run("quantize_awq", w=w, s=s, scale_b=quantized.steps, wq=quantized.codes, **numbers)
 
     def dequantize_tiled(
         self, x: ManagedArray, quantized: Quantized[ManagedArray], inv_s: ManagedArray, y: ManagedArray
     ) -> None:
         """See `Backend.dequantize_tiled`."""
-        (tokens, in_features), (out_features, _) = x.shape, quantized.codes.shape
-        group_size = _expect_quantized(quantized, inv_s, out_features, in_features)
-        _expect("x", x, (tokens, in_features))
-        _expect("y", y, (tokens, out_features))
-        self._launch(
-            "dequantizeTiled",
-            _tiles(tokens, out_features, in_features, self._product_side),
-            (self.tile, self.tile, 1),
-            self._on_device(x),
-            self._on_device(quantized.codes),
-            self._on_device(inv_s),
-            self._on_device(quantized.steps),
-            self._on_device(y),
-            tokens,
-            out_features,
-            in_features,
-            group_size,
-        )
+        codes, steps, size = quantized.codes, quantized.steps, quantized.format.size(x.shape[-1])
+        self._run("dequantizeTiled", x=x, wq=codes, inv_s=inv_s, scale_b=steps, y=y, group_size=size)
 
     def on_host(self, handle: ManagedArray) -> NDArray[Any]:
         """See `HostStages.on_host`."""
@@ -241,45 +175,19 @@ class CudaBackend(HostStages[ManagedArray]):
 
     def relu(self, y: ManagedArray, bias: ManagedArray | None, out: ManagedArray) -> None:
         """See `Backend.relu`."""
-        tokens, out_features = y.shape
-        _expect("y", y, (tokens, out_features))
-        _expect("out", out, (tokens, out_features))
-        if bias is not None:
-            _expect("bias", bias, (out_features,))
-        bias_pointer = 0 if bias is None else self._on_device(bias)
-        work = -(-tokens * out_features // 4)
-        self._walk("relu", work, self._on_device(y), bias_pointer, self._on_device(out), tokens, out_features)
+        self._run("relu", y=y, bias=bias, out=out)
 
     def matmul_reference(self, x: ManagedArray, w: ManagedArray, y: ManagedArray) -> None:
         """See `Backend.matmul_reference`: sums in float64."""
-        (tokens, in_features), (out_features, _) = x.shape, w.shape
-        _expect("x", x, (tokens, in_features))
-        _expect("w", w, (out_features, in_features))
-        _expect("y", y, (tokens, out_features))
-        self._launch(
-            "matmul_reference",
-            _tiles(tokens, out_features, in_features, _REFERENCE_SIDE),
-            (_REFERENCE_TILE, _REFERENCE_TILE, 1),
-            self._on_device(x),
-            self._on_device(w),
-            self._on_device(y),
-            tokens,
-            out_features,
-            in_features,
-        )
+        self._run("matmul_reference", x=x, w=w, y=y)
 
     def error_sums(self, reference: ManagedArray, value: ManagedArray) -> tuple[float, float]:
         """See `Backend.error_sums`."""
-        _expect("reference", reference, reference.shape)
-        _expect("value", value, reference.shape)
-        partial = np.empty((_ERROR_BLOCKS, 2), np.float64)
-        scratch = self._scratch(partial.nbytes)
-        count = reference.array.size
-        arguments = self._on_device(reference), self._on_device(value), scratch, count
-        self._launch("error_sums", _ERROR_BLOCKS, (_THREADS, 1, 1), *arguments)
-        cuda.memcpy_dtoh_async(partial, scratch, self.stream)
+        pointer, nbytes = self._run("error_sums", reference=reference, value=value)["partial"]
+        sums = np.empty((nbytes // 16, 2), np.float64)
+        cuda.memcpy_dtoh_async(sums, pointer, self.stream)
         self.stream.synchronize()
-        signal, noise = partial.sum(axis=0)
+        signal, noise = sums.sum(axis=0)
         return float(signal), float(noise)
 
     def mark(self) -> Mark:
@@ -296,61 +204,84 @@ class CudaBackend(HostStages[ManagedArray]):
         """See `Backend.gpu_ms`."""
         return float(start.event.time_till(end.event))
 
-    def _on_device(self, handle: ManagedArray) -> int:
-        """The address of an array that a kernel is about to read or write, ordered onto the device."""
-        handle.to_device(self.stream)
-        return handle.pointer
+    def _written(self, values: NDArray[np.float32]) -> ManagedArray:
+        handle = self.empty(values.shape)
+        self.write(handle, values)
+        return handle
 
-    def _scratch(self, nbytes: int) -> int:
-        """Device memory that only kernels see; valid until the next call."""
-        if self._workspace is None or self._workspace_bytes < nbytes:
-            self._workspace = cuda.mem_alloc(nbytes)
-            self._workspace_bytes = nbytes
-        return int(self._workspace)
+    def _run(self, stage: str, **values: ManagedArray | int | None) -> dict[str, tuple[int, int]]:
+        """Launches the chosen variant of a stage.
 
-    def _walk(self, kernel: str, work: int, *arguments: int) -> None:
-        """Launches a kernel that strides over `work` items."""
-        blocks = min(-(-work // _THREADS), _BLOCKS_PER_MULTIPROCESSOR * self._gpu.multiprocessors)
-        self._launch(kernel, blocks, (_THREADS, 1, 1), *arguments)
+        Args:
+            stage: as the table of kernels names it.
+            values: its arrays, numbers and macros by the names of the table; None for an array that is left out.
 
-    def _launch(self, kernel: str, blocks: int, block: tuple[int, int, int], *arguments: int) -> None:
-        if not self._functions:
-            self._load()
-        self._functions[kernel].prepared_async_call((blocks, 1), block, self.stream, *arguments)
+        Returns:
+            Address and bytes of each scratch array; valid until the next call.
 
-    def _load(self) -> None:
-        files = sorted({file for file, _ in _KERNELS.values()})
-        product, *modules = load(self._gpu, [self._product_source, *(Source(file) for file in files)])
-        by_file = dict(zip(files, modules, strict=True))
-        for kernel, (file, types) in _KERNELS.items():
-            self._functions[kernel] = by_file[file].get_function(kernel).prepare(types)
-        self._functions["dequantizeTiled"] = product.get_function("dequantizeTiled").prepare("PPPPPiiii")
+        Raises:
+            ValueError: the kernel would misread an array, or does not take these sizes.
+        """
+        # A pass repeats the same calls: what follows from the arrays is worked out and checked once.
+        key = (stage, *values.values())
+        bound = self._bound.get(key)
+        if bound is None:
+            bound = self._bound[key] = self._bind(self._variants[stage], values)
+        for array in bound.arrays:
+            array.to_device(self.stream)
+        for pointer, nbytes in bound.zeroed:
+            cuda.memset_d32_async(pointer, 0, nbytes // 4, self.stream)
+        for call, arguments in bound.launches:
+            call(*arguments)
+        return bound.scratch
+
+    def _bind(self, variant: Variant, given: Mapping[str, ManagedArray | int | None]) -> _Bound:
+        arrays = {name: value for name, value in given.items() if isinstance(value, ManagedArray)}
+        numbers = {name: value or 0 for name, value in given.items() if not isinstance(value, ManagedArray)}
+        values = {**self._parameters, **variant.sizes({name: array.shape for name, array in arrays.items()}), **numbers}
+        if obstacle := variant.obstacle(values, self.limits):
+            raise ValueError(f"{variant.stage} ({variant.name}): {obstacle}")
+        for argument in variant.arrays():
+            if argument.name in arrays:
+                _expect(arrays[argument.name], argument, values)
+        source = variant.source(values)
+        # All at the first launch: what is missing compiles in parallel.
+        others = [each.source({**each.defaults(), **self._parameters}) for each in self._variants.values()]
+        module, *_ = load(self._gpu, [source, *others])
+        values |= {**variant.macros, "multiprocessors": self._gpu.multiprocessors}
+        scratch = self._scratch({name: nbytes(values) for name, nbytes in variant.scratch.items()})
+        values |= {name: array.pointer for name, array in arrays.items()}
+        values |= {name: pointer for name, (pointer, _) in scratch.items()}
+        launches = [self._launch(module, kernel, values) for kernel in variant.kernels]
+        zeroed = [(values[name], arrays[name].array.nbytes) for name in variant.zeroed]
+        return _Bound(list(arrays.values()), zeroed, launches, scratch)
+
+    def _launch(
+        self, module: SourceModule, kernel: Kernel, values: Mapping[str, int]
+    ) -> tuple[Callable[..., None], tuple[Any, ...]]:
+        blocks, shared_bytes = kernel.grid(values), kernel.shared_bytes(values)
+        if blocks > MAX_BLOCKS:
+            raise ValueError(f"{kernel.entry}: {blocks} blocks are too many; allowed: up to {MAX_BLOCKS}")
+        function = module.get_function(kernel.entry)
+        call = function.prepare("".join(argument.code for argument in kernel.arguments)).prepared_async_call
+        if shared_bytes:  # beyond 48 KB it must be asked for
+            function.set_attribute(cuda.function_attribute.MAX_DYNAMIC_SHARED_SIZE_BYTES, shared_bytes)
+            call = partial(call, shared_size=shared_bytes)
+        arguments = (values[argument.name] for argument in kernel.arguments)
+        return call, ((blocks, 1), kernel.threads(values), self.stream, *arguments)
+
+    def _scratch(self, sizes: Mapping[str, int]) -> dict[str, tuple[int, int]]:
+        """Device memory that only kernels see, by address and bytes; valid until the next call."""
+        offsets = [0, *itertools.accumulate(-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes.values())]
+        if self._workspace_bytes < offsets[-1]:
+            self._bound.clear()  # their scratch lies in what goes now
+            self._workspace, self._workspace_bytes = cuda.mem_alloc(offsets[-1]), offsets[-1]
+        base = int(self._workspace or 0)
+        return {name: (base + offset, size) for offset, (name, size) in zip(offsets, sizes.items(), strict=False)}
 
 
-def _tiles(rows: int, columns: int, inner: int, side: int) -> int:
-    """Blocks of side x side outputs that cover a rows x columns product; one grid dimension, which may be large."""
-    blocks = -(-rows // side) * -(-columns // side)
-    if max(rows, columns, inner, blocks) > _MAX_SIDE:
-        raise ValueError(
-            f"a product of {rows} x {inner} and {inner} x {columns} is too large; allowed: up to {_MAX_SIDE}"
-        )
-    return blocks
-
-
-def _expect(name: str, handle: ManagedArray, shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> None:
+def _expect(array: ManagedArray, argument: Argument, sizes: Mapping[str, int]) -> None:
     """Refuses an array that a kernel would misread."""
-    if handle.shape != shape or handle.dtype != np.dtype(dtype) or not handle.array.flags.c_contiguous:
-        raise ValueError(
-            f"{name} is {handle.dtype}{handle.shape}; the kernel needs {np.dtype(dtype)}{shape}, contiguous"
-        )
-
-
-def _expect_quantized(
-    quantized: Quantized[ManagedArray], channel_scale: ManagedArray, out_features: int, in_features: int
-) -> int:
-    """Checks codes, channel scales and steps against each other; returns the channels of a full group."""
-    form = quantized.format
-    _expect("codes", quantized.codes, (out_features, in_features), form.code_dtype)
-    _expect("the channel scale", channel_scale, (in_features,))
-    _expect("steps", quantized.steps, (out_features, form.groups(in_features)))
-    return form.size(in_features)
+    shape = tuple(sizes[size] for size in argument.shape)
+    if array.dtype != np.dtype(argument.dtype) or array.shape != shape:
+        raise ValueError(f"{argument.name} is {array.dtype}{array.shape}; the kernel needs {argument.dtype}{shape}")

@@ -10,6 +10,8 @@ from typing import Any
 
 import pycuda.driver as cuda
 
+from awq_pycuda.kernels.variant import Device
+
 _ATTRIBUTES = cuda.device_attribute
 
 
@@ -32,10 +34,10 @@ class Gpu:
             cuda.Context.pop()
 
     @property
-    def arch(self) -> str:
-        """The name that nvcc gives this device's architecture, such as sm_90."""
-        major, minor = self.device.compute_capability()
-        return f"sm_{major}{minor}"
+    def limits(self) -> Device:
+        """What decides which kernels can run."""
+        shared_bytes = self.device.get_attribute(_ATTRIBUTES.MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)
+        return Device(self.device.compute_capability(), int(shared_bytes))
 
     @property
     def multiprocessors(self) -> int:

@@ -7,7 +7,6 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -17,17 +16,10 @@ from pycuda.driver import module_from_buffer
 
 from awq_pycuda.backends.cuda.device import Gpu
 from awq_pycuda.backends.cuda.toolchain import Toolchain, find_toolchain
+from awq_pycuda.kernels.variant import Source
 from awq_pycuda.paths import resource_dir
 
 toolchain = lru_cache(maxsize=1)(find_toolchain)
-
-
-@dataclass(frozen=True)
-class Source:
-    """A kernel file and its macros, such as `Source("matmul_tiled.cu", (("TILE", 16),))`."""
-
-    file: str
-    macros: tuple[tuple[str, int], ...] = ()
 
 
 class CachedModule(SourceModule):
@@ -51,11 +43,11 @@ def load(gpu: Gpu, sources: Sequence[Source]) -> list[SourceModule]:
         InputError: there is no nvcc.
         pycuda.driver.CompileError: nvcc refuses a source.
     """
-    missing = [source for source in sources if source not in gpu.modules]
+    missing = list(dict.fromkeys(source for source in sources if source not in gpu.modules))
     if missing:
-        kit, arch = toolchain(), gpu.arch
+        kit, capability = toolchain(), gpu.limits.capability
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            cubins = list(pool.map(lambda source: _cubin(source, kit, arch), missing))
+            cubins = list(pool.map(lambda source: _cubin(source, kit, source.arch(capability)), missing))
         for source, cubin in zip(missing, cubins, strict=True):
             gpu.modules[source] = CachedModule(cubin)
     return [gpu.modules[source] for source in sources]
@@ -64,7 +56,7 @@ def load(gpu: Gpu, sources: Sequence[Source]) -> list[SourceModule]:
 def _cubin(source: Source, kit: Toolchain, arch: str) -> bytes:
     folder = resource_dir("cuda")
     text = (folder / source.file).read_text(encoding="utf-8")
-    options = [*kit.flags, *(f"-D{name}={value}" for name, value in source.macros)]
+    options = [*kit.flags, *source.flags()]
     headers = {path.name: path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.cuh"))}
     path = _cache_folder() / f"{Path(source.file).stem}-{_key(text, headers, options, kit.version, arch)}.cubin"
     try:

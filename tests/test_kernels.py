@@ -1,0 +1,278 @@
+"""The table of kernels: that it says what the sources say, and that everything else follows from it."""
+
+import dataclasses
+import re
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from awq_pycuda import provenance
+from awq_pycuda.backends.choose import chosen_variants, refuse_variants
+from awq_pycuda.backends.cuda.toolchain import find_toolchain
+from awq_pycuda.errors import InputError
+from awq_pycuda.kernels import table
+from awq_pycuda.kernels.variant import MAX_INT, Argument, Device, Kernel, Parameter, Source, Variant
+from awq_pycuda.paths import resource_dir
+
+sys.path.insert(0, str(ROOT / "tools"))
+import compile_kernels
+
+CUDA = resource_dir("cuda")
+H100 = Device((9, 0), 227 * 1024)
+SIGNATURE = re.compile(r'extern "C" __global__ void (?:__launch_bounds__\([^)]*\) )?(\w+)\(([^)]*)\)')
+BLOCKED = table.find("dequantizeTiled", "blocked")
+
+
+def test_the_table_needs_neither_pycuda_nor_numpy():
+    script = "import sys; import awq_pycuda.kernels.table; print({'numpy', 'pycuda', 'hydra'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout == "set()\n"
+
+
+def test_every_kernel_of_the_sources_is_in_the_table_with_its_arguments():
+    declared = {}
+    for path in CUDA.glob("*.cu"):
+        for entry, arguments in SIGNATURE.findall(re.sub(r"\s+", " ", path.read_text(encoding="utf-8"))):
+            plain = re.sub(r"\bconst | ?__restrict__", "", arguments.strip())
+            declared[path.name, entry] = tuple(plain.split(", "))
+    listed = {
+        (variant.file, kernel.entry): tuple(f"{each.type} {each.name}" for each in kernel.arguments)
+        for variant in table.VARIANTS
+        for kernel in variant.kernels
+    }
+    assert listed == declared
+
+
+@pytest.mark.parametrize("variant", table.VARIANTS, ids=lambda variant: f"{variant.stage}-{variant.name}")
+def test_a_source_demands_its_macros_and_says_their_rules(variant):
+    text = (CUDA / variant.file).read_text(encoding="utf-8")
+    demanded = set(re.findall(r"defined\((\w+)\)|#ifndef (\w+)", text.partition("#error")[0]))
+    macros = {*variant.macros, *variant.parameters}
+    assert {one or other for one, other in demanded} == macros
+    assert {name for name in macros if re.search(rf"static_assert\([^;]*\b{name}\b", text)} == macros
+    assert not variant.suffix or variant.capability is not None
+
+
+def test_variants_of_a_stage_have_one_signature_and_names_of_their_own():
+    assert len({(variant.stage, variant.name) for variant in table.VARIANTS}) == len(table.VARIANTS)
+    assert {stage for stage in table.stages() if len(table.variants(stage)) > 1} == set(table.KEYS)
+    for stage in table.stages():
+        taken = {frozenset(variant.arrays()) for variant in table.variants(stage).values()}
+        assert len(taken) == 1, stage
+
+
+LAUNCHES = [
+    ("dequantizeTiled", "tiled", 0, {"TILE": 16, "tokens": 77, "out_features": 130}, 5 * 9, (16, 16, 1)),
+    ("dequantizeTiled", "blocked", 0, {"TILE": 16, "tokens": 77, "out_features": 130}, 2 * 3, (16, 16, 1)),
+    ("accum_stats", "deterministic", 0, {"tokens": 130, "in_features": 70}, 3 * 3, (32, 8, 1)),
+    ("accum_stats", "deterministic", 1, {"tokens": 130, "in_features": 70}, 1, (256, 1, 1)),
+    ("init", None, 0, {"rows": 4096, "cols": 4096, "multiprocessors": 132}, 32 * 132, (256, 1, 1)),
+    ("init", None, 0, {"rows": 41, "cols": 25}, 2, (256, 1, 1)),
+    ("matmul_reference", None, 0, {"tokens": 65, "out_features": 64}, 2, (16, 16, 1)),
+    ("error_sums", None, 0, {"count": 3}, 1024, (256, 1, 1)),
+]
+
+
+@pytest.mark.parametrize(("stage", "name", "index", "sizes", "blocks", "threads"), LAUNCHES)
+def test_launches(stage, name, index, sizes, blocks, threads):
+    variant = table.find(stage, name)
+    values = {"multiprocessors": 8, **variant.macros, **sizes}
+    kernel = variant.kernels[index]
+    assert (kernel.grid(values), kernel.threads(values)) == (blocks, threads)
+
+
+def test_scratch_follows_the_chunks():
+    variant = table.find("accum_stats", "deterministic")
+    sizes = {
+        name: nbytes({**variant.macros, "tokens": 130, "in_features": 70}) for name, nbytes in variant.scratch.items()
+    }
+    assert sizes == {"partial_abs": 8 * 3 * 70, "partial_sq": 8 * 3 * 70}
+
+
+def test_sizes_follow_from_the_shapes():
+    shapes = {"x": (77, 130), "wq": (65, 130), "inv_s": (130,), "scale_b": (65, 5), "y": (77, 65)}
+    sizes = {"tokens": 77, "out_features": 65, "in_features": 130, "groups": 5}
+    assert BLOCKED.sizes(shapes) == sizes
+    assert BLOCKED.sizes({**shapes, "wq": (65, 6)}) == sizes
+    assert table.find("error_sums").sizes({"reference": (7, 9), "value": (9, 7)})["count"] == 63
+    with pytest.raises(ValueError, match=r"x is of shape \(7, 7, 7\); the kernel needs \[tokens, in_features\]"):
+        BLOCKED.sizes({**shapes, "x": (7, 7, 7)})
+
+
+OBSTACLES = [
+    (
+        *({}, {"in_features": 70, "groups": 3, "group_size": 24}, None),
+        "takes groups of equal size, not 3 groups of 24 for 70 input channels",
+    ),
+    ({}, {"TILE": 33}, H100, "takes TILE from 1 to 32, not 33"),
+    ({}, {"tokens": MAX_INT + 1}, H100, f"takes tokens up to {MAX_INT}, not {MAX_INT + 1}"),
+    ({"group_multiple": 32}, {"group_size": 48}, H100, "takes groups of a multiple of 32 input channels, not 48"),
+    ({"group_multiple": 32}, {"group_size": 48, "groups": 1, "in_features": 48}, H100, None),
+    ({"group_multiple": 32}, {"group_size": 64}, H100, None),
+    ({"capability": (9, 0)}, {}, Device((8, 6), 0), "needs a GPU of compute capability 9.0 or later, not 8.6"),
+    ({"capability": (9, 0)}, {}, Device((10, 0), 0), None),
+    ({"capability": (9, 0), "suffix": "a"}, {}, Device((10, 0), 0), "needs a GPU of compute capability 9.0, not 10.0"),
+    ({"capability": (9, 0), "suffix": "a"}, {}, H100, None),
+    ({}, {"tokens": MAX_INT, "TILE": 32}, None, None),
+]
+
+
+@pytest.mark.parametrize(("change", "values", "device", "obstacle"), OBSTACLES)
+def test_what_a_variant_cannot_do_and_why(change, values, device, obstacle):
+    assert dataclasses.replace(BLOCKED, **change).obstacle({"TILE": 16, **values}, device) == obstacle
+
+
+def test_more_shared_memory_than_the_device_has():
+    kernel = dataclasses.replace(BLOCKED.kernels[0], shared_bytes=lambda v: 1024 * v["TILE"] * v["MICRO"])
+    variant = dataclasses.replace(BLOCKED, kernels=(kernel,))
+    assert variant.obstacle({"TILE": 16}, Device((8, 6), 64 * 1024)) is None
+    beyond = "needs 69632 bytes of shared memory in a block, the GPU gives 65536"
+    assert variant.obstacle({"TILE": 17}, Device((8, 6), 64 * 1024)) == beyond
+
+
+def test_a_kernel_that_the_device_cannot_run_is_refused_in_one_line(compose, monkeypatch):
+    third = dataclasses.replace(BLOCKED, name="tiled", capability=(9, 0), suffix="a", group_multiple=16)
+    monkeypatch.setattr(table, "VARIANTS", (table.find("accum_stats"), third, BLOCKED))
+    config = compose("quant.group_size=24")
+    for device, why in (((8, 0), "needs a GPU"), ((9, 0), "takes groups of a multiple of 16")):
+        with pytest.raises(InputError, match=rf"^matmul\.kernel=tiled: {why}.*; allowed here: blocked$"):
+            refuse_variants(config, chosen_variants(config), Device(device, 0))
+    refuse_variants(compose("quant.group_size=32"), chosen_variants(config), H100)
+
+
+PLANTED = """
+import dataclasses, sys
+from awq_pycuda.kernels import table
+from awq_pycuda.kernels.variant import Parameter
+
+tile = {"TILE": Parameter(range(8, 65, 8), compiled=(8,))}
+blocked = table.find("dequantizeTiled", "blocked")
+third = dataclasses.replace(blocked, name="third", file="third.cu", help="a third way", parameters=tile)
+table.VARIANTS += (third,)
+from awq_pycuda import run
+sys.exit(run.main())
+"""
+NAMES = [*table.variants("dequantizeTiled")]
+OPTIONS = ", ".join(sorted([*NAMES, "third"]))
+TILES = f"from 1 to 32 with matmul.kernel={' or '.join(NAMES)}, from 8 to 64 in steps of 8 with matmul.kernel=third"
+SMALL = ("backend=cpu", "n=8", "layers=1", "timing=once")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["--help"], 0, f"{table.choices('dequantizeTiled')}, third (a third way)"),
+        (["matmul=third", "tile=64", *SMALL], 0, "results "),
+        (["matmul=third", "tile=12", *SMALL], 2, f"error: tile=12: allowed: a whole number {TILES}\n"),
+        (["matmul.kernel=fourth"], 2, f"error: matmul.kernel=fourth: allowed: {', '.join([*NAMES, 'third'])}\n"),
+        (
+            ["matmul=fourth"],
+            2,
+            f"error: matmul=fourth: no such option; allowed: {OPTIONS}\n",
+        ),
+    ],
+)
+def test_an_entry_of_the_table_is_all_that_config_and_help_need(tmp_path, arguments, code, said):
+    command = [sys.executable, "-c", PLANTED, *arguments]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+    assert said in done.stdout + done.stderr
+
+
+def test_the_kernels_hash_tells_their_constants(monkeypatch):
+    before = provenance.kernels_sha256()
+    changed = dataclasses.replace(BLOCKED, macros={"MICRO": 8})
+    monkeypatch.setattr(table, "VARIANTS", tuple(changed if each is BLOCKED else each for each in table.VARIANTS))
+    assert provenance.kernels_sha256() != before
+
+
+# --- make kernels -------------------------------------------------------------------------------------------------
+
+
+def test_each_entry_is_compiled_for_what_it_runs_on():
+    jobs = [str(job) for job in compile_kernels.jobs_for(table.VARIANTS)]
+    assert len(jobs) == len(set(jobs))
+    assert {job.split()[0] for job in jobs} == {path.name for path in CUDA.glob("*.cu")}
+    assert "matmul_blocked.cu -DMICRO=4 -DTILE=32 sm_90" in jobs
+    newer = dataclasses.replace(BLOCKED, capability=(9, 0), parameters={"TILE": Parameter(range(1, 33), (8, 9))})
+    assert [job.arch for job in compile_kernels.jobs_for([newer])] == ["sm_90", "sm_100"] * 2
+    hopper = dataclasses.replace(newer, suffix="a")
+    assert [str(job) for job in compile_kernels.jobs_for([hopper])] == [
+        f"matmul_blocked.cu -DMICRO=4 -DTILE={tile} sm_90a" for tile in (8, 9)
+    ]
+
+
+SPILLING = """
+extern "C" __global__ void __launch_bounds__(1024, 2) spilling(float* y, int n) {
+    float values[64];
+    for (int i = 0; i < 64; ++i) values[i] = y[i * n + threadIdx.x];
+    for (int round = 0; round < n; ++round) {
+#pragma unroll
+        for (int i = 0; i < 64; ++i) values[i] = fmaf(values[i], values[(i + 1) % 64], values[(i + 7) % 64]);
+    }
+    for (int i = 0; i < 64; ++i) y[i * n + threadIdx.x] = values[i];
+}
+"""
+
+
+def planted(folder, name, source):
+    (folder / f"{name}.cu").write_text(source)
+    arguments = (Argument("float*", "y", ("n",)), Argument("int", "n"))
+    return Variant(name, table.ONLY, f"{name}.cu", "", (Kernel(name, arguments, grid=lambda v: 1),), capability=(10, 0))
+
+
+def test_make_kernels_fails_on_a_spill(capsys, tmp_path):
+    try:
+        find_toolchain()
+    except InputError as error:
+        pytest.skip(str(error))
+    spilling = planted(tmp_path, "spilling", SPILLING)
+    assert compile_kernels.compile_all([spilling], tmp_path) == 1
+    out = capsys.readouterr().out
+    assert re.search(
+        r"^FAILED spilling\.cu sm_100: spilling: 32 registers, 0 B shared, spills: [1-9]\d* B stores", out, re.M
+    )
+    assert out.endswith("\n0 of 1 compilations passed\n")
+    fine = planted(tmp_path, "spilling", SPILLING.replace("(1024, 2)", "(64)"))
+    assert compile_kernels.compile_all([fine], tmp_path) == 0
+    assert "no spills" in capsys.readouterr().out
+
+
+NVCC = """\
+#!/bin/sh
+if [ "$1" = --version ]; then echo "Cuda compilation tools, release 13.0, V13.0.88"; exit; fi
+cat <<'SAID'
+curand_found
+ptxas info    : Compiling entry function 'relu' for 'sm_80'
+ptxas info    : Function properties for relu
+    16 bytes stack frame, {spills} bytes spill stores, {spills} bytes spill loads
+ptxas info    : Used 64 registers, used 1 barriers, 34560 bytes smem
+SAID
+"""
+
+
+@pytest.mark.parametrize(("spills", "others", "code"), [(0, [], 0), (12, [], 1), (0, ["stray.cu"], 1)])
+def test_make_kernels_fails_on_what_nvcc_says_of_spills_and_on_a_file_without_an_entry(
+    capsys, monkeypatch, tmp_path, spills, others, code
+):
+    nvcc = tmp_path / "nvcc"
+    nvcc.write_text(NVCC.format(spills=spills))
+    nvcc.chmod(0o755)
+    monkeypatch.setenv("NVCC", str(nvcc))
+    for name in others:
+        (tmp_path / name).touch()
+    assert compile_kernels.compile_all([table.find("relu")], tmp_path) == code
+    out = capsys.readouterr().out
+    assert ("FAILED relu.cu" in out) == (spills > 0)
+    assert ("FAILED stray.cu: in no entry" in out) == bool(others)
+
+
+def test_macros_and_suffix_are_part_of_what_is_compiled():
+    source = Source("x.cu", (("TILE", 8),), "a")
+    assert source.arch((9, 0)) == "sm_90a"
+    assert source.flags() == ["-DTILE=8"]
+    assert BLOCKED.source({"TILE": 8, "QMAX": 127, "tokens": 3}) == Source(
+        "matmul_blocked.cu", (("MICRO", 4), ("TILE", 8))
+    )
