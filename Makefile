@@ -27,10 +27,11 @@ INSTALL := tools/install.sh $(PYTHON)
 APT_PROGRESS := grep --line-buffered -E '^(Need to get|Get:)'
 SUPPORTED := (3, 11) <= sys.version_info < (3, 14)
 KERNELS := $(wildcard cuda/*.cu cuda/*.cuh)
+FORMATTED := $(KERNELS) $(wildcard $(addprefix tests/host_cuda/*.,cu cpp h))
 COMPUTE_SANITIZER := compute-sanitizer
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-cuda toolchain browser run test test-gpu test-slurm sanitize kernels lint format docs locks clean
+.PHONY: help setup setup-cuda toolchain browser compiler run test test-gpu test-slurm sanitize kernels lint format docs locks clean
 .NOTPARALLEL:  # two pips at work in one environment would break it
 
 help:
@@ -46,6 +47,7 @@ help:
 	@echo 'make setup                         .venv with what a run needs; with PyCUDA where there is a GPU'
 	@echo 'make setup-cuda                    build PyCUDA into .venv, with nvcc from PyPI if the machine lacks it'
 	@echo 'make browser                       install Chromium for the tests of the report (Debian; root or sudo)'
+	@echo 'make compiler                      install g++ for the tests of the kernels (Debian; root or sudo)'
 	@echo 'make locks                         renew locks/ from the requirement files (reaches PyPI and PyTorch'"'"'s index)'
 	@echo 'make clean                         remove caches and builds (neither .venv nor outputs/)'
 	@echo 'PYTHON=python3 after any of these: use that interpreter as it is, install nothing'
@@ -108,20 +110,30 @@ toolchain: $(VENV_READY)
 	@$(PYTHON) -c 'from awq_pycuda.backends.cuda.toolchain import find_toolchain; find_toolchain()' 2>/dev/null \
 	    || $(INSTALL) locks/cuda-toolkit.txt 'nvcc and the CUDA headers'
 
+# $(call apt,PACKAGE,NAME,WHO NEEDS IT): installs a Debian package.
+define apt
+	install='apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -yq --no-install-recommends $(1)'; \
+	echo "installing $(2), for $(3)"; \
+	if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then sh -c "$$install" | $(APT_PROGRESS); \
+	elif command -v apt-get >/dev/null && command -v sudo >/dev/null; then sudo sh -c "$$install" | $(APT_PROGRESS); \
+	else echo '$(3) need $(2) on PATH (Debian: apt-get install $(1))' >&2; exit 2; fi
+endef
+
 # The tests of the report open it in a browser; without one they fail.
 browser:
 	@for name in chromium chromium-browser google-chrome google-chrome-stable; do \
 	    if command -v $$name >/dev/null; then exit 0; fi; \
 	done; \
-	install='apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -yq --no-install-recommends chromium'; \
-	echo "installing Chromium, for the tests of the report"; \
-	if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then sh -c "$$install" | $(APT_PROGRESS); \
-	elif command -v apt-get >/dev/null && command -v sudo >/dev/null; then sudo sh -c "$$install" | $(APT_PROGRESS); \
-	else echo 'the tests of the report need Chromium or Chrome on PATH (Debian: apt-get install chromium)' >&2; exit 2; fi
+	$(call apt,chromium,Chromium,the tests of the report)
+
+# The tests of the kernels compile them for the host; without a compiler they fail.
+compiler:
+	@if command -v g++ >/dev/null; then exit 0; fi; \
+	$(call apt,g++,g++,the tests of the kernels)
 
 else
 
-setup setup-cuda browser:
+setup setup-cuda browser compiler:
 	@echo '$(PYTHON) is used as it is: nothing to set up'
 
 endif
@@ -130,7 +142,7 @@ run: $(SETUP)
 	@$(PYTHON) -m awq_pycuda.run $(ARGS)
 
 # Two processes, each with whole files: fixtures of a file are made once.
-test: $(SETUP) $(DEV_READY) $(CAPTURE_READY) $(CLUSTER_READY) browser
+test: $(SETUP) $(DEV_READY) $(CAPTURE_READY) $(CLUSTER_READY) browser compiler
 	$(PYTHON) -m pytest -n 2 --dist loadfile $(ARGS)
 
 test-gpu: $(CUDA_READY) $(DEV_READY)
@@ -155,12 +167,12 @@ lint: $(DEV_READY)
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
-	$(if $(KERNELS),$(CLANG_FORMAT) --dry-run -Werror $(KERNELS))
+	$(CLANG_FORMAT) --dry-run -Werror $(FORMATTED)
 
 format: $(DEV_READY)
 	$(PYTHON) -m ruff check --fix .
 	$(PYTHON) -m ruff format .
-	$(if $(KERNELS),$(CLANG_FORMAT) -i $(KERNELS))
+	$(CLANG_FORMAT) -i $(FORMATTED)
 
 # Minutes of CPU. The tests check what takes seconds: tests/test_docs.py.
 docs: $(SETUP) $(DEV_READY) $(CAPTURE_READY)

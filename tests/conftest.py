@@ -17,6 +17,8 @@ import h5py
 import hydra
 import numpy as np
 import pytest
+from host_cuda.backend import host_backend
+from host_cuda.build import not_run
 
 from awq_pycuda import composition, isolation, provenance, run
 from awq_pycuda.backends.base import Backend
@@ -29,12 +31,18 @@ ROOT = Path(__file__).parent.parent
 TINY_SWEEP = ("-m", "n=24", "layers=2", "timing=once", "backend=cpu")
 PLANT = Path(__file__).with_name("plant")
 BACKENDS = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+STAGE_BACKENDS = ["host", *BACKENDS]  # host: the kernels, compiled for the CPU
 
 _worst: dict[str, float] = {}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--receipt", type=Path, help="write what the GPU tests ran on and their worst errors to this file")
+
+
+def pytest_report_header() -> str:
+    left_out = not_run(resource_dir("cuda"))
+    return "kernels not run on the CPU: " + (", ".join(f"{file} ({why})" for file, why in left_out.items()) or "none")
 
 
 def may_hold_gpu_tests(module: Path) -> bool:
@@ -100,15 +108,17 @@ def worst() -> Callable[[str, float, float], None]:
 
 
 def make_backend(name: str, tile: int = 16, **choices: str) -> Backend:
-    """A backend, not entered; tile and the variants by stage are the CUDA backend's and mean nothing on the CPU."""
+    """A backend, not entered; tile and the variants by stage are those of kernels and mean nothing to NumPy."""
     if name == "cpu":
         return CpuBackend()
+    if name == "host":
+        return host_backend({"TILE": tile}, choices)
     from awq_pycuda.backends.cuda.backend import CudaBackend
 
     return CudaBackend({"TILE": tile}, choices)
 
 
-@pytest.fixture(params=BACKENDS)
+@pytest.fixture(params=STAGE_BACKENDS)
 def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
     with make_backend(request.param) as entered:
         yield entered

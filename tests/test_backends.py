@@ -1,14 +1,16 @@
-"""Every stage of every backend against float64 NumPy; the same tests for the CPU and, marked gpu, for CUDA."""
+"""Every stage of every backend against float64 NumPy; the same tests for NumPy, kernels on the CPU, and (gpu) CUDA."""
 
 import itertools
 
 import numpy as np
 import pytest
-from conftest import BACKENDS, make_backend, same_bits
+from conftest import STAGE_BACKENDS, make_backend, same_bits
+from host_cuda.build import not_run
 
 from awq_pycuda import philox
 from awq_pycuda.engine.verify import code_errors, frobenius_error, relative_error
 from awq_pycuda.kernels import table
+from awq_pycuda.paths import resource_dir
 from awq_pycuda.quant.format import Format, Quantized
 
 RNG = np.random.default_rng(11)
@@ -55,11 +57,11 @@ def test_init_gains_round_once_each(backend):
 
 
 @pytest.mark.parametrize("stats", table.variants("accum_stats"))
-@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("name", STAGE_BACKENDS)
 @pytest.mark.parametrize("shape", [*SHAPES, (4096, 64)])
 def test_stats(name, shape, stats, worst):
     x = uniform(*shape) * np.logspace(-3, 3, shape[1], dtype=np.float32)
-    most = table.find("accum_stats", stats if name == "cuda" else "deterministic").tolerance
+    most = table.find("accum_stats", stats if name != "cpu" else "deterministic").tolerance
     with make_backend(name, accum_stats=stats) as backend:
         means = poisoned(backend, shape[1:]), poisoned(backend, shape[1:])
         backend.accum_stats(put(backend, x), *means)
@@ -144,13 +146,16 @@ def multiplied(backend, x, codes, inv_s, steps, form=PER_ROW):
 
 
 def products():
-    """Every variant and tile; on the CPU neither means anything, so it has one case."""
+    """Every variant and tile; to NumPy neither means anything, so it has one case."""
     cases = [pytest.param("cpu", {}, id="cpu")]
     for variant in table.variants("dequantizeTiled").values():
         tile = variant.parameters.get("TILE")
-        for side in (16,) if tile is None else sorted({*tile.compiled, *(1, 3, 8, 31)} & {*tile.allowed}):
+        compiled = (16,) if tile is None else tile.compiled
+        for side in compiled if tile is None else sorted({*compiled, *(1, 3, 8, 31)} & {*tile.allowed}):
             options = {"dequantizeTiled": variant.name, "tile": side}
             cases.append(pytest.param("cuda", options, id=f"cuda-{variant.name}-{side}", marks=pytest.mark.gpu))
+            if side in compiled and variant.file not in not_run(resource_dir("cuda")):
+                cases.append(pytest.param("host", options, id=f"host-{variant.name}-{side}"))
     return cases
 
 

@@ -1,0 +1,138 @@
+"""Stands for PyCUDA, and for what the CUDA backend builds on it: memory, modules and launches, on the host.
+
+A device's address is the address of the NumPy array that holds the data between launches.
+"""
+
+from __future__ import annotations
+
+import atexit
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from awq_pycuda.kernels import variant
+from awq_pycuda.paths import resource_dir
+from host_cuda.build import Builder, Source
+from host_cuda.device import HostDevice, Launch
+
+_arrays: dict[int, np.ndarray | None] = {0: None}  # all that kernels can be given, by address
+
+
+class ManagedArray:
+    """An array of its own: the address sanitizer sees an access beyond its end."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype) -> None:
+        self.array = np.full(shape, 0, dtype)
+        self.array.view(np.uint8)[...] = 0xFF
+        self.shape, self.dtype, self.pointer = self.array.shape, self.array.dtype, self.array.ctypes.data
+        _arrays[self.pointer] = self.array
+
+    def to_device(self, stream: Stream) -> None: ...
+
+    def to_host(self, stream: Stream) -> None: ...
+
+    def freeze(self) -> None: ...
+
+    def free(self) -> None:
+        del _arrays[self.pointer], self.array
+
+
+def allocate(gpu: Gpu, shapes: Sequence[tuple[int, ...]], dtype: np.dtype) -> list[ManagedArray]:
+    return [ManagedArray(shape, dtype) for shape in shapes]
+
+
+@dataclass
+class Gpu:
+    """The device and the folder of the sources that it compiles."""
+
+    device: HostDevice
+    sources: Path
+    multiprocessors = 1  # so that a kernel which strides over its work soon has to
+    limits = variant.Device((9, 0), 227 << 10)
+
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        yield
+
+
+@lru_cache(maxsize=1)
+def host_device() -> HostDevice:
+    """This process's device; what it compiles goes when the process ends."""
+    folder = tempfile.TemporaryDirectory(prefix="host_cuda-")
+    device = HostDevice(Builder(Path(folder.name)))
+    atexit.register(folder.cleanup)
+    atexit.register(device.close)
+    return device
+
+
+def open_gpu() -> Gpu:
+    return Gpu(host_device(), resource_dir("cuda"))
+
+
+@dataclass
+class Function:
+    """A kernel of a module; prepared, it is called as PyCUDA's are."""
+
+    gpu: Gpu
+    source: Source
+    entry: str
+
+    def set_attribute(self, attribute: str, value: int) -> None: ...
+
+    def prepare(self, types: str) -> Function:
+        self.types = types
+        return self
+
+    def prepared_async_call(self, grid, block, stream, *arguments, shared_size=0) -> None:
+        values = [
+            (code, _arrays[value] if code == "P" else value) for code, value in zip(self.types, arguments, strict=True)
+        ]
+        self.gpu.device.launch(self.source, self.entry, Launch((*grid, 1), block, shared_size), values)
+
+
+@dataclass
+class Module:
+    gpu: Gpu
+    source: Source
+
+    def get_function(self, entry: str) -> Function:
+        return Function(self.gpu, self.source, entry)
+
+
+SourceModule = Module
+
+
+def load(gpu: Gpu, sources: Sequence[variant.Source]) -> list[Module]:
+    """Nothing is compiled before it is launched."""
+    return [Module(gpu, Source(gpu.sources / source.file, source.macros)) for source in sources]
+
+
+def toolchain() -> None: ...
+
+
+class Stream:
+    def synchronize(self) -> None: ...
+
+
+class Event:
+    def record(self, stream: Stream) -> None: ...
+
+    def time_till(self, end: Event) -> float:
+        return 0.0
+
+
+class function_attribute:  # noqa: N801  # PyCUDA's name
+    MAX_DYNAMIC_SHARED_SIZE_BYTES = "shared"
+
+
+def memset_d32_async(pointer: int, value: int, count: int, stream: Stream) -> None:
+    _arrays[pointer].reshape(-1).view(np.uint32)[:count] = value
+
+
+def memcpy_dtoh_async(to: np.ndarray, pointer: int, stream: Stream) -> None:
+    to.view(np.uint8).reshape(-1)[:] = _arrays[pointer].view(np.uint8).reshape(-1)[: to.nbytes]
