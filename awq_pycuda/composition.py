@@ -19,7 +19,7 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigLoadError
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 
-from awq_pycuda.config import BackendChoice, Config, FileInputs, OutlierInputs, SyntheticInputs, check
+from awq_pycuda.config import BackendChoice, Config, FileInputs, InputsConfig, OutlierInputs, SyntheticInputs, check
 from awq_pycuda.errors import InputError
 from awq_pycuda.hydra_errors import no_value, similar
 from awq_pycuda.isolation import visible_gpus
@@ -39,7 +39,7 @@ def register_schemas() -> None:
     OmegaConf.register_new_resolver("gpus_if_cuda", lambda backend: 1 if backend is cuda else None, replace=True)
     OmegaConf.register_new_resolver("kernels", table.choices, replace=True)
     store = ConfigStore.instance()
-    store.store(name="schema", node=Config)
+    store.store(name="schema", node=Config(inputs=InputsConfig()))  # of any kind
     for name, schema in (("synthetic", SyntheticInputs), ("outliers", OutlierInputs), ("file", FileInputs)):
         store.store(group="inputs", name=f"{name}_schema", node=schema)
     for name in table.variants("dequantizeTiled"):

@@ -147,22 +147,25 @@ class TimingConfig:
 
 @dataclass
 class Config:
-    """A whole run. `conf/config.yaml` gives the defaults and the meaning of each key."""
+    """A whole run. The defaults are those of `conf/config.yaml`, which gives the meaning of each key.
 
-    study: str = MISSING
-    n: int = MISSING
-    tokens: int | None = MISSING
-    tile: int = MISSING
-    layers: int | None = MISSING
-    gammas: list[float] = field(default_factory=list)
-    seed: int = MISSING
+    `tokens` None: all that a file holds; `library.run_pipeline` takes it as n without one.
+    """
+
+    study: str = "run"
+    n: int = 1024
+    tokens: int | None = None
+    tile: int = 16
+    layers: int | None = 3
+    gammas: list[float] = field(default_factory=lambda: [0.0, 0.25, 0.5, 0.75, 1.0])
+    seed: int = 0
     backend: BackendChoice = BackendChoice.auto
     convention: ConventionChoice = ConventionChoice.day58
     stats: StatsKernel = StatsKernel["deterministic"]
     threads: int | None = None
     save: Save = Save.summary
     verify: bool = False
-    inputs: InputsConfig = field(default_factory=InputsConfig)
+    inputs: InputsConfig = field(default_factory=SyntheticInputs)
     quant: QuantConfig = field(default_factory=QuantConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
     matmul: MatmulConfig = field(default_factory=MatmulConfig)
@@ -241,9 +244,12 @@ def refuse(key: str, value: object, why: str = "") -> InputError:
 def check(config: Config) -> None:
     """Checks every rule that concerns the config alone (files and devices are checked by what uses them).
 
+    A choice given by its name, as in Python, becomes the member that it names.
+
     Raises:
         InputError: the first rule broken, as one line with key, value and what is allowed.
     """
+    _name_members(config, "")
     from_file = isinstance(config.inputs, FileInputs)
 
     def need(key: str, value: Any, rule: Callable[[Any], bool]) -> None:
@@ -266,12 +272,25 @@ def check(config: Config) -> None:
     need("quant.group_size", config.quant.group_size, lambda size: size is None or size >= 1)
     need("timing.warmup", config.timing.warmup, lambda warmup: 0 <= warmup <= MAX_PASSES)
     need("timing.repeats", config.timing.repeats, lambda repeats: 1 <= repeats <= MAX_PASSES)
+    if isinstance(config.inputs, FileInputs) and config.inputs.path == MISSING:
+        raise InputError(f"inputs.path: has no value; allowed: {ALLOWED['inputs.path']}")
     need("inputs.kind", config.inputs.kind, lambda kind: kind == type(config.inputs).kind)
     if isinstance(config.inputs, OutlierInputs):
         inputs = config.inputs
         need("inputs.channels", inputs.channels, lambda share: 0 < share <= 1)
         need("inputs.factor_max", inputs.factor_max, lambda high: 0 < high <= 1e6)
         need("inputs.factor_min", inputs.factor_min, lambda low: 0 < low <= inputs.factor_max)
+
+
+def _name_members(node: Any, prefix: str) -> None:
+    for name, kind in get_type_hints(type(node)).items():
+        value = getattr(node, name)
+        if is_dataclass(value):
+            _name_members(value, f"{prefix}{name}.")
+        elif isinstance(value, str) and isinstance(kind, type) and issubclass(kind, Enum):
+            if value not in kind.__members__:
+                raise refuse(f"{prefix}{name}", value)
+            setattr(node, name, kind[value])
 
 
 def plain(node: Any) -> Any:

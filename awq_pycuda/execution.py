@@ -78,7 +78,7 @@ def execute(config: Config, folder: Path, overrides: Sequence[str] = (), config_
     """
     specs, backend, reason = validate(config)
     console = summary.make_console()
-    with _alone_in(folder), signals.held():
+    with alone_in(folder, "hydra.run.dir"), signals.held():
         with _unread_output():
             console.print(reason, soft_wrap=True, markup=False)
             if isinstance(config.inputs, FileInputs) and (idle := unreached_layers(Path(config.inputs.path))):
@@ -95,7 +95,7 @@ def execute(config: Config, folder: Path, overrides: Sequence[str] = (), config_
 
 
 @contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
+def alone_in(folder: Path, key: str) -> Iterator[None]:
     """The folder of a single run, made if missing: no other run may be at work there, and no results are replaced.
 
     Raises:
@@ -108,16 +108,16 @@ def _alone_in(folder: Path) -> Iterator[None]:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise _taken(folder, "another run is at work there") from None
+                raise _taken(key, folder, "another run is at work there") from None
         if os.path.lexists(folder / FILE_NAME):
-            raise _taken(folder, f"holds the {FILE_NAME} of another run")
+            raise _taken(key, folder, f"holds the {FILE_NAME} of another run")
         yield
     finally:
         os.close(descriptor)
 
 
-def _taken(folder: Path, why: str) -> InputError:
-    return InputError(f"hydra.run.dir={folder}: {why}; allowed: a folder without {FILE_NAME}")
+def _taken(key: str, folder: Path, why: str) -> InputError:
+    return InputError(f"{key}={folder}: {why}; allowed: a folder without {FILE_NAME}")
 
 
 @contextmanager
@@ -190,8 +190,17 @@ def store(folder: Path, record: RunRecord) -> Path:
         path = write(folder, record)
     except OSError as error:
         raise RunFailed(f"{folder / FILE_NAME} cannot be written: {error}") from None
-    if record.root["status"] == "failed":
-        layers = record.timings.gpu_ms.shape[0]
-        finished = f"{len(record.layers)} of {layers} layers finished; see {path}"
-        raise RunFailed(f"{record.root['error']} ({finished})", record.interrupted)
+    refuse_failed(record, path)
     return path
+
+
+def refuse_failed(record: RunRecord, path: Path | None = None) -> None:
+    """Raises what a failed run's record says; `path` is where it was stored.
+
+    Raises:
+        RunFailed: the run failed.
+    """
+    if record.root["status"] == "failed":
+        finished = f"{len(record.layers)} of {record.timings.gpu_ms.shape[0]} layers finished"
+        where = "" if path is None else f"; see {path}"
+        raise RunFailed(f"{record.root['error']} ({finished}{where})", record.interrupted)

@@ -29,3 +29,5 @@ STAGES = (
     ),
     Stage("relu", lambda backend, layer, _: backend.relu(layer.y, layer.bias, layer.out)),
 )
+
+UP_TO_CODES = STAGES[: [stage.name for stage in STAGES].index("quantize_awq") + 1]  # what quantizes a layer

@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from awq_pycuda.errors import InputError
 from awq_pycuda.parallel import map_row_blocks, scratch
 
 H = TypeVar("H")
@@ -25,6 +26,10 @@ class Format:
     """
 
     group_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.group_size is not None and self.group_size < 1:
+            raise InputError(f"group_size={self.group_size}: allowed: None (one step per row) or a whole number from 1")
 
     @property
     def largest(self) -> int:

@@ -1,0 +1,164 @@
+"""The harness from Python, without Hydra: one layer quantized, or a whole run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import ArrayLike, NDArray
+from threadpoolctl import threadpool_limits
+
+from awq_pycuda.backends.choose import choose_backend
+from awq_pycuda.config import BackendChoice, Config, ConventionChoice, FileInputs, Save, check, plain
+from awq_pycuda.engine.arrays import allocate
+from awq_pycuda.engine.evaluation import collect
+from awq_pycuda.engine.stages import UP_TO_CODES
+from awq_pycuda.errors import InputError
+from awq_pycuda.execution import alone_in, attempt, describe, refuse_failed, store, validate
+from awq_pycuda.inputs import LayerSpec
+from awq_pycuda.quant.conventions import CONVENTIONS, Convention
+from awq_pycuda.quant.format import Format, Quantized, dequantize
+from awq_pycuda.results.record import RunRecord
+
+__all__ = ["Config", "Convention", "Format", "QuantizedLayer", "quantize", "run_pipeline"]
+
+
+@dataclass(frozen=True)
+class QuantizedLayer:
+    """A layer's quantized weights, and how their scales were found.
+
+    Attributes:
+        codes: (out_features, in_features), of `W·s`.
+        steps: (out_features, groups) float32.
+        zero_points: (out_features, groups) where the format has them.
+        s: (in_features,) float32, AWQ scale per input channel.
+        gamma: (G,) float64, the exponents searched.
+        error: (G,) float64, the objective at each.
+        gamma_chosen: the exponent of `s`.
+        format: what the codes mean.
+    """
+
+    codes: NDArray[Any]
+    steps: NDArray[np.float32]
+    zero_points: NDArray[Any] | None
+    s: NDArray[np.float32]
+    gamma: NDArray[np.float64]
+    error: NDArray[np.float64]
+    gamma_chosen: float
+    format: Format
+
+    def dequantize(self) -> NDArray[np.float32]:
+        """What the codes stand for, (out_features, in_features) float32: close to W, with s divided out again."""
+        return dequantize(Quantized(self.codes, self.steps, self.format, self.zero_points), 1 / self.s)
+
+
+def quantize(
+    w: ArrayLike,
+    x: ArrayLike | None = None,
+    *,
+    format: Format | None = None,  # the field's word
+    convention: Convention | str = "day58",
+    backend: str = "auto",
+    threads: int | None = None,
+) -> QuantizedLayer:
+    """Quantizes one layer's weights.
+
+    Args:
+        w: (out_features, in_features) weights, taken as float32.
+        x: (tokens, in_features) activations, taken as float32; None quantizes without scales (round-to-nearest).
+        format: None for the convention's.
+        convention: by its name, or a record of your own.
+        backend: auto, cuda or cpu.
+        threads: host threads; None for all cores that the process may use.
+
+    Raises:
+        InputError: an argument that cannot be used; the message names it and what is allowed.
+        FloatingPointError: the activations overflow float32 when squared.
+    """
+    weights = _matrix("w", w)
+    tokens = np.zeros((1, weights.shape[1]), np.float32) if x is None else _matrix("x", x)
+    if tokens.shape[1] != weights.shape[1]:
+        raise InputError(f"x: {tokens.shape[1]} channels; allowed: as many as w has, {weights.shape[1]}")
+    if isinstance(convention, str):
+        convention = CONVENTIONS[_member("convention", convention, ConventionChoice)]
+    if format is not None:
+        convention = replace(convention, quantizer=format)
+    if x is None:
+        convention = replace(convention, gammas=(0.0,))
+    config = Config(tokens=len(tokens), backend=_member("backend", backend, BackendChoice), threads=threads)
+    check(config)
+    spec = LayerSpec("layer", tokens.shape[0], weights, tokens)
+    with choose_backend(config)[0] as device, threadpool_limits(1, "blas"):
+        (layer,) = allocate(device, [spec], convention).layers
+        for stage in UP_TO_CODES:
+            stage.call(device, layer, convention)
+        found = collect(device, spec, layer, convention, Save.full)
+    assert found.wq is not None
+    search, form = found.search, convention.quantizer
+    return QuantizedLayer(
+        codes=found.wq,
+        steps=found.scale_b.reshape(len(weights), form.groups(weights.shape[1])),
+        zero_points=None,
+        s=search.s,
+        gamma=search.gamma,
+        error=search.error,
+        gamma_chosen=search.gamma_chosen,
+        format=form,
+    )
+
+
+def run_pipeline(
+    config: Config,
+    folder: Path | str | None = None,
+    on_progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> RunRecord:
+    """What `python -m awq_pycuda.run` does, but for what it prints.
+
+    Args:
+        config: of the run; without a file, `tokens` None is as many as n.
+        folder: where `results.h5` goes, made if missing; None writes nothing.
+        on_progress: told what is going on, how many steps are done, and of how many.
+
+    Returns:
+        The finished layers with their metrics, and the timings.
+
+    Raises:
+        InputError: something is wrong before any work.
+        RunFailed: the run failed or was interrupted; the result file, if any, holds the reason and the finished layers.
+    """
+    if config.tokens is None and not isinstance(config.inputs, FileInputs):
+        config = replace(config, tokens=config.n)
+    check(config)
+    specs, backend, _ = validate(config)
+    with nullcontext() if folder is None else alone_in(Path(folder), "folder"):
+        with backend:
+            origin = describe(config, backend, (), yaml.safe_dump(plain(config), sort_keys=False))
+            record = attempt(config, specs, backend, origin, on_progress)
+        if folder is not None:
+            store(Path(folder), record)
+    refuse_failed(record)
+    return record
+
+
+def _matrix(name: str, values: ArrayLike) -> NDArray[np.float32]:
+    try:
+        with np.errstate(over="ignore"):  # told below
+            matrix = np.ascontiguousarray(values, np.float32)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{name}: {error}; allowed: a matrix of numbers") from None
+    if matrix.ndim != 2 or matrix.size == 0:
+        raise InputError(f"{name}: has shape {matrix.shape}; allowed: two dimensions, none of them 0")
+    if not np.isfinite(matrix).all():
+        raise InputError(f"{name}: holds NaN or infinity; allowed: finite numbers within float32")
+    return matrix
+
+
+def _member(name: str, value: str, kind: Any) -> Any:
+    if value not in kind.__members__:
+        raise InputError(f"{name}={value}: allowed: {', '.join(kind.__members__)}")
+    return kind[value]
