@@ -113,6 +113,8 @@ def on(backend, stage, inputs, outputs):
     def put(values):
         if isinstance(values, tuple):
             return Quantized(put(values[0]), put(values[1]), Format(values[2]))
+        if values is None:
+            return None
         handle = backend.empty(values.shape, values.dtype if values.dtype == np.int8 else None)
         backend.write(handle, values)
         return handle
@@ -136,28 +138,33 @@ def init_agrees(backend):
     assert same_bits(backend.read(out), exact)
 
 
-def stats_agree(backend):
-    agree(backend, "accum_stats", [RNG.normal(size=(77, 37)).astype("f4")], poisoned((37,), (37,)), 2**-23)
+def stats_agree(backend, tolerance=2**-23):
+    agree(backend, "accum_stats", [RNG.normal(size=(127, 37)).astype("f4")], poisoned((37,), (37,)), tolerance)
+
+
+def atomic_stats_agree(backend):
+    stats_agree(backend, table.find("accum_stats", "atomic").tolerance)
 
 
 def codes_agree(backend):
-    for size in (None, 5, 2):
-        levels = RNG.integers(-260, 261, (6, 10)).astype("f4") / 2
-        steps = np.ones((6, Format(size).groups(10)), "f4")
-        codes = (*poisoned((6, 10), dtype=np.int8), steps, size)
-        agree(backend, "quantize_awq", [levels, np.ones(10, "f4")], [codes], 0)
+    for channels, size in ((12, None), (12, 4), (12, 3), (10, None), (10, 5)):  # the first two by vectors
+        levels = RNG.integers(-260, 261, (6, channels)).astype("f4") / 2
+        steps = RNG.integers(1, 4, (6, Format(size).groups(channels))).astype("f4")
+        codes = (*poisoned((6, channels), dtype=np.int8), steps, size)
+        agree(backend, "quantize_awq", [levels, np.ones(channels, "f4")], [codes], 0)
 
 
 def products_agree(backend):
-    codes = RNG.integers(-127, 128, (30, 21), np.int8)
-    for size in (None, 7, 3):
-        inv_s, steps = (RNG.uniform(0.2, 4, shape).astype("f4") for shape in ((21,), (30, Format(size).groups(21))))
-        inputs = [RNG.normal(size=(33, 21)).astype("f4"), (codes, steps, size), inv_s]
+    codes = RNG.integers(-127, 128, (30, 20), np.int8)
+    for size in (None, 5, 4):
+        inv_s, steps = (RNG.uniform(0.2, 4, shape).astype("f4") for shape in ((20,), (30, Format(size).groups(20))))
+        inputs = [RNG.normal(size=(33, 20)).astype("f4"), (codes, steps, size), inv_s]
         agree(backend, "dequantize_tiled", inputs, poisoned((33, 30)), 1e-6)
 
 
 def relu_agrees(backend):
-    agree(backend, "relu", [RNG.normal(size=(5, 7)).astype("f4"), np.ones(7, "f4")], poisoned((5, 7)), 1e-7)
+    for shape, bias in (((5, 7), np.ones(7, "f4")), ((5, 7), None), ((5, 8), None)):  # the last by vectors
+        agree(backend, "relu", [RNG.normal(size=shape).astype("f4"), bias], poisoned(shape), 1e-7)
 
 
 def references_agree(backend):
@@ -176,6 +183,7 @@ def sums_agree(backend):
 CHECKS = {
     "init.cu": init_agrees,
     "stats.cu": stats_agree,
+    "stats.cu atomic": atomic_stats_agree,
     "quantize.cu": codes_agree,
     "matmul_tiled.cu": products_agree,
     "matmul_blocked.cu": products_agree,
@@ -186,7 +194,10 @@ CHECKS = {
 
 
 def check(kernel, sources=None):
-    choices = {"dequantizeTiled": "blocked" if "blocked" in kernel else "tiled"}
+    choices = {
+        "dequantizeTiled": "blocked" if "blocked" in kernel else "tiled",
+        "accum_stats": "atomic" if "atomic" in kernel else "deterministic",
+    }
     with host_backend({"TILE": 7}, choices, sources) as backend:
         CHECKS[kernel](backend)
 
