@@ -115,7 +115,12 @@ def make_backend(name: str, tile: int = 16, **choices: str) -> Backend:
         return host_backend({"TILE": tile}, choices)
     from awq_pycuda.backends.cuda.backend import CudaBackend
 
-    return CudaBackend({"TILE": tile}, choices)
+    backend = CudaBackend({"TILE": tile}, choices)
+    for stage, variant in choices.items():
+        obstacle = table.find(stage, variant).obstacle({"TILE": tile}, backend.limits)
+        if obstacle is not None:
+            pytest.skip(f"{stage} ({variant}) {obstacle}")
+    return backend
 
 
 @pytest.fixture(params=STAGE_BACKENDS)

@@ -47,7 +47,9 @@ def test_the_backends_agree(compose, tmp_path, n, inputs, worst):
 @pytest.mark.parametrize("stats", table.variants("accum_stats"))
 def test_sanitize_every_kernel(compose, matmul, stats):
     """A small ragged run of every kernel; `make sanitize` puts it under compute-sanitizer's four tools."""
-    for tile, group in ((7, "null"), (16, "13"), (32, "null")):
+    variant, tiles = table.find("dequantizeTiled", matmul), table.allowed("dequantizeTiled", "TILE")
+    for tile in {7, 16, 32} & {*tiles.get(matmul, [16])}:
+        group = 13 if tile == 16 and 13 % variant.group_multiple == 0 else "null"
         overrides = ("n=78", "tokens=45", "layers=2", "search=output", "inputs=outliers", f"quant.group_size={group}")
         config = compose(*overrides, f"tile={tile}", f"matmul={matmul}", f"stats={stats}", "timing=once")
         kept = Kept("cuda", config)

@@ -5,6 +5,7 @@ import pytest
 from conftest import BACKENDS, make_backend, same_bits
 
 from awq_pycuda import inputs, philox
+from awq_pycuda.backends.choose import chosen_variants
 from awq_pycuda.config import Config
 from awq_pycuda.engine import verify
 from awq_pycuda.engine.pipeline import Pipeline
@@ -19,8 +20,7 @@ class Kept:
     """A finished run and copies of every array that it touched."""
 
     def __init__(self, name: str, config: Config) -> None:
-        options = {"tile": config.tile, "stats": config.stats, "matmul": config.matmul.kernel}
-        with make_backend(name, **options) as backend:
+        with make_backend(name, config.tile, **chosen_variants(config)) as backend:
             pipeline = Pipeline(backend, plan_layers(config), config)
             pipeline.run()
             self.layers, self.timings = pipeline.layers, pipeline.timings

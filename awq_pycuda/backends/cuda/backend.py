@@ -57,6 +57,8 @@ class CudaBackend(HostStages[ManagedArray]):
     def __init__(self, parameters: Mapping[str, int], choices: Mapping[str, str], threads: int | None = None) -> None:
         self.threads = threads
         self._parameters = parameters
+        if unknown := choices.keys() - set(table.stages()):
+            raise ValueError(f"no stage is called {', '.join(sorted(unknown))}; there are {', '.join(table.stages())}")
         self._variants = {stage: table.find(stage, choices.get(stage)) for stage in table.stages()}
         self._gpu = open_gpu()
         toolchain()  # a missing nvcc is bad set-up: said before any work, not at the first launch
