@@ -180,13 +180,15 @@ def sums_agree(backend):
     np.testing.assert_allclose(backend.error_sums(*handles), CpuBackend(np.float64).error_sums(*values), rtol=1e-12)
 
 
+PRODUCTS = {variant.file: variant for variant in table.variants("dequantizeTiled").values()}
+for file in not_run(resource_dir("cuda")):
+    PRODUCTS.pop(file, None)
 CHECKS = {
     "init.cu": init_agrees,
     "stats.cu": stats_agree,
     "stats.cu atomic": atomic_stats_agree,
     "quantize.cu": codes_agree,
-    "matmul_tiled.cu": products_agree,
-    "matmul_blocked.cu": products_agree,
+    **dict.fromkeys(PRODUCTS, products_agree),
     "relu.cu": relu_agrees,
     "reference.cu references": references_agree,
     "reference.cu sums": sums_agree,
@@ -194,11 +196,10 @@ CHECKS = {
 
 
 def check(kernel, sources=None):
-    choices = {
-        "dequantizeTiled": "blocked" if "blocked" in kernel else "tiled",
-        "accum_stats": "atomic" if "atomic" in kernel else "deterministic",
-    }
-    with host_backend({"TILE": 7}, choices, sources) as backend:
+    product = PRODUCTS.get(kernel, table.find("dequantizeTiled"))
+    choices = {"dequantizeTiled": product.name, "accum_stats": "atomic" if "atomic" in kernel else "deterministic"}
+    tiles = table.allowed("dequantizeTiled", "TILE").get(product.name, [7])
+    with host_backend({"TILE": 7 if 7 in tiles else tiles[0]}, choices, sources) as backend:
         CHECKS[kernel](backend)
 
 
