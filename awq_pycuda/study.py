@@ -20,7 +20,7 @@ from awq_pycuda.config import Config, FileInputs, config_hash
 from awq_pycuda.inputs import file_sha256
 from awq_pycuda.results.record import NO_TIMINGS, RunRecord
 from awq_pycuda.results.schema import FILE_NAME
-from awq_pycuda.results.status import peek, read_status, status_attributes
+from awq_pycuda.results.status import complete_on, read_status, status_attributes
 from awq_pycuda.results.write import write
 from awq_pycuda.spread import Spread
 from awq_pycuda.temporary import remove_left
@@ -107,12 +107,8 @@ def is_complete(folder: Path) -> bool:
 
 def complete_jobs(study: Path) -> dict[str, tuple[str, str]]:
     """The names of the folders of a study that say they are complete, with the names of backend and device there."""
-    found = {}
-    for path in study.glob(f"*/{FILE_NAME}"):
-        attributes = peek(path)
-        if attributes.get("status") == "complete":
-            found[path.parent.name] = (str(attributes["backend"]), str(json.loads(attributes["device"])["name"]))
-    return found
+    found = ((path.parent.name, complete_on(path)) for path in study.glob(f"*/{FILE_NAME}"))
+    return {name: device for name, device in found if device is not None}
 
 
 def store_death(folder: Path, origin: dict[str, str | int | bool], reason: str) -> None:

@@ -108,4 +108,4 @@ def test_the_analysis_knows_results_and_nothing_of_runs():
         reached.add(name)
         left |= graph()[name] - reached
     others = {name.removeprefix("awq_pycuda.") for name in reached if ".analysis." not in name}
-    assert others <= {"results.reader", "results.schema", "hdf5", "errors", "names", "spread"}
+    assert others <= {"results.reader", "results.limited", "results.schema", "hdf5", "errors", "names", "spread"}

@@ -17,9 +17,9 @@ import numpy as np
 import pandas as pd
 
 from awq_pycuda.analysis.derived import DERIVED, derived
-from awq_pycuda.analysis.worker import ask, read_files
 from awq_pycuda.errors import InputError
 from awq_pycuda.results import schema
+from awq_pycuda.results.limited import ask, read_files
 from awq_pycuda.results.reader import LayerRecord, ResultFile, UnreadableError, read_channels
 from awq_pycuda.spread import Spread
 

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from awq_pycuda.analysis.collect import Collection, collect
 from awq_pycuda.analysis.derived import DERIVED
-from awq_pycuda.analysis.worker import ask
 from awq_pycuda.errors import InputError
 from awq_pycuda.results import schema
+from awq_pycuda.results.limited import ask
 from awq_pycuda.results.reader import UnreadableError, read
 
 _ALLOWED = "allowed: a result file of awq_pycuda, or a folder that holds some"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,8 @@ import h5py
 
 from awq_pycuda import hdf5, provenance
 from awq_pycuda.results import schema
+from awq_pycuda.results.limited import ask
+from awq_pycuda.results.reader import UnreadableError
 
 
 def status_attributes(failure: str | None) -> dict[str, str | int | bool]:
@@ -20,33 +24,57 @@ def status_attributes(failure: str | None) -> dict[str, str | int | bool]:
 
 
 def read_status(folder: Path) -> tuple[str, str] | None:
-    """Status and error ("" if none) of `folder/results.h5`; None where there is no result file that is whole."""
-    path = folder / schema.FILE_NAME
+    """Status and error ("" if none) of `folder/results.h5`; None where there is no result file that is whole.
+
+    Raises:
+        OSError: the file has no digest, and no process that reads such can be started.
+    """
+    return _taken(folder / schema.FILE_NAME, _status)
+
+
+def complete_on(path: Path) -> tuple[str, str] | None:
+    """Names of backend and device of a complete run's file; None where it is no such. Its arrays are not looked at.
+
+    Raises:
+        OSError: as in `read_status`.
+    """
+    return _taken(path, _backend_and_device)
+
+
+def _status(file: h5py.File, found: hdf5.Objects) -> tuple[str, str] | None:
+    version = int(file.attrs["schema_version"])
+    if file.attrs["schema"] != schema.NAME or not 1 <= version <= schema.VERSION:
+        return None
+    if schema.entry(schema.DIGEST).needed(version, complete=False):
+        found[schema.DIGEST]  # or it is missing
+        file.visititems(_read_through)
+    return str(file.attrs["status"]), str(file.attrs.get("error", ""))
+
+
+def _backend_and_device(file: h5py.File, _found: hdf5.Objects) -> tuple[str, str] | None:
+    if file.attrs["status"] != "complete":
+        return None
+    return str(file.attrs["backend"]), str(json.loads(file.attrs["device"])["name"])
+
+
+def _taken(
+    path: Path, take: Callable[[h5py.File, hdf5.Objects], tuple[str, str] | None], limited: bool = False
+) -> tuple[str, str] | None:
+    """What `take` makes of a file; None where it is damaged.
+
+    Attributes of a file without a digest are read in a process with limits, since damage to them can hang HDF5.
+    """
     try:
         if not path.is_file():  # opening a pipe would wait
             return None
         with open(path, "rb") as stream, h5py.File(path, locking=False) as file:
             found = hdf5.checked_objects(file.id, stream)
-            version = int(file.attrs["schema_version"])
-            if file.attrs["schema"] != schema.NAME or not 1 <= version <= schema.VERSION:
-                return None
-            if schema.entry(schema.DIGEST).needed(version, complete=False):
-                found[schema.DIGEST]  # or it is missing
-                file.visititems(_read_through)
-            return str(file.attrs["status"]), str(file.attrs.get("error", ""))
+            if limited or schema.DIGEST in found:
+                return take(file, found)
     except Exception:  # whatever HDF5 makes of damage
         return None
-
-
-def peek(path: Path) -> dict[str, Any]:
-    """The attributes of a result file as they stand, none where it cannot be opened; nothing is checked."""
-    try:
-        if path.is_file():
-            with h5py.File(path, locking=False) as file:
-                return dict(file.attrs)
-    except Exception:  # whatever HDF5 makes of damage
-        pass
-    return {}
+    (answer,) = ask([(_taken, path, take, True)])
+    return None if isinstance(answer, UnreadableError) else answer
 
 
 def _read_through(_name: str, node: Any) -> None:
