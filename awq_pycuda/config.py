@@ -117,7 +117,7 @@ class FileInputs(InputsConfig):
 
 @dataclass
 class QuantConfig:
-    """Quantization granularity: one step per row, or per `group_size` input channels of a row."""
+    """Quantization granularity: a step per row, or per `group_size` of its channels and the last group's rest."""
 
     group_size: int | None = None
 
@@ -197,7 +197,7 @@ ALLOWED: dict[str, str] = {
     "inputs.factor_min": "a number above 0, at most inputs.factor_max",
     "inputs.factor_max": "a number above 0, at most 1e6, at least inputs.factor_min",
     "inputs.path": "a layer file: .h5, .hdf5, .safetensors or .npz",
-    "quant.group_size": "null (one step per row) or a whole number that divides every layer's in_features",
+    "quant.group_size": f"null (one step per row) or a whole number from 1 to {MAX_SIZE}",
     "search.objective": _choices(Objective),
     "search.normalization": _choices(Normalization),
     "matmul.kernel": _choices(MatmulKernel),
@@ -269,7 +269,7 @@ def check(config: Config) -> None:
     need("gammas", config.gammas, lambda gammas: gammas and all(0 <= g <= MAX_GAMMA for g in gammas))
     need("seed", config.seed, lambda seed: 0 <= seed <= MAX_SEED)
     need("threads", config.threads, lambda threads: threads is None or 1 <= threads <= MAX_SIZE)
-    need("quant.group_size", config.quant.group_size, lambda size: size is None or size >= 1)
+    need("quant.group_size", config.quant.group_size, lambda size: size is None or 1 <= size <= MAX_SIZE)
     need("timing.warmup", config.timing.warmup, lambda warmup: 0 <= warmup <= MAX_PASSES)
     need("timing.repeats", config.timing.repeats, lambda repeats: 1 <= repeats <= MAX_PASSES)
     if isinstance(config.inputs, FileInputs) and config.inputs.path == MISSING:

@@ -105,10 +105,6 @@ def plan_layers(config: Config) -> list[LayerSpec]:
     else:
         assert isinstance(inputs, SyntheticInputs)
         specs = _synthetic(config, inputs)
-    size = config.quant.group_size
-    for index, spec in enumerate(specs):
-        if size is not None and spec.in_features % size:
-            raise refuse("quant.group_size", size, f"layer {index} has in_features {spec.in_features}")
     return specs
 
 

@@ -30,7 +30,8 @@ extern "C" __global__ void __launch_bounds__(TILE * TILE) dequantizeTiled(
     const unsigned column_blocks = (out_features + SIDE - 1) / SIDE;
     const int first_row = blockIdx.x / column_blocks * SIDE;
     const int first_column = blockIdx.x % column_blocks * SIDE;
-    const int groups = in_features / group_size;
+    const unsigned size = group_size;  // unsigned quotients take fewer registers
+    const unsigned groups = group_count(static_cast<unsigned>(in_features), size);
     const bool one_group = CROWDED ? group_size == in_features : groups == 1;
 
     float next_x[MICRO];
@@ -71,7 +72,7 @@ extern "C" __global__ void __launch_bounds__(TILE * TILE) dequantizeTiled(
             float scale = scale_tile[line];
             // A tile may straddle groups: only the step of a whole row can wait in shared memory.
             if (!one_group && column < out_features && k < in_features)
-                scale = scale_b[static_cast<Size>(column) * groups + k / group_size];
+                scale = scale_b[static_cast<Size>(column) * groups + k / size];
             x_tile[tx][line] = next_x[i];
             w_tile[tx][line] = static_cast<float>(next_code[i]) * inverse * scale;
         }

@@ -14,6 +14,8 @@ static_assert(TILE >= 1 && TILE <= 32, "TILE is 1 to 32: a block has TILE * TILE
 // aligned and spreads the rows that a warp reads at once over the banks.
 constexpr int VECTOR = TILE % 4 == 0 ? 4 : 1;
 constexpr int STRIDE = TILE + VECTOR;
+// Before sm_90 each of 1,024 threads gets 32 registers: what is marked so keeps them from spilling.
+constexpr bool CROWDED = TILE == 32 && ARCHITECTURE < 900;
 
 extern "C" __global__ void __launch_bounds__(TILE * TILE) dequantizeTiled(
     const float* __restrict__ x, const signed char* __restrict__ wq, const float* __restrict__ inv_s,
@@ -30,7 +32,8 @@ extern "C" __global__ void __launch_bounds__(TILE * TILE) dequantizeTiled(
     const int row = blockIdx.x / column_blocks * TILE + ty;
     const int first_column = blockIdx.x % column_blocks * TILE;
     const int loaded_column = first_column + ty;  // the weight row that this thread brings into shared memory
-    const int groups = in_features / group_size;
+    const int groups = group_count(in_features, group_size);
+    const bool one_group = CROWDED ? group_size == in_features : groups == 1;
     const bool row_there = row < tokens;
     const bool weights_there = loaded_column < out_features;
     const float* x_row = x + static_cast<Size>(row) * in_features;
@@ -43,14 +46,14 @@ extern "C" __global__ void __launch_bounds__(TILE * TILE) dequantizeTiled(
     const auto load_inv_s = [&](int k) { return k < in_features ? inv_s[k] : 0.0f; };
     // A tile may straddle groups: only the step of a whole row can wait in shared memory.
     const auto step_of = [&](int k) {
-        if (groups == 1) return scale_tile[ty];
+        if (one_group) return scale_tile[ty];
         return weights_there && k < in_features ? steps_row[k / group_size] : 0.0f;
     };
 
     if (ty == 0) {
         inv_s_tile[0][tx] = load_inv_s(tx);
         const int column = first_column + tx;
-        scale_tile[tx] = groups == 1 && column < out_features ? scale_b[column] : 0.0f;
+        scale_tile[tx] = one_group && column < out_features ? scale_b[column] : 0.0f;
     }
     float next_x = load_x(tx);
     int next_code = load_code(tx);
@@ -58,7 +61,9 @@ extern "C" __global__ void __launch_bounds__(TILE * TILE) dequantizeTiled(
     __syncthreads();
 
     int buffer = 0;
-    for (int k = tx; k - tx < in_features; k += TILE) {
+    const int start = CROWDED ? 0 : tx;
+    for (int step = start; step - start < in_features; step += TILE) {
+        const int k = step - start + tx;
         x_tile[buffer][ty][tx] = next_x;
         w_tile[buffer][ty][tx] = static_cast<float>(next_code) * inv_s_tile[buffer][tx] * step_of(k);
         if (ty == 0) inv_s_tile[1 - buffer][tx] = load_inv_s(k + TILE);

@@ -1,7 +1,7 @@
 // quantize_awq: Wq = clip(rint(W * s / scale_b), -QMAX, QMAX), ties to even.
 //
 // A true division (no reciprocal) and rintf, so that the codes are NumPy's bit for bit. scale_b has one step per
-// group_size input channels of a row; group_size = in_features is one step per row.
+// group_size input channels of a row, the last group as small as it comes; group_size = in_features is one per row.
 #include "common.cuh"
 
 #ifndef QMAX
@@ -17,7 +17,7 @@ __device__ __forceinline__ signed char quantize(float w, float s, float step) {
 extern "C" __global__ void quantize_awq(const float* __restrict__ w, const float* __restrict__ s,
                                         const float* __restrict__ scale_b, signed char* __restrict__ wq,
                                         Size out_features, Size in_features, Size group_size) {
-    const Size groups = in_features / group_size;
+    const Size groups = group_count(in_features, group_size);
     if (in_features % 4 == 0 && group_size % 4 == 0) {
         // Four codes at a time: 16-byte loads, and one step for all four.
         const Size quads = in_features / 4;

@@ -93,25 +93,31 @@ def quantized(backend, w, s, steps, form=PER_ROW):
     return Quantized(backend.read(codes).copy(), steps, form)
 
 
-@pytest.mark.parametrize(
-    ("shape", "size"), [*((shape, None) for shape in SHAPES), ((9, 24), 4), ((9, 24), 8), ((5, 15), 3)]
-)
+def largest_over_127(scaled, form):
+    """The step of every group, the last one full or not."""
+    starts = np.arange(0, scaled.shape[1], form.size(scaled.shape[1]))
+    return np.maximum.reduceat(np.abs(scaled), starts, axis=1) / np.float32(127)
+
+
+GROUPED = [((9, 24), 4), ((5, 15), 3), ((9, 24), 9), ((5, 15), 4), ((7, 28), 12), ((33, 257), 128), ((3, 8), 100)]
+
+
+@pytest.mark.parametrize(("shape", "size"), [*((shape, None) for shape in SHAPES), *GROUPED])
 def test_codes(backend, shape, size):
     w, s = uniform(*shape), RNG.uniform(0.2, 4, shape[1]).astype(np.float32)
-    steps = np.abs((w * s).reshape(shape[0], -1, size or shape[1])).max(axis=2) / np.float32(127)
+    steps = largest_over_127(w * s, Format(size))
     found = quantized(backend, w, s, steps, Format(size))
     assert code_errors(found, w, s) == (0, 0)
     assert np.abs(found.codes).max() == 127
 
 
-@pytest.mark.parametrize("size", [None, 8, 3])
+@pytest.mark.parametrize("size", [None, 8, 3, 7, 50])
 def test_steps(backend, size):
     w, s = uniform(33, 24), RNG.uniform(0.2, 4, 24).astype(np.float32)
     form = Format(size)
     found = Quantized(poisoned(backend, w.shape, np.int8), poisoned(backend, (33, form.groups(24))), form)
     backend.compute_scale_b(put(backend, w), put(backend, s), found)
-    expected = np.abs((w * s).reshape(33, -1, size or 24)).max(axis=2) / np.float32(127)
-    assert same_bits(backend.read(found.steps), expected)
+    assert same_bits(backend.read(found.steps), largest_over_127(w * s, form))
 
 
 def test_ties_go_to_even_and_the_range_is_symmetric(backend):
@@ -162,12 +168,12 @@ def products():
 @pytest.mark.parametrize(("name", "options"), products())
 def test_product(name, options, worst):
     with make_backend(name, **options) as backend:
-        for (tokens, out_features, in_features), grouped in itertools.product(PRODUCTS, (False, True)):
+        for (tokens, out_features, in_features), size in itertools.product(PRODUCTS, (None, 5, 24, 2000)):
             x, inv_s = uniform(tokens, in_features), RNG.uniform(0.2, 4, in_features).astype(np.float32)
             wq = RNG.integers(-127, 128, (out_features, in_features), np.int8)
-            form = Format(in_features // 5 if grouped and in_features % 5 == 0 else None)
+            form = Format(size)
             steps = RNG.uniform(0.001, 0.01, (out_features, form.groups(in_features))).astype(np.float32)
-            of_channel = np.repeat(steps, form.size(in_features), axis=1)
+            of_channel = np.repeat(steps, form.size(in_features), axis=1)[:, :in_features]
             exact = x.astype(np.float64) @ (wq * inv_s.astype(np.float64) * of_channel).T
             y = multiplied(backend, x, wq, inv_s, steps, form)
             variant = table.find("dequantizeTiled", options.get("dequantizeTiled"))

@@ -90,7 +90,7 @@ LIMITS = {
     "layers": (1, 1000),
     "seed": (0, 2**64 - 1),
     "threads": (1, 2**31 - 1),
-    "quant.group_size": (1, None),
+    "quant.group_size": (1, 2**31 - 1),
     "timing.warmup": (0, 100_000),
     "timing.repeats": (1, 100_000),
     "gammas": (0.0, 10.0),

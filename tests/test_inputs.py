@@ -41,14 +41,6 @@ def test_a_layer_with_activations_sets_the_tokens_of_those_that_follow(compose, 
     assert [(spec.out_features, spec.in_features) for spec in specs] == [(5, 3), (2, 5), (4, 8), (1, 4)]
 
 
-def test_a_group_size_must_divide_every_layer_s_in_features(compose, tmp_path):
-    save(tmp_path / "a.npz", **{"000__weight": np.ones((6, 4)), "001__weight": np.ones((3, 6))})
-    source = ("inputs=file", f"inputs.path={tmp_path / 'a.npz'}")
-    assert len(plan_layers(compose(*source, "quant.group_size=2"))) == 2
-    with pytest.raises(InputError, match=r"^quant\.group_size=4: layer 1 has in_features 6; allowed: "):
-        plan_layers(compose(*source, "quant.group_size=4"))
-
-
 @pytest.mark.parametrize(("held", "refused"), [(1000, False), (1001, True)])
 def test_a_file_of_more_layers_than_results_can_name_is_refused(compose, tmp_path, held, refused):
     save(tmp_path / "a.npz", **{f"{index:04d}__weight": [[1]] for index in range(held)})

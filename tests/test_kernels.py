@@ -103,9 +103,10 @@ def test_sizes_follow_from_the_shapes():
 
 OBSTACLES = [
     (
-        *({}, {"in_features": 70, "groups": 3, "group_size": 24}, None),
-        "takes groups of equal size, not 3 groups of 24 for 70 input channels",
+        *({}, {"in_features": 70, "groups": 4, "group_size": 24}, None),
+        "takes groups of one size, only the last smaller, not 4 groups of 24 for 70 channels",
     ),
+    ({}, {"in_features": 70, "groups": 3, "group_size": 24}, None, None),
     ({}, {"TILE": 33}, H100, "takes TILE from 1 to 32, not 33"),
     ({}, {"tokens": MAX_INT + 1}, H100, f"takes tokens up to {MAX_INT}, not {MAX_INT + 1}"),
     ({"group_multiple": 32}, {"group_size": 48}, H100, "takes groups of a multiple of 32 input channels, not 48"),

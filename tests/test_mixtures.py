@@ -12,7 +12,8 @@ from awq_pycuda.analysis import figure_style, figures, figures_error, figures_ti
 from awq_pycuda.analysis.collect import collect
 from awq_pycuda.analysis.report import write_report
 from awq_pycuda.analyze import main
-from awq_pycuda.results.record import NO_TIMINGS, RunRecord
+from awq_pycuda.engine.stages import NO_TIMINGS
+from awq_pycuda.results.record import RunRecord
 from awq_pycuda.results.write import write
 
 

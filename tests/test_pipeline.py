@@ -43,6 +43,8 @@ RAGGED = [
     ("tokens=1", "n=33"),
     ("n=48", "quant.group_size=12"),
     ("n=48", "quant.group_size=1"),
+    ("n=50", "quant.group_size=16", "inputs=outliers"),
+    ("n=33", "quant.group_size=128", "search=output"),
     ("n=64", "search=output", "inputs=outliers"),
     ("n=64", "search.normalization=sqrt_max_min", "inputs=outliers"),
     ("n=64", "layers=12", "inputs.weight_scale=he"),

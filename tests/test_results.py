@@ -15,8 +15,9 @@ from omegaconf import OmegaConf
 
 from awq_pycuda.backends.cpu import CpuBackend
 from awq_pycuda.engine import verify as verify_module
+from awq_pycuda.engine.stages import NO_TIMINGS
 from awq_pycuda.results import schema
-from awq_pycuda.results.record import NO_TIMINGS, LayerResult, RunRecord, SearchResult, Timings
+from awq_pycuda.results.record import LayerResult, RunRecord, SearchResult, Timings
 from awq_pycuda.results.status import read_status, status_attributes
 from awq_pycuda.results.write import write
 

@@ -86,7 +86,7 @@ REFUSED = [
         "search.objective=best",
         "search.normalization=max",
     ),
-    *("quant.group_size=0", "quant.group_size=100", "quant=null", "~tile", "inputs.kind=file", "tile=8,16"),
+    *("quant.group_size=0", "quant.group_size=1.5", "quant=null", "~tile", "inputs.kind=file", "tile=8,16"),
     *("inputs=file", "hydra.run.dir=/proc/nowhere", "hydra.run.dir=/dev/null/x"),
     *(f"hydra.run.dir=new/{'long' * 64}", "seed=é", "tile", "--nope", "--info=nope"),
     *("quant=128", "timing=true", "matmul=1.5", "gammas=[${nope}]", 'backend="c\npu"', "n=8\n"),
@@ -234,7 +234,7 @@ def test_a_device_s_own_memory_is_checked_before_the_host_s(cli, monkeypatch):
     assert code == 2
     assert "GiB of the GPU's memory" in err
     monkeypatch.setattr(CpuBackend, "available_bytes", lambda self: 2**40)
-    needed = (3 * 4 + 3 + 2) * 1024**2  # W of three layers, the one thread's block, its float64 for weight_mse
+    needed = (3 * 5 + 3 + 2) * 1024**2  # W and codes of three layers; the block of the one thread, and its float64
     free = SimpleNamespace(total=2**40, available=int(needed / 0.8 * 0.999))
     monkeypatch.setattr("psutil.virtual_memory", lambda: free)
     code, _, err = cli("backend=cpu", "threads=1")

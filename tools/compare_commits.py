@@ -98,7 +98,7 @@ def run(tree: Path, config: Sequence[str], folder: Path, backend: str) -> str:
     done = subprocess.run(
         [*command, *config],
         cwd=folder.parent,
-        env=os.environ | {"PYTHONPATH": str(tree)},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join((str(tree), os.environ.get("PYTHONPATH", "")))},
         capture_output=True,
         text=True,
     )

@@ -89,7 +89,7 @@ def work(stage: str, shapes: pd.DataFrame) -> tuple[Any, Any]:
     size = (
         pd.to_numeric(shapes["quant.group_size"]) if "quant.group_size" in shapes else pd.Series(np.nan, shapes.index)
     )
-    groups = np.where(size.isna(), 1, k / size.astype("float64").fillna(1).to_numpy())
+    groups = np.where(size.isna(), 1, np.ceil(k / size.astype("float64").fillna(1).to_numpy()))
     return {
         "accum_stats": (3 * m * k, 4 * m * k + 8 * k),
         "quantize_awq": (2 * n * k, 5 * n * k + 4 * k + 4 * n * groups),

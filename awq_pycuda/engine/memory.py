@@ -36,11 +36,18 @@ def required_bytes(specs: Sequence[LayerSpec], config: Config, on_device: bool) 
     blocks = max(_kept_blocks(spec, convention, threads) for spec in specs)
     steps = [step, checking, 2 * codes]  # in the end codes are in the file's image and in its bytes, too
     if on_device:
-        # The driver keeps a second copy of the weights where the search on the host reads them.
-        weights = sum(4 * spec.out_features * spec.in_features for spec in specs)
-        return kept + max(_statistics_of_blocks(spec) for spec in specs), weights + codes + blocks + max(steps)
+        read = sum(_read_on_host(spec, config.verify) for spec in specs)
+        return kept + max(_statistics_of_blocks(spec) for spec in specs), read + codes + blocks + max(steps)
     steps += [_stage(spec, threads) for spec in specs]
     return 0, kept + codes + max(blocks + max(steps), *(_drawing(spec, threads) for spec in specs))
+
+
+def _read_on_host(spec: LayerSpec, verify: bool) -> int:
+    """Of what lives on a device, what the host reads, too: the driver keeps a second copy of it."""
+    m, n, k = spec.tokens, spec.out_features, spec.in_features
+    searched = 4 * n * k + n * k  # the weights; the codes, for the metrics
+    own = 0 if spec.activations is None else 4 * m * k
+    return searched + (own + 8 * m * n if verify else 0)
 
 
 def _kept_blocks(spec: LayerSpec, convention: Convention, threads: int | None) -> int:

@@ -11,11 +11,11 @@ from typing import Generic
 import numpy as np
 from numpy.typing import NDArray
 
-from awq_pycuda.backends.base import Backend, H, Mark
+from awq_pycuda.backends.base import Backend, H, Layer, Mark
 from awq_pycuda.config import Config
 from awq_pycuda.engine import evaluation
 from awq_pycuda.engine.arrays import Run, allocate
-from awq_pycuda.engine.stages import STAGES
+from awq_pycuda.engine.stages import STAGE_NAMES, STAGES, Stage
 from awq_pycuda.engine.verify import refuse_beyond_tolerance
 from awq_pycuda.inputs import LayerSpec
 from awq_pycuda.quant.conventions import convention_of
@@ -35,7 +35,6 @@ class Pipeline(Generic[H]):
         self.layers: list[LayerResult] = []  # those finished so far, from the first on
         self.handles: Run[H] | None = None  # once there are inputs
         self._convention = convention_of(config)
-        self._finished = 0  # layers that a pass has finished
         self._cold_ms = float("nan")
         self._samples: list[tuple[float, NDArray[np.float64], NDArray[np.float64]]] = []
 
@@ -47,7 +46,7 @@ class Pipeline(Generic[H]):
         for repeat, (_, gpu_ms, host_ms) in enumerate(self._samples):
             gpu[:, :, repeat], host[:, :, repeat] = gpu_ms, host_ms
         whole = np.array([sample[0] for sample in self._samples])
-        return Timings(tuple(stage.name for stage in STAGES), gpu, host, whole, self._cold_ms)
+        return Timings(STAGE_NAMES, gpu, host, whole, self._cold_ms)
 
     def run(self, on_progress: Callable[[str, int, int], None] = lambda what, done, total: None) -> None:
         """Inputs, the cold pass, warm-up, the measured passes; then results and metrics from what the last pass left.
@@ -64,10 +63,8 @@ class Pipeline(Generic[H]):
         except BaseException as error:
             # The finished layers still get their metrics; where the device no longer answers they go without, and a
             # signal does not wait for them.
-            with contextlib.suppress(Exception):
-                if not self.layers:
-                    self._collect()
-                if isinstance(error, Exception):
+            if isinstance(error, Exception):
+                with contextlib.suppress(Exception):
                     self._measure()
             raise
         on_progress("metrics", 0, 1)
@@ -84,29 +81,44 @@ class Pipeline(Generic[H]):
         self.handles = allocate(self.backend, self.specs, self._convention)
         for index in range(total):
             on_progress("cold pass" if index == 0 else "passes", index, total)
-            marks = self._pass(self.handles)
             if index == 0:
+                self._cold_pass(self.handles)
                 self._cold_ms = (time.perf_counter() - begin) * 1e3
-                # A later pass that is cut short leaves a layer half of one pass and half of the other.
-                self._collect()
-            elif index > timing.warmup:
+                continue
+            marks = self._pass(self.handles)
+            if index > timing.warmup:
                 self._samples.append(self._sample(marks))
-        self._collect()
+        for index, layer in enumerate(self.handles.layers):
+            self._collect(index, layer)
+
+    def _cold_pass(self, run: Run[H]) -> None:
+        """The first pass, of which only the whole is timed: it collects each layer at once.
+
+        A fault of the device takes all that is on it, and a later pass that is cut short leaves layers that are half of
+        one pass and half of another.
+        """
+        for index, layer in enumerate(run.layers):
+            for stage in STAGES:
+                self._call(stage, index, layer)
+            self._collect(index, layer)
+        self.backend.synchronize()
 
     def _pass(self, run: Run[H]) -> list[list[Mark]]:
         """All layers once; the marks around every stage, (layers, stages + 1)."""
         marks: list[list[Mark]] = []
-        for index, (spec, layer) in enumerate(zip(self.specs, run.layers, strict=True)):
+        for index, layer in enumerate(run.layers):
             marks.append([self.backend.mark()])
-            try:
-                for stage in STAGES:
-                    stage.call(self.backend, layer, self._convention)
-                    marks[-1].append(self.backend.mark())
-            except FloatingPointError as error:
-                raise FloatingPointError(f"layer {index} ({spec.name}): {error}") from None
-            self._finished = max(self._finished, index + 1)
+            for stage in STAGES:
+                self._call(stage, index, layer)
+                marks[-1].append(self.backend.mark())
         self.backend.synchronize()
         return marks
+
+    def _call(self, stage: Stage, index: int, layer: Layer[H]) -> None:
+        try:
+            stage.call(self.backend, layer, self._convention)
+        except FloatingPointError as error:
+            raise FloatingPointError(f"layer {index} ({self.specs[index].name}): {error}") from None
 
     def _sample(self, marks: list[list[Mark]]) -> tuple[float, NDArray[np.float64], NDArray[np.float64]]:
         """Pipeline, GPU and host milliseconds of one pass. The pipeline is timed on the stream where there is one."""
@@ -117,13 +129,10 @@ class Pipeline(Generic[H]):
         whole = self.backend.gpu_ms(first, last)
         return (whole if np.isfinite(whole) else (last.host - first.host) * 1e3), gpu, host
 
-    def _collect(self) -> None:
-        """Results of every finished layer, from the arrays that the last pass left."""
-        for index in range(self._finished):
-            assert self.handles is not None
-            layer = self.handles.layers[index]
-            found = evaluation.collect(self.backend, self.specs[index], layer, self._convention, self.config.save)
-            self.layers[index : index + 1] = [found]
+    def _collect(self, index: int, layer: Layer[H]) -> None:
+        """The result of a layer, from the arrays that the last pass left."""
+        found = evaluation.collect(self.backend, self.specs[index], layer, self._convention, self.config.save)
+        self.layers[index : index + 1] = [found]
 
     def _measure(self) -> None:
         if self.layers:

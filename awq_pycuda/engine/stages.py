@@ -6,8 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from awq_pycuda.backends.base import Backend, Layer
 from awq_pycuda.quant.conventions import Convention
+from awq_pycuda.results.record import Timings
 
 
 @dataclass(frozen=True)
@@ -30,4 +33,10 @@ STAGES = (
     Stage("relu", lambda backend, layer, _: backend.relu(layer.y, layer.bias, layer.out)),
 )
 
-UP_TO_CODES = STAGES[: [stage.name for stage in STAGES].index("quantize_awq") + 1]  # what quantizes a layer
+STAGE_NAMES = tuple(stage.name for stage in STAGES)
+UP_TO_CODES = STAGES[: STAGE_NAMES.index("quantize_awq") + 1]  # what quantizes a layer
+
+# Of a run that ended before its first layer.
+NO_TIMINGS = Timings(
+    STAGE_NAMES, np.empty((0, len(STAGES), 0)), np.empty((0, len(STAGES), 0)), np.empty(0), float("nan")
+)

@@ -189,9 +189,9 @@ class Variant:
         for name, parameter in self.parameters.items():
             if values[name] not in parameter.allowed:
                 return f"takes {name} {words(parameter.allowed)}, not {values[name]}"
-        if "groups" in values and values["groups"] * values["group_size"] != values["in_features"]:
+        if "groups" in values and values["groups"] != -(-values["in_features"] // values["group_size"]):
             groups = f"{values['groups']} groups of {values['group_size']}"
-            return f"takes groups of equal size, not {groups} for {values['in_features']} input channels"
+            return f"takes groups of one size, only the last smaller, not {groups} for {values['in_features']} channels"
         if values.get("groups", 2) > 1 and values.get("group_size", 0) % self.group_multiple:
             return f"takes groups of a multiple of {self.group_multiple} input channels, not {values['group_size']}"
         for kernel in self.kernels:

@@ -42,8 +42,8 @@ class Format:
         return np.dtype(np.int8)
 
     def size(self, in_features: int) -> int:
-        """Input channels of a full group."""
-        return in_features if self.group_size is None else self.group_size
+        """Input channels of a full group; of a row that is smaller, all of it."""
+        return in_features if self.group_size is None else min(self.group_size, in_features)
 
     def groups(self, in_features: int) -> int:
         """Groups of a row, the last one full or not."""

@@ -55,9 +55,6 @@ class Timings:
     cold_ms: float
 
 
-NO_TIMINGS = Timings((), np.empty((0, 0, 0)), np.empty((0, 0, 0)), np.empty(0), float("nan"))
-
-
 @dataclass(frozen=True)
 class RunRecord:
     """Everything that a result file holds.
