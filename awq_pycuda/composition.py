@@ -25,7 +25,7 @@ from awq_pycuda.hydra_errors import no_value, similar
 from awq_pycuda.isolation import visible_gpus
 from awq_pycuda.kernels import table
 from awq_pycuda.launchers import LAUNCHERS
-from awq_pycuda.overrides import check_overrides
+from awq_pycuda.overrides import check_overrides, check_referred
 from awq_pycuda.paths import resource_dir
 
 MAX_JOBS = 10_000_000  # far beyond what anybody waits for; each is planned in about 5 ms
@@ -66,6 +66,7 @@ def to_config(composed: DictConfig) -> Config:
     config = OmegaConf.to_object(task)
     assert isinstance(config, Config)
     _refuse_missing_and_added_keys(config, "")
+    check_referred(task)
     check(config)
     return config
 

@@ -1,6 +1,6 @@
 """What a command line overrides, checked before Hydra composes: it casts what it can, and takes some values for others.
 
-Values that come from elsewhere, such as `${...}`, are checked when the config is composed.
+What `${...}` stands for is known when the config is composed, and is checked then in the same way.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import argparse
 import re
 from collections.abc import Iterator, Sequence
 from enum import EnumType
-from typing import Any
+from typing import Any, get_args
 
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser, create_functions
@@ -22,6 +22,7 @@ from hydra.core.override_parser.types import (
     ValueType,
 )
 from hydra.errors import OverrideParseException
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from awq_pycuda.config import ALLOWED, TYPES, fits
 from awq_pycuda.errors import InputError
@@ -60,7 +61,7 @@ def check_overrides(texts: Sequence[str]) -> None:
     for cast in _CASTS:
         del functions.functions[cast], functions.definitions[cast]
     parser = OverridesParser(functions)
-    chosen: dict[str, str] = {}
+    given: dict[str, str] = {}
     for text in texts:
         try:
             (override,) = parser.parse_overrides([text])
@@ -74,16 +75,65 @@ def check_overrides(texts: Sequence[str]) -> None:
         key = override.key_or_group
         if not key:
             raise InputError(f"{text}: has no key; allowed: key=value as --help shows")
+        if key in given and (key in groups() or _value(given[key]) != _value(text)):
+            what = "a second option of its group" if key in groups() else "a second value of its key"
+            raise InputError(f"{text}: {what}, beside {given[key]}; allowed: one of them")
+        given[key] = text
         if key not in groups() and key not in ALLOWED:  # Hydra's own, a user's group in a folder given, or unknown
             continue
         _check_form(override, text)
-        if key not in groups():
+        if key in groups():
+            _check_option(override, text)
+        else:
             _check_value(override, text)
+
+
+def check_referred(config: DictConfig) -> None:
+    """Refuses what stands behind `${...}` where the schema would cast it: it is held to what may be given itself.
+
+    Args:
+        config: composed, without Hydra's own settings.
+
+    Raises:
+        InputError: the first key whose value is of another type.
+        OmegaConfBaseException: what is referred to is not there.
+    """
+    untyped = None
+    for key, kind in TYPES.items():
+        group, _, name = key.rpartition(".")
+        parent = OmegaConf.select(config, group) if group else config
+        text = _written(parent._get_node(name, validate_access=False))
+        if kind is str or "${" not in text:  # any value has a text
             continue
-        if key in chosen:
-            raise InputError(f"{text}: a second option of its group, beside {chosen[key]}; allowed: one of them")
-        chosen[key] = text
-        _check_option(override, text)
+        if TYPES.get(text[2:-1]) in (kind, *get_args(kind)):  # such as tokens=${n}
+            continue
+        if untyped is None:
+            untyped = OmegaConf.create(OmegaConf.to_container(config, resolve=False))
+        value = OmegaConf.select(untyped, key)
+        value = OmegaConf.to_container(value, resolve=True) if isinstance(value, ListConfig) else value
+        if not _may_be_given(key, value):
+            raise InputError(f"{key}={text}: stands for {_plain(value)}; allowed: {ALLOWED[key]}")
+
+
+def _written(node: Any) -> str:
+    """A key's value before `${...}` is replaced; "" where its options have no such key."""
+    value = node if node is None else node._value()
+    return _plain([item._value() for item in value]) if isinstance(value, list) else str(value)
+
+
+def _may_be_given(key: str, value: object) -> bool:
+    items = value if isinstance(value, list) else [value]
+    if not any(isinstance(item, str) for item in items):
+        return fits(TYPES[key], value)
+    try:  # such as from the environment, where everything is text
+        check_overrides([f"{key}={_plain(value)}"])
+    except (InputError, OverrideParseException):
+        return False
+    return True
+
+
+def _plain(value: object) -> str:
+    return f"[{','.join(map(str, value))}]" if isinstance(value, list) else str(value)
 
 
 def _check_form(override: Override, text: str) -> None:
@@ -143,6 +193,10 @@ def _refers(value: Any) -> bool:
 
 def _unquoted(value: Any) -> Any:
     return value.text if isinstance(value, QuotedString) else value
+
+
+def _value(text: str) -> str:
+    return text.partition("=")[2]
 
 
 def _short(text: str) -> str:

@@ -31,6 +31,11 @@ REFUSED = {
     "gammas=[true]": "allowed: a list",
     "gammas=${tokens}": "allowed: a list",
     "n=${gammas}": "allowed: a whole number",
+    # What is referred to is held to the same.
+    "verify=${n}": "verify=${n}: stands for 1024; allowed: true, false",
+    "verify=${oc.env:NOPE,yes}": "stands for yes; allowed: true, false",
+    "gammas=[${n},${oc.env:NOPE,0_5}]": "gammas=[${n},${oc.env:NOPE,0_5}]: stands for [1024,0_5]; allowed: a list",
+    "timing.repeats=${oc.env:NOPE,[}": "allowed: a whole number",
     f"n={'1' * 400}": "allowed: a whole number",
     "study=1_6": "is read as 16; allowed: quotes",
     "backend=1": "allowed: auto, cuda, cpu",
@@ -86,6 +91,42 @@ def test_two_options_of_one_group_are_refused(cli, arguments):
 
 
 @pytest.mark.parametrize(
+    "arguments",
+    [
+        ("tile=4", "tile=8"),
+        ("n=8", "++n=16"),
+        ("-m", "n=1,2", "n=3"),
+        ("-m", "n=3", "n=1,2"),
+        ("hydra.run.dir=a", "hydra.run.dir=b"),
+    ],
+)
+def test_two_values_of_one_key_are_refused(cli, tmp_path, arguments):
+    code, _, err = cli(*arguments)
+    assert code == 2
+    assert f"{arguments[-1]}: a second value of its key, beside {arguments[-2]}; allowed: one of them" in err
+    assert files_under(tmp_path / "work") == []
+
+
+@pytest.mark.parametrize(
+    ("key", "text"), [("n", "1_6"), ("n", "'16'"), ("verify", "1"), ("threads", ""), ("tile", "[")]
+)
+def test_a_value_of_the_environment_is_held_to_what_may_be_given(cli, monkeypatch, key, text):
+    monkeypatch.setenv("GIVEN", text)
+    code, out, err = cli(f"{key}=${{oc.env:GIVEN}}")
+    assert (code, out) == (2, "")
+    (line,) = err.splitlines()
+    assert line.startswith(f"error: {key}=${{oc.env:GIVEN}}: ")
+    assert f"allowed: {ALLOWED[key]}" in line
+
+
+def test_a_study_s_own_values_give_way(cli, monkeypatch):
+    seen = []
+    monkeypatch.setattr(isolation, "checked", lambda configs: seen.extend(configs) or [Checked("stop")])
+    assert cli("-m", "experiment=depth", "layers=2")[0] == 2
+    assert {config.layers for config in seen} == {2}
+
+
+@pytest.mark.parametrize(
     "sweep",
     [
         ("seed=range(0,3)", "gammas=${tokens}"),
@@ -100,6 +141,8 @@ def test_two_options_of_one_group_are_refused(cli, arguments):
         ("seed=range(0,100000)", "tile=range(1,33)", "n=range(1,1000)"),
         ("hydra.sweeper.params.n='1_6,8'",),
         ("hydra.sweep.dir=",),
+        ("verify=${n},true",),
+        ("seed=1,2", "verify=${seed}"),
         ("hydra.launcher=x",),
     ],
 )
@@ -114,8 +157,12 @@ def test_a_wrong_sweep_is_one_line(cli, tmp_path, sweep):
 @pytest.mark.parametrize(
     ("overrides", "key", "value"),
     [
-        (("tile=4", "tile=8"), "tile", 8),  # the last one counts, so that scripts can add theirs
         (("++n=8",), "n", 8),
+        (("n=8", "++n=8"), "n", 8),
+        (("n=${oc.env:NOPE,16}",), "n", 16),
+        (("verify=${oc.env:NOPE,true}",), "verify", True),
+        (("backend=${oc.env:NOPE,cpu}",), "backend", "cpu"),
+        (("gammas=[${oc.env:NOPE,0},${seed}]", "seed=1"), "gammas", [0, 1]),
         (("tokens=${layers}",), "tokens", 3),
         (("gammas=[1,${tile}]", "tile=2"), "gammas", [1, 2]),
         (("threads=null",), "threads", None),

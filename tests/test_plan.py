@@ -22,7 +22,7 @@ def test_a_sweep_that_goes_on_says_how_many_jobs_are_complete(cli, environment, 
     assert cli(*SWEEP, "seed=2,3,4,1,5")[1].splitlines()[0] == "study outputs/tiles: 5 jobs, 2 complete already"
     assert cli(*SWEEP, "seed=range(1,6)")[1].splitlines()[0] == "study outputs/tiles: 5 jobs, 5 complete already"
     # Another device's or another file's results are not these jobs'.
-    assert cli(*SWEEP, "seed=1,2", "n=25")[1].splitlines()[0] == "study outputs/tiles: 2 jobs"
+    assert cli(*SWEEP, "seed=1,2", "save=full")[1].splitlines()[0] == "study outputs/tiles: 2 jobs"
 
 
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
@@ -53,7 +53,7 @@ def test_a_log_is_told_how_the_planning_goes(cli, monkeypatch):
     monkeypatch.setattr(run, "_QUIET_JOBS", 3)
     monkeypatch.setattr(run, "_TELL_SECONDS", 0)
     monkeypatch.setattr(run, "_CHECKED_AT_ONCE", 2)
-    code, out, _ = cli(*TINY_SWEEP, "n=8", "seed=range(0,5)")
+    code, out, _ = cli(*TINY_SWEEP, "seed=range(0,5)")
     assert code == 0
     lines = out.splitlines()
     assert lines[0] == "planning 5 jobs"
