@@ -84,6 +84,8 @@ def execute(config: Config, folder: Path, overrides: Sequence[str] = (), config_
             if isinstance(config.inputs, FileInputs) and (idle := unreached_layers(Path(config.inputs.path))):
                 line = f"left out, since no token reached them when they were captured: {listed(idle)}"
                 console.print(line, soft_wrap=True, markup=False)
+            if fewer := with_fewer_tokens(specs, config):
+                console.print(f"fewer than tokens={config.tokens}: {fewer}", soft_wrap=True, markup=False)
         with backend:
             origin = describe(config, backend, overrides, config_yaml)
             with summary.progress(console) as on_progress:
@@ -92,6 +94,12 @@ def execute(config: Config, folder: Path, overrides: Sequence[str] = (), config_
         with _unread_output():
             summary.print_summary(console, record.layers, record.timings, path, config)
     return path
+
+
+def with_fewer_tokens(specs: Sequence[LayerSpec], config: Config) -> str:
+    """The layers whose own activations have fewer rows than asked for, each with how many; "" if there are none."""
+    short = [spec for spec in specs if config.tokens and spec.activations is not None and spec.tokens < config.tokens]
+    return listed([f"{spec.name} ({spec.tokens})" for spec in short])
 
 
 @contextmanager

@@ -82,16 +82,17 @@ def load_layers(path: Path, layers: int | None = None, tokens: int | None = None
     """Read the first ``layers`` layers of a file (default: all), in the order of their group names.
 
     Layers that no token reached are left out: they have nothing to run on, see `unreached_layers`.
-    ``tokens`` takes only the first so many rows of every layer's own activations (default: all). Float16 tensors
-    come back as float32. Raises `InputError` for any fault of the file, and for more layers or tokens than it holds.
+    ``tokens`` takes only the first so many rows of every layer's own activations (default: all), and all of a layer
+    that holds fewer, such as an expert to which few tokens were routed. Float16 tensors come back as float32. Raises
+    `InputError` for any fault of the file, for more layers than it holds and for more tokens than any of them does.
     """
     loaded = []
     with _open_checked(path, layers, tokens) as sources:
         for index, source in enumerate(sources):
             arrays = {}
             for tensor_name, tensor in source.tensors.items():
-                rows = tensor.shape[0] if tokens is None or tensor_name != "activations" else tokens
-                array = tensor.read(rows)
+                rows = tensor.shape[0]
+                array = tensor.read(rows if tokens is None or tensor_name != "activations" else min(rows, tokens))
                 fault = find_fault(array, MAX_MAGNITUDE[tensor_name])
                 if fault is not None:
                     raise _refuse(path, f"{_label(index, source.name)} {tensor_name}{fault}")
@@ -117,7 +118,7 @@ def describe_layers(path: Path, layers: int | None = None, tokens: int | None = 
                     name=source.name,
                     out_features=source.tensors["weight"].shape[0],
                     in_features=source.tensors["weight"].shape[1],
-                    tokens=rows if rows is None or tokens is None else tokens,
+                    tokens=rows if rows is None or tokens is None else min(rows, tokens),
                     has_bias="bias" in source.tensors,
                 ),
             )
@@ -357,12 +358,16 @@ def _check_tensor(path: Path, label: str, tensor_name: str, tensor: _Tensor) -> 
 
 
 def _check_tokens(sources: list[_Source], tokens: int | None) -> None:
-    for index, source in enumerate(sources):
-        if tokens is None or "activations" not in source.tensors:
-            continue
-        rows = source.tensors["activations"].shape[0]
-        if not 1 <= tokens <= rows:
-            raise InputError(
-                f"tokens={tokens}: {_label(index, source.name)} of inputs.path holds activations of {rows} tokens; "
-                f"allowed are 1 to {rows}",
-            )
+    held = {
+        index: source.tensors["activations"].shape[0]
+        for index, source in enumerate(sources)
+        if "activations" in source.tensors
+    }
+    if tokens is None or not held:
+        return
+    most = max(held, key=held.__getitem__)
+    if not 1 <= tokens <= held[most]:
+        raise InputError(
+            f"tokens={tokens}: inputs.path holds activations of at most {held[most]} tokens, those of "
+            f"{_label(most, sources[most].name)}; allowed are 1 to {held[most]}",
+        )

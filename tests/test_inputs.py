@@ -3,6 +3,7 @@
 import hashlib
 import os
 
+import h5py
 import numpy as np
 import pytest
 
@@ -51,6 +52,19 @@ def test_a_file_of_more_layers_than_results_can_name_is_refused(compose, tmp_pat
     else:
         assert len(plan_layers(compose(*source))) == held
     assert len(plan_layers(compose(*source, "layers=1"))) == 1
+
+
+def test_a_run_names_the_layers_with_fewer_tokens_than_asked_for(cli, tmp_path):
+    path = tmp_path / "a.npz"
+    rows = {"000": 9, "001": 2, "003": 5}
+    weights = {f"{index:03d}__weight": np.ones((4, 4)) for index in range(4)}
+    save(path, **weights, **{f"{name}__activations": np.ones((count, 4)) for name, count in rows.items()})
+    code, out, err = cli("inputs=file", f"inputs.path={path}", "tokens=6", "backend=cpu")
+    assert (code, err) == (0, "")
+    assert "fewer than tokens=6: 001 (2), 003 (5)" in out.splitlines()
+    with h5py.File(*tmp_path.rglob("results.h5")) as file:
+        assert [int(layer.attrs["tokens"]) for layer in file["layers"].values()] == [6, 2, 2, 5]
+    assert "fewer than" not in cli("inputs=file", f"inputs.path={path}", "tokens=2", "backend=cpu")[1]
 
 
 def test_synthetic_layers_draw_from_subsequences_of_their_own(compose):

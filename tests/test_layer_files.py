@@ -157,12 +157,22 @@ def test_refuses_layers_the_file_lacks(tmp_path: Path, suffix: str, layers: int)
     assert refusal(path, layers=layers) == f"layers={layers}: inputs.path holds 3 layers; allowed are 1 to 3"
 
 
-@pytest.mark.parametrize("tokens", [-1, 0, 8])
+@pytest.mark.parametrize("tokens", [-1, 0, 10])
 def test_refuses_tokens_the_file_lacks(tmp_path: Path, tokens: int) -> None:
     assert refusal(write(tmp_path / "a.h5", chain()), tokens=tokens) == (
-        f"tokens={tokens}: layer {2 if tokens == 8 else 0} ({'002' if tokens == 8 else '000'}) of inputs.path holds "
-        f"activations of {7 if tokens == 8 else 9} tokens; allowed are 1 to {7 if tokens == 8 else 9}"
+        f"tokens={tokens}: inputs.path holds activations of at most 9 tokens, those of layer 0 (000); "
+        "allowed are 1 to 9"
     )
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_layer_with_fewer_tokens_gives_what_it_has(tmp_path: Path, suffix: str) -> None:
+    tensors = chain()
+    path = write(tmp_path / f"a{suffix}", tensors)
+    first, _, last = load_layers(path, tokens=8)
+    np.testing.assert_array_equal(first.activations, tensors["000.activations"][:8])
+    np.testing.assert_array_equal(last.activations, tensors["002.activations"])
+    assert [shape.tokens for shape in describe_layers(path, tokens=8)] == [8, None, 7]
 
 
 STRUCTURE = {
