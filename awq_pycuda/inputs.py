@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -97,15 +99,27 @@ def plan_layers(config: Config) -> list[LayerSpec]:
     inputs = config.inputs
     if isinstance(inputs, FileInputs):
         path = Path(inputs.path)
-        stamp = _file_stamp(path)
-        _refuse_too_large(path, config)
-        specs = _from_file(config, _load(path, stamp, config.layers, config.tokens))
-        if _file_stamp(path) != stamp:
-            raise refuse("inputs.path", path, "it changed while it was read")
+        with unchanged_file(config):
+            _refuse_too_large(path, config)
+            specs = _from_file(config, _load(path, _file_stamp(path), config.layers, config.tokens))
     else:
         assert isinstance(inputs, SyntheticInputs)
         specs = _synthetic(config, inputs)
     return specs
+
+
+@contextmanager
+def unchanged_file(config: Config) -> Iterator[None]:
+    """All that is read of the config's layer file within the block, its hash as well, is of one content.
+
+    Raises:
+        InputError: the file has changed meanwhile.
+    """
+    path = Path(config.inputs.path) if isinstance(config.inputs, FileInputs) else None
+    stamp = path and _file_stamp(path)
+    yield
+    if path and _file_stamp(path) != stamp:
+        raise refuse("inputs.path", path, "it changed while it was read")
 
 
 def _synthetic(config: Config, inputs: SyntheticInputs) -> list[LayerSpec]:

@@ -26,6 +26,7 @@ from awq_pycuda.backends.base import Backend
 from awq_pycuda.config import Config
 from awq_pycuda.errors import InputError
 from awq_pycuda.execution import RunFailed, attempt, describe, store, validate
+from awq_pycuda.inputs import unchanged_file
 from awq_pycuda.signals import STOPPING, stoppable
 from awq_pycuda.spread import Spread
 from awq_pycuda.study import Job, Outcome, Started, State, claim, is_complete, job_folder
@@ -62,8 +63,9 @@ def run_job(job: Job, tell: Callable[[Started], None]) -> Finished:
     begin = time.perf_counter()
     try:
         os.chdir(job.cwd)
-        specs, backend, _ = validate(job.config)
-        folder = job_folder(job.cwd / job.study, job.config, *_names(backend))
+        with unchanged_file(job.config):  # or another file's results would stand in this one's folder
+            specs, backend, _ = validate(job.config)
+            folder = job_folder(job.cwd / job.study, job.config, *_names(backend))
         with claim(folder) as ours:
             if not ours:
                 return Finished(Outcome("elsewhere", folder=folder), usable=True)

@@ -2,14 +2,16 @@
 
 import hashlib
 import os
+from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 
-from awq_pycuda import inputs
+from awq_pycuda import inputs, worker
 from awq_pycuda.errors import InputError
 from awq_pycuda.inputs import LayerSpec, Salient, Uniform, file_sha256, plan_layers
+from awq_pycuda.study import Job
 
 
 def save(path, **tensors):
@@ -132,3 +134,27 @@ def test_a_file_is_read_once_for_many_runs(compose, monkeypatch, tmp_path):
     assert len(reads) == 1
     assert plan_layers(compose("inputs=file", f"inputs.path={path}", "layers=1"))
     assert len(reads) == 2
+
+
+def test_a_job_whose_file_is_replaced_once_it_was_read_is_refused(compose, monkeypatch, tmp_path):
+    """The folder would be that of the new file, the results in it those of the old one."""
+    path = tmp_path / "a.npz"
+    save(path, **{"000__weight": np.ones((2, 2))})
+    monkeypatch.chdir(tmp_path)
+    config = compose("inputs=file", f"inputs.path={path}", "backend=cpu", "n=4")
+    job = Job(config, tmp_path, Path("study"), [], "")
+    validate = worker.validate
+
+    def replace(config):
+        validated = validate(config)
+        save(tmp_path / "b.npz", **{"000__weight": np.zeros((2, 2))})
+        os.replace(tmp_path / "b.npz", path)
+        return validated
+
+    with monkeypatch.context() as patch:
+        patch.setattr(worker, "validate", replace)
+        outcome = worker.run_job(job, lambda started: None).outcome
+    assert (outcome.state, outcome.folder) == ("failed", None)
+    assert outcome.reason.startswith(f"inputs.path={path}: it changed while it was read; allowed: ")
+    assert not (tmp_path / "study").exists()
+    assert worker.run_job(job, lambda started: None).outcome.state == "complete"
