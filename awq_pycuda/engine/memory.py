@@ -32,20 +32,28 @@ def required_bytes(specs: Sequence[LayerSpec], config: Config, on_device: bool) 
     kept = kept_bytes(specs, convention)
     step = max(_host_step(spec, convention, threads) for spec in specs)
     checking = max(_checking(spec, convention.quantizer) for spec in specs) if config.verify else 0
+    results = sum(_result(spec, convention.quantizer, config.save) for spec in specs)
     codes = sum(spec.out_features * spec.in_features for spec in specs) if config.save is Save.full else 0
     blocks = max(_kept_blocks(spec, convention, threads) for spec in specs)
     steps = [step, checking, 2 * codes]  # in the end codes are in the file's image and in its bytes, too
     if on_device:
-        read = sum(_read_on_host(spec, config.verify) for spec in specs)
-        return kept + max(_statistics_of_blocks(spec) for spec in specs), read + codes + blocks + max(steps)
+        read = sum(_read_on_host(spec, convention.quantizer, config.verify) for spec in specs)
+        return kept + max(_statistics_of_blocks(spec) for spec in specs), read + results + blocks + max(steps)
     steps += [_stage(spec, threads) for spec in specs]
-    return 0, kept + codes + max(blocks + max(steps), *(_drawing(spec, threads) for spec in specs))
+    return 0, kept + results + max(blocks + max(steps), *(_drawing(spec, threads) for spec in specs))
 
 
-def _read_on_host(spec: LayerSpec, verify: bool) -> int:
-    """Of what lives on a device, what the host reads, too: the driver keeps a second copy of it."""
+def _result(spec: LayerSpec, form: Format, save: Save) -> int:
+    """The host's copies of a layer's statistics, scales and steps, and of its codes where they are saved."""
+    n, k = spec.out_features, spec.in_features
+    return 4 * (3 * k + n * form.groups(k)) + (n * k if save is Save.full else 0)
+
+
+def _read_on_host(spec: LayerSpec, form: Format, verify: bool) -> int:
+    """Of what lives on a device, what the host reads or writes, too: the driver keeps a second copy of it."""
     m, n, k = spec.tokens, spec.out_features, spec.in_features
-    searched = 4 * n * k + n * k  # the weights; the codes, for the metrics
+    # The weights; the codes, for the metrics; the steps, which it makes for the layer and for its trial.
+    searched = 4 * n * k + n * k + 8 * n * form.groups(k)
     own = 0 if spec.activations is None else 4 * m * k
     return searched + (own + 8 * m * n if verify else 0)
 
@@ -63,7 +71,8 @@ def _host_step(spec: LayerSpec, convention: Convention, threads: int | None) -> 
     # Every candidate's scales, importance and weights in float64 and float32; the steps of the blocks at work.
     searching = 44 * k * convention.grid.size + 28 * block * convention.quantizer.groups(k) // k
     weight_error = 8 * block  # in float64
-    return max(searching, weight_error)
+    making_steps = 4 * n * convention.quantizer.groups(k)
+    return max(searching, weight_error, making_steps)
 
 
 def _stage(spec: LayerSpec, threads: int | None) -> int:
