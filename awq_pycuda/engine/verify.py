@@ -64,7 +64,7 @@ def _largest(scaled: NDArray[Any], form: Format) -> NDArray[Any]:
 def _steps(scaled: NDArray[Any], form: Format) -> NDArray[Any]:
     """(N, groups) steps of (N, K) scaled weights."""
     largest = _largest(scaled, form)
-    steps: NDArray[Any] = np.where(largest == 0, 1, np.maximum(largest / 127, _SMALLEST_STEP))
+    steps: NDArray[Any] = np.where(largest == 0, 1, np.maximum(largest / form.largest, _SMALLEST_STEP))
     return steps
 
 
@@ -110,7 +110,7 @@ def curve_error(
         steps = _over_channels(_steps(scaled, form), w.shape[1], form)
         exact = np.sum((np.rint(scaled / steps) * steps - scaled) ** 2 @ importance)
         # Below the smallest normal number float32 has fewer bits. A row of zeros has no step to measure by.
-        units = _over_channels(np.maximum(_largest(scaled, form) / 127, _SMALLEST_NORMAL), w.shape[1], form)
+        units = _over_channels(np.maximum(_largest(scaled, form) / form.largest, _SMALLEST_NORMAL), w.shape[1], form)
         unit = np.sqrt(np.sum(units**2 @ importance))
         worst.append(abs(np.sqrt(found) - np.sqrt(exact)) / max(unit, np.finfo(np.float64).tiny))
     return float(np.max(worst))
@@ -124,8 +124,9 @@ def code_errors(quantized: Quantized[NDArray[Any]], w: NDArray[Any], s: NDArray[
         w: (N, K) weights.
         s: (K,) scale per input channel.
     """
+    largest = quantized.format.largest
     levels = w.astype(np.float64) * s / _over_channels(quantized.steps, w.shape[1], quantized.format)
-    difference = np.abs(np.clip(np.rint(levels), -127, 127) - quantized.codes)
+    difference = np.abs(np.clip(np.rint(levels), -largest, largest) - quantized.codes)
     near_tie = np.abs(np.abs(levels - np.rint(levels)) - 0.5) < TIE_MARGIN
     return int(np.count_nonzero((difference > 0) & ~near_tie)), int(np.count_nonzero(difference > 1))
 

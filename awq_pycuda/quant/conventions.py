@@ -62,5 +62,5 @@ def convention_of(config: Config) -> Convention:
         gammas=tuple(config.gammas),
         normalization=config.search.normalization,
         objective=config.search.objective,
-        quantizer=Format(config.quant.group_size),
+        quantizer=Format(**vars(config.quant)),
     )
