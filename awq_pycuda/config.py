@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
@@ -232,7 +233,7 @@ def fits(kind: Any, value: object) -> bool:
     if issubclass(kind, Enum):
         return isinstance(value, kind) or (isinstance(value, str) and value in kind.__members__)
     if kind is float:
-        return type(value) in (int, float)
+        return type(value) is float or (type(value) is int and abs(value) <= sys.float_info.max)
     return type(value) is kind
 
 

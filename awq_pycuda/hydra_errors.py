@@ -47,7 +47,7 @@ def explain(error: BaseException, overrides: Sequence[str]) -> str:
         if key in ALLOWED:
             return f"{_given(key, overrides)}: not a key of the chosen options; allowed: with {_bringing(key)}"
         return f"{_given(key, overrides)}: no such key; allowed: {similar(key)}"
-    if isinstance(cause, MissingMandatoryValue):
+    if isinstance(cause, MissingMandatoryValue) and key in ALLOWED:
         return no_value(key)
     if key in ALLOWED:
         return f"{_given(key, overrides)}: allowed: {ALLOWED[key]}"

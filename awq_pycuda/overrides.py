@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from enum import EnumType
 from typing import Any, get_args
 
@@ -23,6 +24,7 @@ from hydra.core.override_parser.types import (
 )
 from hydra.errors import OverrideParseException
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from awq_pycuda.config import ALLOWED, TYPES, fits
 from awq_pycuda.errors import InputError
@@ -39,6 +41,7 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """
     parser = get_args_parser()
     parser.exit_on_error = False  # it would print its usage
+    parser.allow_abbrev = False  # --experiment=depth would be --experimental-rerun
     try:
         known, others = parser.parse_known_args(list(arguments))
     except argparse.ArgumentError as error:
@@ -79,6 +82,9 @@ def check_overrides(texts: Sequence[str]) -> None:
             what = "a second option of its group" if key in groups() else "a second value of its key"
             raise InputError(f"{text}: {what}, beside {given[key]}; allowed: one of them")
         given[key] = text
+        for whole in ALLOWED:
+            if key.startswith(f"{whole}."):  # Hydra sets an element of a list, unchecked
+                raise InputError(f"{text}: a part of {whole}; allowed: {whole}=..., {ALLOWED[whole]}")
         if key not in groups() and key not in ALLOWED:  # Hydra's own, a user's group in a folder given, or unknown
             continue
         _check_form(override, text)
@@ -148,7 +154,11 @@ def _check_form(override: Override, text: str) -> None:
 
 def _check_option(override: Override, text: str) -> None:
     for value in _elements(override):
-        if not isinstance(_unquoted(value), str) and not (value is None and override.key_or_group == "experiment"):
+        name = _unquoted(value)
+        with suppress(OmegaConfBaseException):  # it refers to what only Hydra knows
+            name = OmegaConf.create({"name": name})["name"] if _refers(value) else name
+        none_is_meant = value is None and override.key_or_group == "experiment"
+        if not isinstance(name, str) and not none_is_meant:
             raise InputError(f"{text}: no such option; allowed: {', '.join(groups()[override.key_or_group])}")
 
 

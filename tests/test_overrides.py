@@ -48,6 +48,13 @@ REFUSED = {
     "hydra.verbose=5.": "allowed: what --cfg hydra shows",
     f"gammas={'[' * 200}{']' * 200}": "allowed: a list",
     f"gammas={'[' * 2000}{']' * 2000}": "nested too deep",
+    f"gammas=[{'9' * 400}]": "allowed: a list",
+    "experiment=${oc.env:NOPE,null}": "no such option; allowed: depth",
+    "timing=${gpu_processes:}": "no such option; allowed: default, once, precise",
+    "~gammas.0": "a part of gammas; allowed: gammas=..., a list",
+    "gammas.0=1_0": "a part of gammas; allowed: gammas=..., a list",
+    "n.x=1": "a part of n; allowed: n=..., a whole number",
+    "--experiment=depth": "--experiment=depth: no such option; allowed: what --hydra-help shows",
     "hydra.run.dir=": "names no folder",
     "hydra.run.dir=' '": "names no folder",
     # The cure is named.
@@ -144,6 +151,8 @@ def test_a_study_s_own_values_give_way(cli, monkeypatch):
         ("verify=${n},true",),
         ("seed=1,2", "verify=${seed}"),
         ("hydra.launcher=x",),
+        ("hydra/sweeper=[]",),
+        ("inputs=outliers", f"inputs.factor_min={'9' * 400}"),
     ],
 )
 def test_a_wrong_sweep_is_one_line(cli, tmp_path, sweep):
@@ -168,6 +177,7 @@ def test_a_wrong_sweep_is_one_line(cli, tmp_path, sweep):
         (("threads=null",), "threads", None),
         (("seed=18446744073709551615",), "seed", 2**64 - 1),
         (("backend='cpu'",), "backend", "cpu"),
+        (("gamma_grid=${oc.env:NOPE,rtn}",), "gammas", [0]),
     ],
 )
 def test_what_is_meant_is_taken(cli, monkeypatch, overrides, key, value):
