@@ -169,3 +169,15 @@ def test_a_layer_file_s_arrays_are_counted_before_they_are_read(compose, monkeyp
             plan_layers(config)
     free.available = int(needed / 0.8) + 1
     assert len(plan_layers(config)) == len(loaded)
+
+
+def test_a_device_s_part_is_the_arrays_and_the_largest_workspace(compose):
+    config = compose("n=64", "tokens=2000", "layers=2")
+    specs = plan_layers(config)
+    device, _ = required_bytes(specs, config, on_device=True)
+    partial_sums = 2 * 8 * 32 * 64  # in float64 over every 64 of 2,000 tokens, of |x| and of x²
+    error_sums = 16 * 1024
+    assert device - kept_bytes(specs, convention_of(config)) == partial_sums > error_sums
+    config = compose("n=64", "tokens=2000", "layers=2", "stats=atomic")  # which adds up in place
+    device, _ = required_bytes(specs, config, on_device=True)
+    assert device - kept_bytes(specs, convention_of(config)) == error_sums

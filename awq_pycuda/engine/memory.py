@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from awq_pycuda.backends.choose import chosen_variants
 from awq_pycuda.config import Config, Objective, Save
 from awq_pycuda.engine.arrays import kept_bytes
 from awq_pycuda.inputs import LayerSpec
+from awq_pycuda.kernels import table
 from awq_pycuda.parallel import host_threads, working_elements
 from awq_pycuda.quant.conventions import Convention, convention_of
 from awq_pycuda.quant.format import Format
@@ -38,7 +40,7 @@ def required_bytes(specs: Sequence[LayerSpec], config: Config, on_device: bool) 
     steps = [step, checking, 2 * codes]  # in the end codes are in the file's image and in its bytes, too
     if on_device:
         read = sum(_read_on_host(spec, convention.quantizer, config.verify) for spec in specs)
-        return kept + max(_statistics_of_blocks(spec) for spec in specs), read + results + blocks + max(steps)
+        return kept + max(_scratch(spec, config) for spec in specs), read + results + blocks + max(steps)
     steps += [_stage(spec, threads) for spec in specs]
     return 0, kept + results + max(blocks + max(steps), *(_drawing(spec, threads) for spec in specs))
 
@@ -98,6 +100,9 @@ def _checking(spec: LayerSpec, form: Format) -> int:
     return 8 * max(2 * m * k + n * k, m * k + 2 * n * k + max(5 * n * k + steps, 3 * m * n))
 
 
-def _statistics_of_blocks(spec: LayerSpec) -> int:
-    """Both sums over every 64 tokens in float64, which a second kernel adds up."""
-    return 16 * -(-spec.tokens // 64) * spec.in_features
+def _scratch(spec: LayerSpec, config: Config) -> int:
+    """What the kernels of one stage share between them: the workspace of the stage that needs most."""
+    choices = chosen_variants(config)
+    sizes = {"tokens": spec.tokens, "out_features": spec.out_features, "in_features": spec.in_features}
+    variants = [table.find(stage, choices.get(stage)) for stage in table.stages()]
+    return max(sum(nbytes({**variant.macros, **sizes}) for nbytes in variant.scratch.values()) for variant in variants)
