@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from awq_pycuda import philox
 from awq_pycuda.config import MAX_LAYERS, Config, FileInputs, OutlierInputs, SyntheticInputs, WeightScale, refuse
-from awq_pycuda.layer_files import FileLayer, describe_layers, load_layers
+from awq_pycuda.layer_files import HDF5_SUFFIXES, FileLayer, describe_layers, load_layers, try_layers
 from awq_pycuda.limits import refuse_beyond_memory
+from awq_pycuda.results.limited import ask
 
 Array = NDArray[np.float32]
 
@@ -100,6 +101,8 @@ def plan_layers(config: Config) -> list[LayerSpec]:
     if isinstance(inputs, FileInputs):
         path = Path(inputs.path)
         with unchanged_file(config):
+            if fault := _endless(path, _file_stamp(path)):
+                raise refuse("inputs.path", path, fault)
             _refuse_too_large(path, config)
             specs = _from_file(config, _load(path, _file_stamp(path), config.layers, config.tokens))
     else:
@@ -165,6 +168,15 @@ def _file_stamp(path: Path) -> tuple[int, ...]:
     except OSError:
         return ()
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+@lru_cache(maxsize=64)
+def _endless(path: Path, _stamp: tuple[int, ...]) -> str:
+    """What is wrong with a file that HDF5 hangs or crashes on, which another process finds out; "" if it does not."""
+    if path.suffix.lower() not in HDF5_SUFFIXES or not path.is_file():
+        return ""
+    (answer,) = ask([(try_layers, path)])
+    return "" if answer is None else str(answer)
 
 
 def file_sha256(path: Path) -> str:

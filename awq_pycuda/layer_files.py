@@ -7,7 +7,7 @@ safetensors and npz. `load_layers` refuses whatever the pipeline could not use, 
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from awq_pycuda import hdf5
 from awq_pycuda.errors import InputError
 
+HDF5_SUFFIXES = (".h5", ".hdf5")
 TENSOR_DIMS = {"weight": 2, "activations": 2, "bias": 1}
 
 # Larger values would overflow float32 in W*s (s is at most 8) and in the mean of x**2.
@@ -125,6 +126,12 @@ def describe_layers(path: Path, layers: int | None = None, tokens: int | None = 
     return shapes
 
 
+def try_layers(path: Path) -> None:
+    """Reads all of an HDF5 file but its tensors, whatever is wrong with it: for a process that may hang or crash."""
+    with suppress(InputError):
+        describe_layers(path)
+
+
 def unreached_layers(path: Path) -> list[str]:
     """Names of the layers of a file that `load_layers` leaves out, since no token reached them when it was made.
 
@@ -171,7 +178,7 @@ def _open_checked(path: Path, layers: int | None, tokens: int | None) -> Iterato
 @contextmanager
 def _open_sources(path: Path) -> Iterator[list[_Source]]:
     """Open a file of any of the formats; whatever its damage raises, also while it is read, becomes an `InputError`."""
-    readers = {".h5": _open_hdf5, ".hdf5": _open_hdf5, ".safetensors": _open_safetensors, ".npz": _open_npz}
+    readers = {".safetensors": _open_safetensors, ".npz": _open_npz} | dict.fromkeys(HDF5_SUFFIXES, _open_hdf5)
     suffix = path.suffix.lower()
     if suffix not in readers:
         raise _refuse(path, f"the suffix {suffix!r} is unknown; allowed are .h5 or .hdf5, .safetensors and .npz")

@@ -2,11 +2,14 @@
 
 import hashlib
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+from conftest import ROOT
 
 from awq_pycuda import inputs, worker
 from awq_pycuda.errors import InputError
@@ -102,6 +105,30 @@ def test_gains_are_none_where_all_are_1():
     both = Uniform(3, 2, 0, 0, 0.5, salient, salient)
     assert both.row_gain().tolist() == (salient.gains(3) / 2).tolist()
     assert both.col_gain().tolist() == salient.gains(2).tolist()
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_damaged_file_that_hdf5_finds_no_end_of_is_refused(tmp_path, damaged):
+    """Zeros in its strings, as a power cut leaves them. In a process of its own, which would hang otherwise."""
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as file:
+        file["layers/000/weight"] = np.ones((4, 4), np.float32)
+        file["layers/000"].attrs["name"] = "a name"
+    content = bytearray(path.read_bytes())
+    begin = content.index(b"GCOL") + 16
+    content[begin : begin + 4080] = bytes(4080 if damaged else 0) or content[begin : begin + 4080]
+    path.write_bytes(content)
+    command = [sys.executable, "-m", "awq_pycuda.run", "inputs=file", f"inputs.path={path}", "backend=cpu", "n=4"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path, env=environment
+    )
+    if not damaged:
+        assert (done.returncode, done.stderr) == (0, "")
+        return
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: inputs.path={path}: damaged HDF5 file: ")
 
 
 # --- a file that changes meanwhile --------------------------------------------------------------------------------
