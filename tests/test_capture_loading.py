@@ -9,7 +9,20 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from tiny_models import LAYERS, SPECIAL, WORDS, bert, captured, out, refusal, save_model, text, with_weights
+from tiny_models import (
+    LAYERS,
+    SPECIAL,
+    WORDS,
+    Refused,
+    bert,
+    captured,
+    out,
+    reason,
+    refused,
+    save_model,
+    text,
+    with_weights,
+)
 
 QUERY = "encoder.layer.0.attention.self.query"
 
@@ -25,11 +38,6 @@ def llama_config(**more: Any) -> transformers.PreTrainedConfig:
         max_position_embeddings=16,
         **more,
     )
-
-
-def refused(model: Path, text: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> str:
-    line = refusal(capsys, out, [f"model={model}", f"text={text}", f"out={out}", "tokens=20"])
-    return line.removeprefix(f"model={model}: ")
 
 
 def shorten(state: dict[str, Any], name: str) -> None:
@@ -80,16 +88,10 @@ def as_float8(state: dict[str, Any], name: str) -> None:
     ],
 )
 def test_refuses_weights_that_are_not_the_models(
-    change: Callable[[dict[str, Any]], Any],
-    start: str,
-    bert: Path,
-    text: Path,
-    tmp_path: Path,
-    out: Path,
-    capsys: pytest.CaptureFixture[str],
+    change: Callable[[dict[str, Any]], Any], start: str, bert: Path, tmp_path: Path, reason: Refused
 ) -> None:
     model = with_weights(bert, tmp_path / "model", change)
-    assert refused(model, text, out, capsys).startswith(start)
+    assert reason(model, "tokens=20").startswith(start)
 
 
 def test_what_no_captured_layer_needs_may_be_missing(bert: Path, text: Path, tmp_path: Path, out: Path) -> None:
@@ -114,7 +116,7 @@ def test_heads_and_superseded_buffers_in_the_files_are_harmless(
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_tied_head_gives_the_embedding(
-    tied: bool, text: Path, tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
+    tied: bool, text: Path, tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str], reason: Refused
 ) -> None:
     whole = save_model(tmp_path / "whole", llama_config(tie_word_embeddings=tied), special=False)
     expected = captured(whole, text, out, "tokens=20")
@@ -125,7 +127,7 @@ def test_a_tied_head_gives_the_embedding(
 
     model = with_weights(whole, tmp_path / "model", change)
     if not tied:
-        assert refused(model, text, out, capsys).startswith("its weights lack embed_tokens.weight")
+        assert reason(model, "tokens=20").startswith("its weights lack embed_tokens.weight")
         return
     for layer, same in zip(captured(model, text, out, "tokens=20"), expected, strict=True):
         assert layer.activations is not None
@@ -134,27 +136,21 @@ def test_a_tied_head_gives_the_embedding(
 
 
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors", "pytorch_lora_weights.bin"])
-def test_refuses_an_adapter_beside_the_weights(
-    name: str, bert: Path, text: Path, tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_refuses_an_adapter_beside_the_weights(name: str, bert: Path, tmp_path: Path, reason: Refused) -> None:
     model = with_weights(bert, tmp_path / "model", lambda state: None)
     (model / name).write_text("{}")
-    assert refused(model, text, out, capsys).startswith(f"holds an adapter, {name}, which changes the weights")
+    assert reason(model, "tokens=20").startswith(f"holds an adapter, {name}, which changes the weights")
 
 
-def test_refuses_a_quantization_told_by_the_config(
-    bert: Path, text: Path, tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_refuses_a_quantization_told_by_the_config(bert: Path, tmp_path: Path, reason: Refused) -> None:
     model = with_weights(bert, tmp_path / "model", lambda state: None)
     config = json.loads((model / "config.json").read_text())
     config["text_config"] = {"quantization_config": {"quant_method": "gptq", "bits": 4}}
     (model / "config.json").write_text(json.dumps(config))
-    assert refused(model, text, out, capsys).startswith("its config.json has quantization_config (gptq): ")
+    assert reason(model, "tokens=20").startswith("its config.json has quantization_config (gptq): ")
 
 
-def test_refuses_a_tensor_that_two_files_hold(
-    bert: Path, text: Path, tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_refuses_a_tensor_that_two_files_hold(bert: Path, tmp_path: Path, reason: Refused) -> None:
     model = with_weights(bert, tmp_path / "model", lambda state: None)
     state = load_file(model / "model.safetensors")
     save_file(state, model / "model-00001-of-00002.safetensors", {"format": "pt"})
@@ -163,7 +159,7 @@ def test_refuses_a_tensor_that_two_files_hold(
     files = dict.fromkeys(state, "model-00001-of-00002.safetensors") | {name: "model-00002-of-00002.safetensors"}
     (model / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": files}))
     (model / "model.safetensors").unlink()
-    assert refused(model, text, out, capsys).startswith(
+    assert reason(model, "tokens=20").startswith(
         f"both model-00001-of-00002.safetensors and model-00002-of-00002.safetensors hold {name}"
     )
 

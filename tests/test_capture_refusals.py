@@ -16,10 +16,12 @@ from tiny_models import (
     LAYERS,
     SPECIAL,
     WORDS,
+    Refused,
     bert,
     captured,
     out,
     refusal,
+    refused,
     run,
     save_model,
     text,
@@ -107,11 +109,9 @@ def test_bad_arguments_are_found_before_the_libraries_load(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("library", ["torch", "transformers"])
-def test_names_what_to_install(
-    library: str, bert: Path, text: Path, out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_names_what_to_install(library: str, bert: Path, monkeypatch: pytest.MonkeyPatch, refused: Refused) -> None:
     monkeypatch.setitem(sys.modules, library, None)
-    line = refusal(capsys, out, [f"model={bert}", f"text={text}", f"out={out}"])
+    line = refused(bert)
     assert line.startswith(f"model={bert}: to load it, {library} is missing (")
     assert line.endswith("); allowed: after pip install -r requirements-capture.txt")
 
@@ -120,11 +120,9 @@ def test_names_what_to_install(
     ("content", "fault"),
     [(b"", "is empty"), (b" \n", "is empty"), (b"ab\xff\xfe", "is no UTF-8 (byte 2: invalid start byte)")],
 )
-def test_refuses_texts_without_text(
-    content: bytes, fault: str, bert: Path, text: Path, out: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_refuses_texts_without_text(content: bytes, fault: str, bert: Path, text: Path, refused: Refused) -> None:
     text.write_bytes(content)
-    line = refusal(capsys, out, [f"model={bert}", f"text={text}", f"out={out}"])
+    line = refused(bert)
     assert line.startswith(f"text={text}: {fault}")
 
 
@@ -145,11 +143,9 @@ def damaged(bert: Path, folder: Path, name: str, content: bytes) -> Path:
         ("tokenizer.json", b"{"),
     ],
 )
-def test_refuses_damaged_models(
-    name: str, content: bytes, bert: Path, text: Path, tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_refuses_damaged_models(name: str, content: bytes, bert: Path, tmp_path: Path, refused: Refused) -> None:
     model = damaged(bert, tmp_path / "model", name, content)
-    line = refusal(capsys, out, [f"model={model}", f"text={text}", f"out={out}", "tokens=20"])
+    line = refused(model, "tokens=20")
     assert line.startswith(f"model={model}: cannot be loaded (")
 
 
@@ -157,10 +153,10 @@ QUERY = "encoder.layer.1.attention.self.query"
 
 
 def test_refuses_weights_that_the_folder_lacks(
-    bert: Path, text: Path, tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
+    bert: Path, text: Path, tmp_path: Path, out: Path, refused: Refused
 ) -> None:
     model = with_weights(bert, tmp_path / "model", lambda state: state.pop(f"{QUERY}.weight"))
-    line = refusal(capsys, out, [f"model={model}", f"text={text}", f"out={out}", "tokens=20"])
+    line = refused(model, "tokens=20")
     assert line.startswith(f"model={model}: its weights lack {QUERY}.weight, which was made up; allowed: ")
     # What runs behind the last layer that is asked for does not matter.
     captured(model, text, out, "tokens=20", "include=layer.0")
@@ -211,21 +207,17 @@ def test_refuses_values_that_no_layer_file_may_hold(
     assert refusal(capsys, out, arguments) == line.format(model=model, query=QUERY)
 
 
-def test_refuses_activations_that_are_not_finite(
-    bert: Path, text: Path, tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_refuses_activations_that_are_not_finite(bert: Path, text: Path, tmp_path: Path, refused: Refused) -> None:
     def change(state: dict[str, Any]) -> None:
         # The fifth token of the second window: it lies in the file's row 20.
         state["embeddings.word_embeddings.weight"][windows_of(text, special=True)[1][4]] = np.nan
 
     model = with_weights(bert, tmp_path / "model", change)
-    line = refusal(capsys, out, [f"model={model}", f"text={text}", f"out={out}", "tokens=30"])
+    line = refused(model, "tokens=30")
     assert line == f"model={model}: {LAYERS[0]} activations[20, 0] is nan; allowed: finite values"
 
 
-def test_refuses_models_that_need_more_than_a_text(
-    text: Path, tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_refuses_models_that_need_more_than_a_text(tmp_path: Path, refused: Refused) -> None:
     config = transformers.T5Config(
         vocab_size=len(SPECIAL + WORDS),
         d_model=16,
@@ -236,26 +228,23 @@ def test_refuses_models_that_need_more_than_a_text(
         decoder_start_token_id=0,
     )
     model = save_model(tmp_path / "t5", config, special=True)
-    line = refusal(capsys, out, [f"model={model}", f"text={text}", f"out={out}", "tokens=20"])
+    line = refused(model, "tokens=20")
     assert line.startswith(f"model={model}: asks for decoder_input_ids beside the text (ValueError: ")
     assert line.endswith("; allowed: models that need only token ids")
 
 
 def test_refuses_a_folder_that_cannot_be_written(
-    bert: Path, text: Path, out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    bert: Path, out: Path, monkeypatch: pytest.MonkeyPatch, refused: Refused
 ) -> None:
-    # A test that runs as root cannot take the right away by mode bits.
     monkeypatch.setattr(os, "access", lambda *_: False)
-    line = refusal(capsys, out, [f"model={bert}", f"text={text}", f"out={out}"])
+    line = refused(bert)
     assert line == f"out={out}: the folder {out.parent} cannot be written; {OUT}"
 
 
-def test_a_full_disk_ends_in_one_line(
-    bert: Path, text: Path, out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_ends_in_one_line(bert: Path, out: Path, monkeypatch: pytest.MonkeyPatch, refused: Refused) -> None:
     def fail(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(LayerWriter, "append", fail)
-    line = refusal(capsys, out, [f"model={bert}", f"text={text}", f"out={out}", "tokens=20"])
+    line = refused(bert, "tokens=20")
     assert line == f"out={out}: cannot be written ([Errno 28] No space left on device); {OUT}"

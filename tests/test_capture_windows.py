@@ -6,7 +6,20 @@ from typing import Any
 import h5py
 import pytest
 import transformers
-from tiny_models import SPECIAL, WORDS, bert, bert_config, captured, gpt2, out, refusal, save_model, text
+from tiny_models import (
+    SPECIAL,
+    WORDS,
+    Refused,
+    bert,
+    bert_config,
+    captured,
+    gpt2,
+    out,
+    reason,
+    refused,
+    save_model,
+    text,
+)
 
 from awq_pycuda.capturing import windows
 
@@ -105,45 +118,34 @@ def test_any_other_limit_is_found_by_halving(fails_from: int, monkeypatch: pytes
     assert found == windows.Window(fails_from - 1, "longer ones fail (RuntimeError: too long)")
 
 
-def reason(model: Path, text: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> str:
-    line = refusal(capsys, out, [f"model={model}", f"text={text}", f"out={out}", "tokens=20"])
-    return line.removeprefix(f"error: model={model}: ").removeprefix(f"model={model}: ")
-
-
-def test_a_token_beyond_the_vocabulary_is_named(
-    text: Path, tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_token_beyond_the_vocabulary_is_named(tmp_path: Path, reason: Refused) -> None:
     config = bert_config()
     config.vocab_size = 20
-    found = reason(save_model(tmp_path / "model", config, special=True), text, out, capsys)
+    found = reason(save_model(tmp_path / "model", config, special=True), "tokens=20")
     assert found.startswith("its tokenizer gives the token id 53 ('w49'), and its token table has 20 rows; allowed: ")
 
 
-def test_the_missing_input_is_named(text: Path, tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_missing_input_is_named(tmp_path: Path, reason: Refused) -> None:
     config = transformers.BrosConfig(**SIZES)
-    found = reason(save_model(tmp_path / "model", config, special=True), text, out, capsys)
+    found = reason(save_model(tmp_path / "model", config, special=True), "tokens=20")
     assert found.startswith("asks for bbox beside the text (ValueError: You have to specify bbox)")
     assert found.endswith("; allowed: models that need only token ids")
 
 
-def test_any_other_failure_is_told_as_what_it_is(
-    bert: Path, text: Path, out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_any_other_failure_is_told_as_what_it_is(bert: Path, monkeypatch: pytest.MonkeyPatch, reason: Refused) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise ArithmeticError("no such luck")
 
     monkeypatch.setattr(transformers.models.bert.modeling_bert.BertOutput, "forward", fail)
-    found = reason(bert, text, out, capsys)
+    found = reason(bert, "tokens=20")
     assert found.startswith("fails on a window of 16 tokens (ArithmeticError: no such luck)")
     assert "only token ids" not in found
 
 
-def test_too_little_memory_is_told_as_such(
-    gpt2: Path, text: Path, out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_too_little_memory_is_told_as_such(gpt2: Path, monkeypatch: pytest.MonkeyPatch, refused: Refused) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
 
     monkeypatch.setattr(transformers.models.gpt2.modeling_gpt2.GPT2MLP, "forward", fail)
-    line = refusal(capsys, out, [f"model={gpt2}", f"text={text}", f"out={out}", "tokens=20"])
+    line = refused(gpt2, "tokens=20")
     assert "tokens=20: a window of 16 tokens does not fit into memory; allowed: fewer" in line

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from awq_pycuda import capture
 from awq_pycuda.layer_files import FileLayer, load_layers
 
+Refused = Callable[..., str]
 WORDS = [f"w{index}" for index in range(50)]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 WINDOW = 16
@@ -132,6 +133,24 @@ def refusal(capsys: pytest.CaptureFixture[str], out: Path, arguments: list[str])
     assert printed.err.count("\n") == 1
     assert printed.err.startswith("error: ")
     return printed.err.removeprefix("error: ").rstrip("\n")
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str], text: Path, out: Path) -> Refused:
+    """`refused(model, "tokens=20")`: the line with which the capture of a text by this model is refused."""
+    return lambda model, *more: refusal(capsys, out, [f"model={model}", f"text={text}", f"out={out}", *more])
+
+
+@pytest.fixture
+def reason(refused: Refused) -> Refused:
+    """The same, for what is wrong with the model: the line behind the model's name."""
+
+    def behind(model: Path, *more: str) -> str:
+        line = refused(model, *more)
+        assert line.startswith(f"model={model}: ")
+        return line.removeprefix(f"model={model}: ")
+
+    return behind
 
 
 def with_weights(bert: Path, folder: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
