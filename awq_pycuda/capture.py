@@ -21,8 +21,8 @@ from awq_pycuda.capturing.fault import Fault, one_line
 from awq_pycuda.capturing.loading import LIBRARIES, load
 from awq_pycuda.capturing.text import find_around, hash_text, read_windows
 from awq_pycuda.errors import InputError
-from awq_pycuda.layer_files import LayerShape, describe_layers
-from awq_pycuda.layer_writer import LayerWriter
+from awq_pycuda.layers.files import LayerShape, describe_layers
+from awq_pycuda.layers.writer import LayerWriter
 from awq_pycuda.options import REQUIRED, SYNTAX, describe, member, nonempty, option, parse, refusal, serve, whole
 
 if TYPE_CHECKING:

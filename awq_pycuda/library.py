@@ -17,10 +17,10 @@ from awq_pycuda.backends.choose import choose_backend
 from awq_pycuda.config import BackendChoice, Config, ConventionChoice, FileInputs, Save, check, plain
 from awq_pycuda.engine.arrays import allocate
 from awq_pycuda.engine.evaluation import collect
+from awq_pycuda.engine.execution import alone_in, attempt, describe, refuse_failed, store, validate
 from awq_pycuda.engine.stages import UP_TO_CODES
 from awq_pycuda.errors import InputError
-from awq_pycuda.execution import alone_in, attempt, describe, refuse_failed, store, validate
-from awq_pycuda.inputs import LayerSpec
+from awq_pycuda.layers.inputs import LayerSpec
 from awq_pycuda.quant.conventions import CONVENTIONS, Convention
 from awq_pycuda.quant.format import Format, Quantized, dequantize
 from awq_pycuda.results.record import RunRecord

@@ -1,6 +1,6 @@
 """`python -m awq_pycuda.run`: compose, validate, run, store, summarise; one run, or with -m a sweep.
 
-Beside `composition`, `overrides`, `launchers` and `hydra_errors`, nothing else in the package uses Hydra.
+Beside this module only some of `sweeps` use Hydra.
 """
 
 from __future__ import annotations
@@ -38,18 +38,19 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from awq_pycuda import __version__, isolation, streams, summary
-from awq_pycuda.composition import Plan, register_schemas, task_overrides, to_config
+from awq_pycuda import __version__, streams, summary
+from awq_pycuda.engine.execution import RunFailed, execute, validate
 from awq_pycuda.errors import InputError
-from awq_pycuda.execution import RunFailed, execute, validate
-from awq_pycuda.hydra_errors import explain, hydra_overrides
-from awq_pycuda.inputs import plan_layers
-from awq_pycuda.launchers import end_with_sweep, prepare_launcher, stop_processes
-from awq_pycuda.overrides import check_overrides, split
+from awq_pycuda.layers.inputs import plan_layers
 from awq_pycuda.paths import resource_dir
 from awq_pycuda.signals import came_between_jobs, stoppable
-from awq_pycuda.study import Job, Outcome, complete_jobs, job_folder
-from awq_pycuda.sweep import Reporter, Sweep, clock
+from awq_pycuda.sweeps import isolation
+from awq_pycuda.sweeps.composition import Plan, register_schemas, task_overrides, to_config
+from awq_pycuda.sweeps.hydra_errors import explain, hydra_overrides
+from awq_pycuda.sweeps.launchers import end_with_sweep, prepare_launcher, stop_processes
+from awq_pycuda.sweeps.overrides import check_overrides, split
+from awq_pycuda.sweeps.study import Job, Outcome, complete_jobs, job_folder
+from awq_pycuda.sweeps.sweep import Reporter, Sweep, clock
 
 _CHECKED_AT_ONCE = 256  # jobs sent to the worker together
 _QUIET_JOBS = 1000  # planning more than these takes long enough to be told

@@ -20,12 +20,13 @@ import pytest
 from host_cuda.backend import host_backend
 from host_cuda.build import not_run
 
-from awq_pycuda import composition, isolation, provenance, run
+from awq_pycuda import provenance, run
 from awq_pycuda.backends.base import Backend
 from awq_pycuda.backends.cpu import CpuBackend
 from awq_pycuda.config import Config
 from awq_pycuda.kernels import table
 from awq_pycuda.paths import resource_dir
+from awq_pycuda.sweeps import composition, isolation
 
 ROOT = Path(__file__).parent.parent
 TINY_SWEEP = ("-m", "n=24", "layers=2", "timing=once", "backend=cpu")

@@ -31,7 +31,7 @@ from tiny_models import (
 )
 
 from awq_pycuda import capture
-from awq_pycuda.layer_files import FileLayer
+from awq_pycuda.layers.files import FileLayer
 from awq_pycuda.options import describe
 
 

@@ -10,7 +10,7 @@ import transformers
 from tiny_models import SPECIAL, WORDS, out, run, save_model, text, windows_of
 
 from awq_pycuda import run as run_command
-from awq_pycuda.layer_files import FileLayer, load_layers, unreached_layers
+from awq_pycuda.layers.files import FileLayer, load_layers, unreached_layers
 
 SIZES = {
     "vocab_size": len(SPECIAL + WORDS),

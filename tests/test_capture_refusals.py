@@ -29,7 +29,7 @@ from tiny_models import (
     with_weights,
 )
 
-from awq_pycuda.layer_writer import LayerWriter
+from awq_pycuda.layers.writer import LayerWriter
 
 KEYS = "allowed: model, text, out, tokens, dtype, include"
 OUT = "allowed: a file name that ends in .h5 or .hdf5, in an existing folder that can be written"

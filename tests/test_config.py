@@ -10,7 +10,7 @@ import pytest
 
 from awq_pycuda.config import ALLOWED, check, config_hash, plain
 from awq_pycuda.errors import InputError
-from awq_pycuda.hydra_errors import groups
+from awq_pycuda.sweeps.hydra_errors import groups
 
 PRESETS = sorted(
     f"{group}={option}" for group, options in groups().items() for option in options if group != "experiment"

@@ -13,7 +13,7 @@ import renew_docs
 from renew_docs import Block, alike, all_alike, comparable, parse, picture_alike, unparse
 
 from awq_pycuda.config import ALLOWED, plain
-from awq_pycuda.hydra_errors import groups
+from awq_pycuda.sweeps.hydra_errors import groups
 
 DOCUMENTS = renew_docs.documents()
 NAMES = [str(path.relative_to(ROOT)) for path in DOCUMENTS]

@@ -13,7 +13,7 @@ from awq_pycuda import hdf5
 from awq_pycuda.analysis.collect import collect
 from awq_pycuda.analysis.load import load
 from awq_pycuda.errors import InputError
-from awq_pycuda.layer_files import describe_layers, load_layers
+from awq_pycuda.layers.files import describe_layers, load_layers
 from awq_pycuda.results.status import read_status
 
 

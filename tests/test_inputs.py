@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from awq_pycuda import inputs, worker
 from awq_pycuda.errors import InputError
-from awq_pycuda.inputs import LayerSpec, Salient, Uniform, file_sha256, plan_layers
-from awq_pycuda.study import Job
+from awq_pycuda.layers import inputs
+from awq_pycuda.layers.inputs import LayerSpec, Salient, Uniform, file_sha256, plan_layers
+from awq_pycuda.sweeps import worker
+from awq_pycuda.sweeps.study import Job
 
 
 def save(path, **tensors):

@@ -8,11 +8,11 @@ import time
 import psutil
 import pytest
 
-from awq_pycuda import isolation
+from awq_pycuda.sweeps import isolation
 
 CHOOSE = """
 import sys
-from awq_pycuda import isolation
+from awq_pycuda.sweeps import isolation
 print(isolation._host._choose_gpu(), flush=True)
 sys.stdin.read()
 """
@@ -62,7 +62,7 @@ def test_the_environment_says_which_gpus_are_seen(monkeypatch, given, seen):
 
 
 END = """
-from awq_pycuda import isolation
+from awq_pycuda.sweeps import isolation
 isolation._host._worker = isolation.Worker({})
 print(isolation._host._worker._process.pid, flush=True)
 input()

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from awq_pycuda.errors import InputError
-from awq_pycuda.layer_files import LayerShape, describe_layers, find_fault, load_layers
+from awq_pycuda.layers.files import LayerShape, describe_layers, find_fault, load_layers
 
 SUFFIXES = [".h5", ".hdf5", ".safetensors", ".npz"]
 Tensors = dict[str, NDArray[Any]]

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from awq_pycuda.errors import InputError
-from awq_pycuda.layer_files import describe_layers, load_layers, unreached_layers
-from awq_pycuda.layer_writer import LayerWriter
+from awq_pycuda.layers.files import describe_layers, load_layers, unreached_layers
+from awq_pycuda.layers.writer import LayerWriter
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
@@ -95,7 +95,7 @@ def test_a_killed_writer_leaves_nothing_under_the_final_name(tmp_path: Path) -> 
 import os, signal, sys
 from pathlib import Path
 import numpy as np
-from awq_pycuda.layer_writer import LayerWriter
+from awq_pycuda.layers.writer import LayerWriter
 with LayerWriter(Path(sys.argv[1])) as writer:
     writer.add("one", np.ones((2, 2), np.float32))
     os.kill(os.getpid(), signal.SIGKILL)

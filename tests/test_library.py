@@ -13,8 +13,8 @@ from test_results import result_path
 
 import awq_pycuda
 from awq_pycuda.config import Config, FileInputs, OutlierInputs, QuantConfig, SearchConfig, TimingConfig, plain
+from awq_pycuda.engine.execution import RunFailed
 from awq_pycuda.errors import InputError
-from awq_pycuda.execution import RunFailed
 from awq_pycuda.library import QuantizedLayer, quantize, run_pipeline
 from awq_pycuda.quant.conventions import Convention
 from awq_pycuda.quant.format import Format

@@ -14,8 +14,8 @@ from awq_pycuda.engine.arrays import kept_bytes
 from awq_pycuda.engine.memory import required_bytes
 from awq_pycuda.engine.pipeline import Pipeline
 from awq_pycuda.errors import InputError
-from awq_pycuda.inputs import LayerSpec, Uniform, plan_layers
-from awq_pycuda.layer_files import load_layers
+from awq_pycuda.layers.files import load_layers
+from awq_pycuda.layers.inputs import LayerSpec, Uniform, plan_layers
 from awq_pycuda.limits import refuse_beyond_memory
 from awq_pycuda.parallel import _pool, map_row_blocks, working_elements
 from awq_pycuda.quant.conventions import convention_of
@@ -162,7 +162,7 @@ def test_a_layer_file_s_arrays_are_counted_before_they_are_read(compose, monkeyp
     free = SimpleNamespace(available=int(needed / 0.8) - 1)
     monkeypatch.setattr("psutil.virtual_memory", lambda: free)
     with monkeypatch.context() as patch:
-        patch.setattr("awq_pycuda.inputs.load_layers", load)
+        patch.setattr("awq_pycuda.layers.inputs.load_layers", load)
         with pytest.raises(
             InputError, match=r"inputs\.path=.*layers\.h5: needs 0\.0 GiB of the host's memory; allowed:"
         ):

@@ -5,11 +5,12 @@ import random
 import pytest
 from conftest import files_under
 
-from awq_pycuda import isolation, run
+from awq_pycuda import run
 from awq_pycuda.config import ALLOWED
-from awq_pycuda.hydra_errors import groups
-from awq_pycuda.study import Outcome
-from awq_pycuda.worker import Checked
+from awq_pycuda.sweeps import isolation
+from awq_pycuda.sweeps.hydra_errors import groups
+from awq_pycuda.sweeps.study import Outcome
+from awq_pycuda.sweeps.worker import Checked
 
 REFUSED = {
     # Hydra casts, or crashes.

@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from awq_pycuda import parallel
 from awq_pycuda.backends.cpu import CpuBackend
-from awq_pycuda.execution import execute
+from awq_pycuda.engine.execution import execute
 from awq_pycuda.parallel import LARGEST_BLOCK, cpu_quota, host_threads, map_row_blocks, product
 
 

@@ -6,7 +6,7 @@ from conftest import BACKENDS, make_backend, same_bits
 
 from awq_pycuda.backends.cpu import CpuBackend
 from awq_pycuda.engine.pipeline import Pipeline
-from awq_pycuda.inputs import plan_layers
+from awq_pycuda.layers.inputs import plan_layers
 from awq_pycuda.quant.format import Format, Quantized, quantize, steps_of
 
 QUICK = ("n=40", "tokens=30", "layers=3", "inputs=outliers", "gammas=[0.2,0.5]", "timing.warmup=1", "timing.repeats=2")

@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 from conftest import BACKENDS, make_backend, same_bits
 
-from awq_pycuda import inputs, philox
+from awq_pycuda import philox
 from awq_pycuda.backends.choose import chosen_variants
 from awq_pycuda.config import Config
 from awq_pycuda.engine import verify
 from awq_pycuda.engine.pipeline import Pipeline
 from awq_pycuda.engine.stages import STAGES
-from awq_pycuda.inputs import plan_layers
+from awq_pycuda.layers import inputs
+from awq_pycuda.layers.inputs import plan_layers
 from awq_pycuda.quant.format import Format, Quantized
 
 QUICK = ("timing=once", "save=full")

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from conftest import TINY_SWEEP, files_under, found, start
 
-from awq_pycuda import execution, isolation
 from awq_pycuda.config import BackendChoice, Config
+from awq_pycuda.engine import execution
 from awq_pycuda.results.status import read_status
+from awq_pycuda.sweeps import isolation
 
 TINY = ("n=8", "layers=1", "backend=cpu", "timing=once")
 

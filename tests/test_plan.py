@@ -6,8 +6,9 @@ import signal
 import pytest
 from conftest import TINY_SWEEP, files_under, start
 
-from awq_pycuda import isolation, run
-from awq_pycuda.composition import MAX_JOBS
+from awq_pycuda import run
+from awq_pycuda.sweeps import isolation
+from awq_pycuda.sweeps.composition import MAX_JOBS
 
 SWEEP = (*TINY_SWEEP, "study=tiles")
 

@@ -12,11 +12,12 @@ import pytest
 from conftest import files_under
 from test_results import result_path
 
-from awq_pycuda import execution, provenance
+from awq_pycuda import provenance
 from awq_pycuda.backends.cpu import CpuBackend
 from awq_pycuda.config import ALLOWED
+from awq_pycuda.engine import execution
 from awq_pycuda.errors import InputError
-from awq_pycuda.hydra_errors import groups
+from awq_pycuda.sweeps.hydra_errors import groups
 
 SMALL = ("n=24", "layers=2", "backend=cpu")
 

@@ -13,11 +13,13 @@ import pytest
 from conftest import TINY_SWEEP, files_under, found, start
 from test_sweep import wait_for
 
-from awq_pycuda import execution, isolation, run, signals
+from awq_pycuda import run, signals
+from awq_pycuda.engine import execution
 from awq_pycuda.results.status import read_status
 from awq_pycuda.signals import STOPPING, Stopped, held, released, stoppable
-from awq_pycuda.study import Job, Outcome, Started
-from awq_pycuda.sweep import Reporter, reporting_processes
+from awq_pycuda.sweeps import isolation
+from awq_pycuda.sweeps.study import Job, Outcome, Started
+from awq_pycuda.sweeps.sweep import Reporter, reporting_processes
 
 LONG = ("backend=cpu", "n=24", "layers=2", "timing.repeats=100000", "hydra.run.dir=long")
 

@@ -7,7 +7,7 @@ import numpy as np
 from version_1 import write_version_1
 
 from awq_pycuda import provenance
-from awq_pycuda.study import complete_jobs, job_folder
+from awq_pycuda.sweeps.study import complete_jobs, job_folder
 
 
 def test_a_job_s_folder_tells_config_kernels_device_and_backend(compose, monkeypatch, tmp_path):

@@ -18,10 +18,10 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from result_files import editing
 
-from awq_pycuda import composition, isolation
-from awq_pycuda.launchers import LAUNCHERS
 from awq_pycuda.paths import resource_dir
 from awq_pycuda.results.status import read_status
+from awq_pycuda.sweeps import composition, isolation
+from awq_pycuda.sweeps.launchers import LAUNCHERS
 
 
 def test_jobs_that_fail_or_die_leave_the_others_alone_and_are_run_again(cli, environment, tmp_path):
@@ -158,7 +158,7 @@ def test_ctrl_c_while_jobs_are_checked_writes_nothing(environment, tmp_path):
     folder = tmp_path / "work"
     process = start(folder, *TINY_SWEEP, "seed=0,1")
     parent = psutil.Process(process.pid)
-    wait_for(lambda: any("awq_pycuda.worker" in child.cmdline() for child in parent.children()))
+    wait_for(lambda: any("awq_pycuda.sweeps.worker" in child.cmdline() for child in parent.children()))
     (worker,) = parent.children()
     worker.suspend()  # so that the answer is still awaited when the interrupt comes
     time.sleep(0.3)
@@ -319,7 +319,7 @@ def test_every_study_composes(path):
 
 
 def test_a_job_that_died_does_not_overwrite_another_sweep_s_result(tmp_path):
-    from awq_pycuda.study import claim, store_death
+    from awq_pycuda.sweeps.study import claim, store_death
 
     folder = tmp_path / "study" / "0123"
     folder.mkdir(parents=True)

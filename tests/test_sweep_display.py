@@ -16,8 +16,8 @@ from rich.console import Console
 
 from awq_pycuda.signals import Stopped, stoppable
 from awq_pycuda.spread import Spread, error_removed, milliseconds, percent, percent_range
-from awq_pycuda.study import Outcome
-from awq_pycuda.sweep import JobStatus, Reporter, Sweep
+from awq_pycuda.sweeps.study import Outcome
+from awq_pycuda.sweeps.sweep import JobStatus, Reporter, Sweep
 
 
 def test_the_display_counts_and_a_half_written_report_waits(tmp_path):
@@ -91,9 +91,9 @@ def test_a_disk_too_full_for_reports_ends_in_one_line_and_the_table(cli, monkeyp
 
 def test_a_launcher_that_waits_for_dead_processes_is_interrupted(tmp_path, monkeypatch):
     """As Slurm's does without accounting: the process that ran the job is gone, and nobody says so."""
-    monkeypatch.setattr("awq_pycuda.sweep._ABANDONED_SECONDS", 0.5)
+    monkeypatch.setattr("awq_pycuda.sweeps.sweep._ABANDONED_SECONDS", 0.5)
     reports = tmp_path / "reports"
-    report = "from pathlib import Path; from awq_pycuda.sweep import Reporter; import sys, time\n"
+    report = "from pathlib import Path; from awq_pycuda.sweeps.sweep import Reporter; import sys, time\n"
     report += "reporter = Reporter(Path(sys.argv[1])); reporter.started(0); print(flush=True); time.sleep(600)"
     process = subprocess.Popen([sys.executable, "-c", report, str(reports)], stdout=subprocess.PIPE)
     process.stdout.readline()

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from awq_pycuda import capture
-from awq_pycuda.layer_files import FileLayer, load_layers
+from awq_pycuda.layers.files import FileLayer, load_layers
 
 Refused = Callable[..., str]
 WORDS = [f"w{index}" for index in range(50)]

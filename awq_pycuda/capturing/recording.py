@@ -11,8 +11,8 @@ from awq_pycuda.capturing.fault import Fault
 from awq_pycuda.capturing.probing import Padding, Plan, hooked
 from awq_pycuda.capturing.tracking import Watch
 from awq_pycuda.capturing.windows import diagnose, run_window
-from awq_pycuda.layer_files import MAX_MAGNITUDE, find_fault
-from awq_pycuda.layer_writer import LayerWriter
+from awq_pycuda.layers.files import MAX_MAGNITUDE, find_fault
+from awq_pycuda.layers.writer import LayerWriter
 
 
 class Recorder:
@@ -140,7 +140,7 @@ class Recorder:
         return {name: self._writer.rows(layer_id) for name, layer_id in self._ids.items()}
 
     def _check(self, name: str, tensor_name: str, array: NDArray[np.float32], first_row: int = 0) -> None:
-        """Refuse what `awq_pycuda.layer_files.load_layers` would not read back, and what the dtype cannot hold."""
+        """Refuse what `awq_pycuda.layers.files.load_layers` would not read back, and what the dtype cannot hold."""
         fault = find_fault(array, MAX_MAGNITUDE[tensor_name], first_row)
         if fault is not None:
             raise Fault("model", *_split(f"{name} {tensor_name}{fault}"))

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from awq_pycuda.backends.base import Backend, H, Layer, Trial
-from awq_pycuda.inputs import LayerSpec, Uniform
+from awq_pycuda.layers.inputs import LayerSpec, Uniform
 from awq_pycuda.quant.conventions import Convention
 from awq_pycuda.quant.format import Quantized
 

@@ -10,7 +10,7 @@ from awq_pycuda.backends.base import Backend, H, Layer
 from awq_pycuda.config import Save
 from awq_pycuda.engine.arrays import Run
 from awq_pycuda.engine.verify import check_layer
-from awq_pycuda.inputs import LayerSpec
+from awq_pycuda.layers.inputs import LayerSpec
 from awq_pycuda.quant import metrics
 from awq_pycuda.quant.conventions import Convention
 from awq_pycuda.quant.format import Quantized

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from awq_pycuda.backends.choose import chosen_variants
 from awq_pycuda.config import Config, Objective, Save
 from awq_pycuda.engine.arrays import kept_bytes
-from awq_pycuda.inputs import LayerSpec
 from awq_pycuda.kernels import table
+from awq_pycuda.layers.inputs import LayerSpec
 from awq_pycuda.parallel import host_threads, working_elements
 from awq_pycuda.quant.conventions import Convention, convention_of
 from awq_pycuda.quant.format import Format

@@ -17,7 +17,7 @@ from awq_pycuda.engine import evaluation
 from awq_pycuda.engine.arrays import Run, allocate
 from awq_pycuda.engine.stages import STAGE_NAMES, STAGES, Stage
 from awq_pycuda.engine.verify import refuse_beyond_tolerance
-from awq_pycuda.inputs import LayerSpec
+from awq_pycuda.layers.inputs import LayerSpec
 from awq_pycuda.quant.conventions import convention_of
 from awq_pycuda.results.record import LayerResult, Timings
 

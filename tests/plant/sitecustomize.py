@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 
-if "awq_pycuda.worker" in sys.orig_argv and "RUNS" in os.environ:
+if "awq_pycuda.sweeps.worker" in sys.orig_argv and "RUNS" in os.environ:
     from awq_pycuda.engine.pipeline import Pipeline
 
     trouble = json.loads(os.environ.get("PLANT", "{}"))

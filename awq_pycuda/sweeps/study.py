@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from awq_pycuda import provenance
 from awq_pycuda.config import Config, FileInputs, config_hash
 from awq_pycuda.engine.stages import NO_TIMINGS
-from awq_pycuda.inputs import file_sha256
+from awq_pycuda.layers.inputs import file_sha256
 from awq_pycuda.results.record import RunRecord
 from awq_pycuda.results.schema import FILE_NAME
 from awq_pycuda.results.status import complete_on, read_status, status_attributes

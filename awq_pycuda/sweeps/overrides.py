@@ -28,7 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from awq_pycuda.config import ALLOWED, TYPES, fits
 from awq_pycuda.errors import InputError
-from awq_pycuda.hydra_errors import groups
+from awq_pycuda.sweeps.hydra_errors import groups
 
 _CASTS = ("int", "float", "bool", "str")
 

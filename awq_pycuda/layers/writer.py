@@ -1,4 +1,4 @@
-"""Writes layer files in HDF5, the form that `awq_pycuda.layer_files` reads."""
+"""Writes layer files in HDF5, the form that `awq_pycuda.layers.files` reads."""
 
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from awq_pycuda.layer_files import UNREACHED
+from awq_pycuda.layers.files import UNREACHED
 from awq_pycuda.temporary import replacing
 
 

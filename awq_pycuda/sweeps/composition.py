@@ -21,12 +21,12 @@ from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 
 from awq_pycuda.config import BackendChoice, Config, FileInputs, InputsConfig, OutlierInputs, SyntheticInputs, check
 from awq_pycuda.errors import InputError
-from awq_pycuda.hydra_errors import no_value, similar
-from awq_pycuda.isolation import visible_gpus
 from awq_pycuda.kernels import table
-from awq_pycuda.launchers import LAUNCHERS
-from awq_pycuda.overrides import check_overrides, check_referred
 from awq_pycuda.paths import resource_dir
+from awq_pycuda.sweeps.hydra_errors import no_value, similar
+from awq_pycuda.sweeps.isolation import visible_gpus
+from awq_pycuda.sweeps.launchers import LAUNCHERS
+from awq_pycuda.sweeps.overrides import check_overrides, check_referred
 
 MAX_JOBS = 10_000_000  # far beyond what anybody waits for; each is planned in about 5 ms
 

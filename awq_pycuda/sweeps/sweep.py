@@ -30,7 +30,7 @@ from rich.table import Column, Table
 from awq_pycuda import summary
 from awq_pycuda.results.status import read_status
 from awq_pycuda.spread import Spread, milliseconds, percent, percent_range
-from awq_pycuda.study import Outcome, State, claim
+from awq_pycuda.sweeps.study import Outcome, State, claim
 
 _POLL_SECONDS = 0.2
 _ABANDONED_SECONDS = 30

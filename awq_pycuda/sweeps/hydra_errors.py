@@ -20,8 +20,8 @@ from omegaconf.errors import (
 from awq_pycuda.config import ALLOWED, FileInputs, OutlierInputs, SyntheticInputs
 from awq_pycuda.errors import InputError
 from awq_pycuda.kernels import table
-from awq_pycuda.launchers import LAUNCHERS
 from awq_pycuda.paths import resource_dir
+from awq_pycuda.sweeps.launchers import LAUNCHERS
 
 
 def explain(error: BaseException, overrides: Sequence[str]) -> str:

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from awq_pycuda.errors import InputError
 from awq_pycuda.signals import note_between_jobs
-from awq_pycuda.sweep import Sweep, reporting_processes
+from awq_pycuda.sweeps.sweep import Sweep, reporting_processes
 
 _SWEEP_PID = "AWQ_PYCUDA_SWEEP_PID"  # of the process that joblib's are children of
 _PARENT_SECONDS = 1

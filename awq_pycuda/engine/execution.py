@@ -21,8 +21,8 @@ from awq_pycuda.engine.memory import required_bytes
 from awq_pycuda.engine.pipeline import Pipeline
 from awq_pycuda.engine.verify import TOLERANCES
 from awq_pycuda.errors import InputError
-from awq_pycuda.inputs import LayerSpec, plan_layers
-from awq_pycuda.layer_files import unreached_layers
+from awq_pycuda.layers.files import unreached_layers
+from awq_pycuda.layers.inputs import LayerSpec, plan_layers
 from awq_pycuda.limits import refuse_beyond_memory
 from awq_pycuda.names import listed
 from awq_pycuda.results.record import RunRecord

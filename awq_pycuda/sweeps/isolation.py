@@ -22,8 +22,8 @@ from filelock import FileLock, Timeout
 from awq_pycuda.config import BackendChoice, Config
 from awq_pycuda.results.status import read_status
 from awq_pycuda.signals import STOPPING, ignore, stoppable
-from awq_pycuda.study import Job, Outcome, Started, store_death
-from awq_pycuda.worker import Checked, Finished, Question, lock_folder
+from awq_pycuda.sweeps.study import Job, Outcome, Started, store_death
+from awq_pycuda.sweeps.worker import Checked, Finished, Question, lock_folder
 
 _INTERRUPT_SECONDS = 30  # a worker that has not stopped by then is killed
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -39,7 +39,7 @@ class Worker:
     def __init__(self, environment: dict[str, str]) -> None:
         ours, its = socket.socketpair()
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # closed by close()
-        package = str(Path(__file__).resolve().parent.parent)
+        package = str(Path(__file__).resolve().parent.parent.parent)
         path = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
         # The worker inherits the mask, and so does every thread of its libraries, such as those that NumPy's BLAS makes
         # while it is imported: a signal that one of them took would be raised anywhere in the main thread.
@@ -47,7 +47,7 @@ class Worker:
         try:
             with its:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-m", "awq_pycuda.worker", str(its.fileno())],
+                    [sys.executable, "-m", "awq_pycuda.sweeps.worker", str(its.fileno())],
                     env=os.environ | {"PYTHONPATH": path} | environment,
                     pass_fds=[its.fileno()],
                     stdin=subprocess.DEVNULL,

@@ -1,4 +1,4 @@
-"""The process that runs a sweep's jobs, one after the other: `python -m awq_pycuda.worker FD`, started by `isolation`.
+"""The process that runs a sweep's jobs one after the other: `python -m awq_pycuda.sweeps.worker FD`, for `isolation`.
 
 It alone touches the GPU. What it is asked and answers are pickled objects over one socket; it ends with its parent.
 """
@@ -24,13 +24,13 @@ from filelock import FileLock
 
 from awq_pycuda.backends.base import Backend
 from awq_pycuda.config import Config
+from awq_pycuda.engine.execution import RunFailed, attempt, describe, store, validate
 from awq_pycuda.errors import InputError
-from awq_pycuda.execution import RunFailed, attempt, describe, store, validate
-from awq_pycuda.inputs import unchanged_file
+from awq_pycuda.layers.inputs import unchanged_file
 from awq_pycuda.signals import STOPPING, stoppable
 from awq_pycuda.spread import Spread
-from awq_pycuda.study import Job, Outcome, Started, State, claim, is_complete, job_folder
 from awq_pycuda.summary import removed_from
+from awq_pycuda.sweeps.study import Job, Outcome, Started, State, claim, is_complete, job_folder
 
 
 @dataclass(frozen=True)
@@ -165,6 +165,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     # Through the module's own name: what it sends is unpickled elsewhere.
-    from awq_pycuda.worker import main as serve
+    from awq_pycuda.sweeps.worker import main as serve
 
     serve()
