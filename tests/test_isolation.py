@@ -8,7 +8,8 @@ import time
 import psutil
 import pytest
 
-from awq_pycuda.sweeps import isolation
+from awq_pycuda.signals import STOPPING
+from awq_pycuda.sweeps import isolation, worker
 
 CHOOSE = """
 import sys
@@ -83,3 +84,15 @@ def test_ctrl_c_while_the_worker_ends_is_no_traceback():
     worker.resume()
     assert process.communicate(timeout=60) == ("", "")
     assert process.returncode == 0
+
+
+@pytest.mark.parametrize("blocked", [(), STOPPING])
+def test_a_job_leaves_the_mask_of_signals_as_it_was(blocked):
+    """Of a worker they are blocked between jobs; where a job runs in a process of others they need not be."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
+    try:
+        with worker._unblocked_interrupts():
+            assert not {*STOPPING} & signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        assert {*STOPPING} & signal.pthread_sigmask(signal.SIG_BLOCK, ()) == {*blocked}
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -130,11 +130,12 @@ def _is_usable(backend: Backend[Any]) -> bool:
 def _unblocked_interrupts() -> Iterator[None]:
     """Within it a signal ends the job, also one that came before; outside, files are being written."""
     with stoppable():
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
         try:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
             yield
         finally:
-            signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _receive(connection: Connection, requests: SimpleQueue[Any], busy: threading.Event) -> None:
