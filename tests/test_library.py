@@ -12,7 +12,16 @@ from omegaconf import OmegaConf
 from test_results import result_path
 
 import awq_pycuda
-from awq_pycuda.config import Config, FileInputs, OutlierInputs, QuantConfig, SearchConfig, TimingConfig, plain
+from awq_pycuda.config import (
+    Config,
+    FileInputs,
+    Objective,
+    OutlierInputs,
+    QuantConfig,
+    SearchConfig,
+    TimingConfig,
+    plain,
+)
 from awq_pycuda.engine.execution import RunFailed
 from awq_pycuda.errors import InputError
 from awq_pycuda.library import QuantizedLayer, quantize, run_pipeline
@@ -124,6 +133,14 @@ def test_a_convention_of_one_s_own():
     found = quantize(w.tolist(), x.astype(np.float64), convention=fine, backend="cpu", threads=1)
     assert found.error.shape == (21,)
     assert found.format == Format(20)
+
+
+def test_the_output_objective_and_a_race_without_rtn():
+    w, x = layer()
+    convention = Convention(gammas=(0.2, 0.4), identity=False, objective=Objective.output)
+    found = quantize(w, x, convention=convention, backend="cpu")
+    assert found.gamma.tolist() == [0.2, 0.4]
+    assert found.error.min() == pytest.approx(error(w, x, found), rel=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -63,14 +64,18 @@ def best(convention: Convention, error: NDArray[np.float64]) -> int:
 
 
 def search_result(convention: Convention, error: NDArray[np.float64], s: NDArray[Any]) -> SearchResult:
-    """The whole curve and what it chose: (G,) errors, and the (K,) scales of the best candidate."""
+    """The whole curve and what it chose: (G,) errors, and the (K,) scales of the best candidate.
+
+    RTN's error is NaN where it was no candidate.
+    """
     grid, chosen = convention.grid, best(convention, error)
+    rtn = error[grid == 0]
     return SearchResult(
         gamma=grid,
         error=error,
         gamma_chosen=float(grid[chosen]),
         error_chosen=float(error[chosen]),
-        error_rtn=float(error[int(np.flatnonzero(grid == 0)[0])]),
+        error_rtn=float(rtn[0]) if rtn.size else math.nan,
         s=s,
     )
 
