@@ -11,7 +11,8 @@ from conftest import found, start
 
 pytestmark = pytest.mark.gpu
 
-SWEEP = ("-m", "n=64", "layers=4", "timing=once", "backend=cuda")
+SIZED = ("-m", "layers=4", "timing=once", "backend=cuda")
+SWEEP = (*SIZED, "n=64")
 
 
 def test_a_faulting_kernel_costs_its_own_job_only(cli, environment, tmp_path):
@@ -60,7 +61,7 @@ def test_jobs_on_one_gpu_never_overlap(environment, monkeypatch, tmp_path):
     """Two processes: on one GPU they take turns, on two or more each has one of its own."""
     environment()
     monkeypatch.setenv("SPANS", str(tmp_path / "spans"))
-    sweep = (*SWEEP, "n=512", "seed=range(0,12)", "study=spans", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    sweep = (*SIZED, "n=512", "seed=range(0,12)", "study=spans", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
     process = start(tmp_path / "work", *sweep)
     out, err = process.communicate()
     assert process.returncode == 0, err
