@@ -27,9 +27,9 @@ BLOCKS = 16
 
 # Rows of a block of a matrix product. The threads share a product by these rather than by those of the BLAS, which
 # wait for one another at full speed and lose whole time slices to other processes. Square products on 16 cores, in ms,
-# on the threads of OpenBLAS and in blocks: idle 3.0 and 1.7 for 512, 17.9 and 20.8 for 2048; beside 16 busy processes
-# 24 and 4.1 for 512, 48 and 59 for 2048. On 2 cores beside 2 busy processes 24 and 7.4 for 512.
-# tools/thread_load.py measures whole runs.
+# on the threads of OpenBLAS and in blocks of 64 to 256 rows: idle 3.0 and 1.7 for 512, 17.9 and 20.8 for 2048; beside
+# 16 busy processes 24 and 4.1 for 512, 48 and 59 for 2048. On 2 cores beside 2 busy processes 24 and 7.4 for 512.
+# There blocks of 64 rows cost small products up to 1.4 times the time of 128. tools/thread_load.py measures whole runs.
 SMALLEST_PRODUCT, LARGEST_PRODUCT = 128, 256
 
 

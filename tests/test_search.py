@@ -213,6 +213,10 @@ def test_weights_that_nothing_reaches_set_no_step(normalization):
     assert errors[0] > 500 * without[0]
     # As if these channels were not there: the best scales of the others save a little more.
     assert errors.min() < 1.05 * without[0]
+    if normalization is Normalization.mean:  # only its scales have this clamp
+        clamped = scales.copy()
+        clamped[1:, :8] = convention.clamp[0]
+        assert diag_errors(w, clamped, np.square(x).mean(axis=0), Format()).min() > 10 * errors.min()
 
 
 def test_a_config_s_keys_override_the_convention(compose):
