@@ -14,15 +14,15 @@ from numpy.typing import ArrayLike, NDArray
 from threadpoolctl import threadpool_limits
 
 from awq_pycuda.backends.choose import choose_backend
-from awq_pycuda.config import BackendChoice, Config, ConventionChoice, FileInputs, Save, check, plain
+from awq_pycuda.config import BackendChoice, Config, ConventionChoice, FileInputs, check, plain
 from awq_pycuda.engine.arrays import allocate
-from awq_pycuda.engine.evaluation import collect
 from awq_pycuda.engine.execution import alone_in, attempt, describe, refuse_failed, store, validate
 from awq_pycuda.engine.stages import UP_TO_CODES
 from awq_pycuda.errors import InputError
 from awq_pycuda.layers.inputs import LayerSpec
 from awq_pycuda.quant.conventions import CONVENTIONS, Convention
 from awq_pycuda.quant.format import Format, Quantized, dequantize
+from awq_pycuda.quant.search import SearchResult, search_result
 from awq_pycuda.results.record import RunRecord
 
 __all__ = ["Config", "Convention", "Format", "QuantizedLayer", "quantize", "run_pipeline"]
@@ -33,28 +33,56 @@ class QuantizedLayer:
     """A layer's quantized weights, and how their scales were found.
 
     Attributes:
-        codes: (out_features, in_features), of `W·s`.
-        steps: (out_features, groups) float32.
-        zero_points: (out_features, groups) where the format has them.
-        s: (in_features,) float32, AWQ scale per input channel.
-        gamma: (G,) float64, the exponents searched.
-        error: (G,) float64, the objective at each.
-        gamma_chosen: the exponent of `s`.
-        format: what the codes mean.
+        quantized: `W·s` as codes and steps, with their format.
+        search: the scales `s`, and the error of every candidate.
     """
 
-    codes: NDArray[Any]
-    steps: NDArray[np.float32]
-    zero_points: NDArray[Any] | None
-    s: NDArray[np.float32]
-    gamma: NDArray[np.float64]
-    error: NDArray[np.float64]
-    gamma_chosen: float
-    format: Format
+    quantized: Quantized[NDArray[Any]]
+    search: SearchResult
+
+    @property
+    def codes(self) -> NDArray[Any]:
+        """(out_features, in_features), of `W·s`."""
+        return self.quantized.codes
+
+    @property
+    def steps(self) -> NDArray[np.float32]:
+        """(out_features, groups)."""
+        return self.quantized.steps
+
+    @property
+    def zero_points(self) -> NDArray[Any] | None:
+        """(out_features, groups) where the format has them."""
+        return self.quantized.zero_points
+
+    @property
+    def format(self) -> Format:
+        """What the codes mean."""
+        return self.quantized.format
+
+    @property
+    def s(self) -> NDArray[np.float32]:
+        """(in_features,), AWQ scale per input channel."""
+        return self.search.s
+
+    @property
+    def gamma(self) -> NDArray[np.float64]:
+        """(G,), the exponents searched."""
+        return self.search.gamma
+
+    @property
+    def error(self) -> NDArray[np.float64]:
+        """(G,), the objective at each."""
+        return self.search.error
+
+    @property
+    def gamma_chosen(self) -> float:
+        """The exponent of `s`."""
+        return self.search.gamma_chosen
 
     def dequantize(self) -> NDArray[np.float32]:
         """What the codes stand for, (out_features, in_features) float32: close to W, with s divided out again."""
-        return dequantize(Quantized(self.codes, self.steps, self.format, self.zero_points), 1 / self.s)
+        return dequantize(self.quantized, 1 / self.s)
 
 
 def quantize(
@@ -97,19 +125,8 @@ def quantize(
         (layer,) = allocate(device, [spec], convention).layers
         for stage in UP_TO_CODES:
             stage.call(device, layer, convention)
-        found = collect(device, spec, layer, convention, Save.full)
-    assert found.wq is not None
-    search, form = found.search, convention.quantizer
-    return QuantizedLayer(
-        codes=found.wq,
-        steps=found.scale_b.reshape(len(weights), form.groups(weights.shape[1])),
-        zero_points=None,
-        s=search.s,
-        gamma=search.gamma,
-        error=search.error,
-        gamma_chosen=search.gamma_chosen,
-        format=form,
-    )
+        search = search_result(convention, device.read(layer.error).copy(), device.read(layer.s).copy())
+        return QuantizedLayer(layer.quantized.map(lambda handle: device.read(handle).copy()), search)
 
 
 def run_pipeline(

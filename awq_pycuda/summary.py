@@ -96,7 +96,7 @@ def _print_quality(console: Console, layers: Sequence[LayerResult]) -> None:
     ratios = {name: [figure(layer, name) for layer in layers] for name in ("rtn_output_sqnr_db", "output_sqnr_db")}
     rows = [
         [
-            f"{layer.scale_b.shape[0]} x {layer.abs_mean.shape[0]}",
+            f"{layer.quantized.steps.shape[0]} x {layer.abs_mean.shape[0]}",
             f"{layer.search.gamma_chosen:g}",
             *(_decibels(values[index]) for values in ratios.values()),
             percent(removed[index]),

@@ -88,9 +88,9 @@ def test_stats_of_special_channels(backend):
 
 def quantized(backend, w, s, steps, form=PER_ROW):
     codes = poisoned(backend, w.shape, np.int8)
-    given = Quantized(codes, put(backend, steps), form)
+    given = Quantized(put(backend, steps), form, codes=codes)
     backend.quantize_awq(put(backend, w), put(backend, s), given)
-    return Quantized(backend.read(codes).copy(), steps, form)
+    return Quantized(steps, form, codes=backend.read(codes).copy())
 
 
 def largest_over_127(scaled, form):
@@ -115,7 +115,8 @@ def test_codes(backend, shape, size):
 def test_steps(backend, size):
     w, s = uniform(33, 24), RNG.uniform(0.2, 4, 24).astype(np.float32)
     form = Format(size)
-    found = Quantized(poisoned(backend, w.shape, np.int8), poisoned(backend, (33, form.groups(24))), form)
+    steps, codes = poisoned(backend, (33, form.groups(24))), poisoned(backend, w.shape, np.int8)
+    found = Quantized(steps, form, codes=codes)
     backend.compute_scale_b(put(backend, w), put(backend, s), found)
     assert same_bits(backend.read(found.steps), largest_over_127(w * s, form))
 
@@ -146,7 +147,7 @@ PRODUCTS = [(1, 1, 1), (7, 7, 7), (77, 130, 65), (33, 257, 100), (130, 1, 31), (
 
 def multiplied(backend, x, codes, inv_s, steps, form=PER_ROW):
     y = poisoned(backend, (x.shape[0], codes.shape[0]))
-    given = Quantized(put(backend, codes, np.int8), put(backend, steps), form)
+    given = Quantized(put(backend, steps), form, codes=put(backend, codes, np.int8))
     backend.dequantize_tiled(put(backend, x), given, put(backend, inv_s), y)
     return backend.read(y).copy()
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from awq_pycuda.errors import InputError
 from awq_pycuda.quant.format import Format, Quantized, dequantize, quantize, steps_of
 
 RNG = np.random.default_rng(5)
@@ -53,7 +54,7 @@ def test_steps_codes_and_weights_of_every_group(size):
     steps = steps_of(w, s, form)
     largest = np.stack([np.abs(scaled[:, piece]).max(axis=1) for piece in pieces(size, 7)], axis=1)
     assert np.array_equal(steps, np.where(largest == 0, 1, largest / np.float32(127)))
-    quantized = Quantized(np.empty((5, 7), form.code_dtype), steps, form)
+    quantized = Quantized(steps, form, codes=np.empty((5, 7), form.code_dtype))
     quantize(w, s, quantized)
     of_channel = by_channel(steps, size, 7)
     assert np.array_equal(quantized.codes, np.rint(scaled / of_channel))
@@ -64,6 +65,19 @@ def test_steps_codes_and_weights_of_every_group(size):
     assert exact.dtype == np.float64
     assert np.abs(exact - w).max() <= 0.51 * (of_channel / s).max()
     assert np.array_equal(form.unpack(form.pack(quantized.codes), 7), quantized.codes)
+
+
+def test_codes_steps_and_format_travel_as_one():
+    whole = Quantized(np.ones((2, 1)), Format(), codes=np.zeros((2, 3)))
+    changed = whole.map(lambda array: array + 1)
+    assert (changed.format, changed.zero_points) == (Format(), None)
+    assert (changed.steps.tolist(), changed.codes.tolist()) == ([[2], [2]], [[1, 1, 1]] * 2)
+    assert vars(whole.without_codes.map(np.negative)).keys() == {"steps", "format", "zero_points"}
+
+
+def test_zero_points_that_no_format_has_are_refused():
+    with pytest.raises(InputError, match=r"^zero_points: given; allowed: None"):
+        Quantized(np.ones((2, 1)), Format(), np.zeros((2, 1)), codes=np.zeros((2, 3)))
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -37,8 +37,8 @@ def test_the_backends_agree(compose, tmp_path, n, inputs, worst):
         worst("backends abs_mean", relative_error(a.abs_mean, b.abs_mean), 1e-5)
         worst("backends sq_mean", relative_error(a.sq_mean, b.sq_mean), 1e-5)
         worst("backends s", relative_error(a.search.s, b.search.s), 1e-5)
-        worst("backends scale_b", relative_error(a.scale_b, b.scale_b), 1e-5)
-        quantized = Quantized(b.wq, a.scale_b[:, None], Format())
+        worst("backends scale_b", relative_error(a.quantized.steps, b.quantized.steps), 1e-5)
+        quantized = Quantized(a.quantized.steps, Format(), codes=b.quantized.codes)
         assert code_errors(quantized, w, a.search.s) == (0, 0)
         assert a.metrics["output_sqnr_db"] == pytest.approx(b.metrics["output_sqnr_db"], abs=0.01)
 
@@ -65,10 +65,10 @@ def test_sanitize_vector_paths(compose):
 def test_a_launcher_refuses_what_its_kernel_would_misread():
     with make_backend("cuda") as backend:
         x, wq = backend.empty((4, 5)), backend.empty((3, 6), np.int8)
-        given = Quantized(wq, backend.empty((3, 1)), Format())
+        given = Quantized(backend.empty((3, 1)), Format(), codes=wq)
         with pytest.raises(ValueError, match=r"wq is int8\(3, 6\); the kernel needs int8\(3, 5\)"):
             backend.dequantize_tiled(x, given, backend.empty((5,)), backend.empty((4, 3)))
-        given = Quantized(backend.empty((3, 5), np.int8), backend.empty((3, 3)), Format(group_size=3))
+        given = Quantized(backend.empty((3, 3)), Format(group_size=3), codes=backend.empty((3, 5), np.int8))
         with pytest.raises(ValueError, match="only the last smaller, not 3 groups of 3 for 5 channels"):
             backend.dequantize_tiled(x, given, backend.empty((5,)), backend.empty((4, 3)))
         with pytest.raises(ValueError, match="x is int8"):

@@ -112,7 +112,7 @@ def on(backend, stage, inputs, outputs):
 
     def put(values):
         if isinstance(values, tuple):
-            return Quantized(put(values[0]), put(values[1]), Format(values[2]))
+            return Quantized(put(values[1]), Format(values[2]), codes=put(values[0]))
         if values is None:
             return None
         handle = backend.empty(values.shape, values.dtype if values.dtype == np.int8 else None)

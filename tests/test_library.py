@@ -121,9 +121,9 @@ def test_a_run_of_a_file_quantizes_as_the_library_does(tmp_path):
     )
     (of_run,) = run_pipeline(config).layers
     found = quantize(w, x, format=Format(8), backend="cpu")
-    assert same_bits(found.codes, of_run.wq)
+    assert same_bits(found.codes, of_run.quantized.codes)
     assert same_bits(found.s, of_run.search.s)
-    assert same_bits(found.steps, of_run.scale_b)
+    assert same_bits(found.steps, of_run.quantized.steps)
     assert same_bits(found.error, of_run.search.error)
 
 

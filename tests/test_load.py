@@ -7,8 +7,9 @@ import xarray as xr
 from result_files import make_run, vary
 
 from awq_pycuda.analysis.collect import collect
-from awq_pycuda.analysis.load import load
+from awq_pycuda.analysis.load import _read_tree, load
 from awq_pycuda.errors import InputError
+from awq_pycuda.quant.format import Format
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +28,19 @@ def test_one_file_is_the_tree_that_it_is(real):
         assert tree["layers/002/stats/abs_mean"].attrs["description"] == "mean of |x| over the tokens"
         with h5py.File(real, "r+") as file:  # nothing holds the file any more
             assert np.array_equal(tree["layers/000/weights/Wq"], file["layers/000/weights/Wq"][()])
+
+
+def test_codes_are_unpacked_as_their_format_says(tmp_path, monkeypatch):
+    """A format that stores its codes otherwise than they are."""
+    monkeypatch.setattr(Format, "pack", lambda self, codes: codes ^ self.group_size)
+    monkeypatch.setattr(Format, "unpack", lambda self, packed, in_features: packed[:, :in_features] ^ self.group_size)
+    path = make_run(tmp_path, "save=full", "quant.group_size=5", "layers=1")
+    codes = _read_tree(path)["layers/000/weights/Wq"]  # in this process, which has such a format
+    with h5py.File(path) as file:
+        stored = file["layers/000/weights/Wq"][()]
+    assert np.array_equal(codes.values, stored ^ 5)
+    assert codes.attrs["units"] == "1"
+    assert np.abs(codes).max(axis=1).values.tolist() == [127] * len(codes)
 
 
 def test_several_are_a_dataset_with_a_dimension_run(real, tmp_path):

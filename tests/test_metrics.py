@@ -30,6 +30,6 @@ def test_weight_mse_and_saturation_of_groups(groups):
     wq = rng.integers(-127, 128, (5, 12), np.int8)
     wq[0, :4] = 127, -127, 126, -126
     exact = wq.astype(np.float64) * np.repeat(scale_b, 12 // groups, axis=1) / s
-    quantized = Quantized(wq, scale_b, Format(12 // groups))
+    quantized = Quantized(scale_b, Format(12 // groups), codes=wq)
     assert weight_mse(w, quantized, s) == pytest.approx(np.mean((exact - w) ** 2), rel=1e-12)
     assert saturated_fraction(quantized) == np.mean(np.abs(wq.astype(int)) == 127)

@@ -12,7 +12,6 @@ from awq_pycuda.engine.pipeline import Pipeline
 from awq_pycuda.engine.stages import STAGES
 from awq_pycuda.layers import inputs
 from awq_pycuda.layers.inputs import plan_layers
-from awq_pycuda.quant.format import Format, Quantized
 
 QUICK = ("timing=once", "save=full")
 
@@ -75,8 +74,8 @@ def test_gamma_0_is_rtn_bit_for_bit(run, matmul):
         step = np.abs(w).max(axis=1) / np.float32(127)
         assert layer.search.gamma.tolist() == [0]
         assert layer.search.s.tolist() == [1] * 100
-        assert same_bits(layer.scale_b, step)
-        assert np.array_equal(layer.wq, np.rint(w / step[:, None]))
+        assert same_bits(layer.quantized.steps[:, 0], step)
+        assert np.array_equal(layer.quantized.codes, np.rint(w / step[:, None]))
         assert layer.metrics["output_mse"] == layer.metrics["rtn_output_mse"]
         assert layer.metrics["output_sqnr_db"] == layer.metrics["rtn_output_sqnr_db"]
 
@@ -86,7 +85,8 @@ def test_gamma_changes_the_codes(run):
     rtn = run("n=256", "layers=1", "inputs=outliers", "gamma_grid=rtn").layers[0]
     awq = run("n=256", "layers=1", "inputs=outliers", "gammas=[0.2]").layers[0]
     assert awq.search.gamma_chosen == 0.2
-    assert np.count_nonzero(awq.wq != rtn.wq) > awq.wq.size / 10
+    changed = awq.quantized.codes != rtn.quantized.codes
+    assert np.count_nonzero(changed) > changed.size / 10
     assert awq.metrics["output_mse"] < awq.metrics["rtn_output_mse"]
     assert awq.metrics["rtn_output_mse"] == rtn.metrics["output_mse"]
 
@@ -95,11 +95,11 @@ def test_two_runs_are_bit_identical(run):
     first, second = (run("n=130", "tokens=77", "inputs=outliers", "gamma_grid=awq20") for _ in range(2))
     for a, b, y, z in zip(first.layers, second.layers, first.y, second.y, strict=True):
         assert same_bits(y, z)
-        assert same_bits(a.wq, b.wq)
+        assert same_bits(a.quantized.codes, b.quantized.codes)
         assert same_bits(a.abs_mean, b.abs_mean)
         assert same_bits(a.sq_mean, b.sq_mean)
         assert same_bits(a.search.error, b.search.error)
-        assert same_bits(a.scale_b, b.scale_b)
+        assert same_bits(a.quantized.steps, b.quantized.steps)
         assert a.metrics == b.metrics
 
 
@@ -215,7 +215,7 @@ def exact_metrics(kept, biases, own_activations):
         x, w = x.astype(np.float64), w.astype(np.float64)
         step = np.abs(w).max(axis=1, keepdims=True) / 127
         rtn = np.rint(w / step) * step
-        dequantized = layer.wq / layer.search.s.astype(np.float64) * layer.scale_b[:, None]
+        dequantized = layer.quantized.codes / layer.search.s.astype(np.float64) * layer.quantized.steps
         y, quantized = x @ w.T, x @ dequantized.T
         exact = (x if own or chain is None else chain) @ w.T
         chain = np.maximum(exact + bias, 0)
@@ -225,7 +225,7 @@ def exact_metrics(kept, biases, own_activations):
             "rtn_output_mse": np.mean((y - x @ rtn.T) ** 2),
             "rtn_output_sqnr_db": 10 * np.log10(np.sum(y**2) / np.sum((y - x @ rtn.T) ** 2)),
             "weight_mse": np.mean((dequantized - w) ** 2),
-            "saturated_fraction": np.mean(np.abs(layer.wq) == 127),
+            "saturated_fraction": np.mean(np.abs(layer.quantized.codes) == 127),
             "propagated_output_mse": np.mean((exact - quantized) ** 2),
         }
 
@@ -278,13 +278,12 @@ def test_special_values(run, tmp_path, case):
     assert np.isfinite(kept.y[0]).all()
     assert np.isfinite(layer.search.error[layer.search.gamma == 0]).all()
     assert layer.search.error_chosen <= layer.search.error_rtn
-    quantized = Quantized(layer.wq, layer.scale_b[:, None], Format())
-    assert verify.code_errors(quantized, w, layer.search.s) == (0, 0)
-    dequantized = layer.wq.astype(np.float64) / layer.search.s * layer.scale_b[:, None]
+    assert verify.code_errors(layer.quantized, w, layer.search.s) == (0, 0)
+    dequantized = layer.quantized.codes.astype(np.float64) / layer.search.s * layer.quantized.steps
     exact = x.astype(np.float64) @ dequantized.T
     assert verify.frobenius_error(kept.y[0], exact) <= (1e-5 if "denormal" not in case else 1e-2)
     if case == "zero row":
-        assert layer.scale_b[3] == 1
+        assert layer.quantized.steps[3] == 1
         assert not kept.y[0][:, 3].any()
 
 

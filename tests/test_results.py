@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import h5py
 import numpy as np
@@ -16,8 +17,10 @@ from omegaconf import OmegaConf
 from awq_pycuda.backends.cpu import CpuBackend
 from awq_pycuda.engine import verify as verify_module
 from awq_pycuda.engine.stages import NO_TIMINGS
+from awq_pycuda.quant.format import Format, Quantized, Steps
+from awq_pycuda.quant.search import SearchResult
 from awq_pycuda.results import schema
-from awq_pycuda.results.record import LayerResult, RunRecord, SearchResult, Timings
+from awq_pycuda.results.record import LayerResult, RunRecord, Timings
 from awq_pycuda.results.status import read_status, status_attributes
 from awq_pycuda.results.write import write
 
@@ -106,20 +109,31 @@ def test_datasets_have_the_contract_s_types_shapes_and_dimensions(result):
 def test_every_value_stands_where_it_belongs(tmp_path):
     draw = np.random.default_rng(0).random
     search = SearchResult(draw(2), draw(2), 0.25, 0.5, 0.75, draw(3).astype("f4"))
-    vectors = {name: draw(size).astype("f4") for name, size in (("abs_mean", 3), ("sq_mean", 3), ("scale_b", 4))}
+    stats = {name: draw(3).astype("f4") for name in ("abs_mean", "sq_mean")}
     wq = np.arange(12, dtype=np.int8).reshape(4, 3)
-    layer = LayerResult("a", 5, **vectors, search=search, objective="diag", metrics={"output_mse": 2.0}, wq=wq)
+    of_row = Quantized(draw((4, 1)).astype("f4"), Format(), codes=wq)
+    layer = LayerResult("a", 5, **stats, search=search, objective="diag", quantized=of_row)
+    layer.metrics["output_mse"] = 2.0
+    grouped = Steps(draw((4, 2)).astype("f4"), Format(2))
+    layers = [layer, replace(layer, quantized=grouped)]
     timings = Timings(tuple(STAGES), draw((1, len(STAGES), 2)), draw((1, len(STAGES), 2)), draw(2), 7.0)
-    with h5py.File(write(tmp_path, RunRecord({"status": "complete"}, [layer], timings))) as file:
+    with h5py.File(write(tmp_path, RunRecord({"status": "complete"}, layers, timings))) as file:
         group = file["layers/000"]
         assert dict(group.attrs) == {"name": "a", "tokens": 5, "in_features": 3, "out_features": 4}
         chosen = {"gamma_chosen": 0.25, "error_chosen": 0.5, "error_rtn": 0.75, "objective": "diag"}
         assert dict(group["search"].attrs) == chosen
         assert dict(group["metrics"].attrs) == layer.metrics
         stored = {"search/gamma": search.gamma, "search/error": search.error, "scales/s": search.s, "weights/Wq": wq}
-        stored |= {"stats/abs_mean": layer.abs_mean, "stats/sq_mean": layer.sq_mean, "scales/scale_b": layer.scale_b}
+        stored |= {
+            "stats/abs_mean": layer.abs_mean,
+            "stats/sq_mean": layer.sq_mean,
+            "scales/scale_b": of_row.steps[:, 0],
+        }
         for name, values in stored.items():
             assert np.array_equal(group[name][()], values), name
+        assert np.array_equal(file["layers/001/scales/scale_b"][()], grouped.steps)
+        assert file["layers/001/group"][()].tolist() == [0, 1]
+        assert "weights" not in file["layers/001"]
         for name in ("gpu_ms", "host_ms", "pipeline_ms", "cold_ms"):
             assert np.array_equal(file["timings"][name][()], getattr(timings, name)), name
 

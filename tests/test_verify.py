@@ -19,7 +19,7 @@ def layer(compose):
     (result,) = kept.layers
     arrays = {name: getattr(result, name).copy() for name in ("abs_mean", "sq_mean")}
     bias = np.linspace(-1, 1, 40, dtype=np.float32)
-    arrays["quantized"] = Quantized(result.wq.copy(), result.scale_b[:, None].copy(), Format())
+    arrays["quantized"] = result.quantized.map(np.copy)
     arrays |= {"x": kept.x[0], "w": kept.w[0], "y": kept.y[0], "bias": bias, "found": result.search}
     return Convention(gammas=(0.2,)), arrays | {"out": np.maximum(kept.y[0] + bias, 0)}
 
@@ -89,7 +89,7 @@ def test_relative_error_is_strict_at_0_and_lenient_only_for_denormals():
 def test_near_a_tie_one_off_is_allowed_and_two_are_not():
     w, s = np.array([[2.5004, 2.6]], np.float32), np.ones(2, np.float32)
     for codes, errors in (([2, 3], (0, 0)), ([3, 2], (1, 0)), ([1, 3], (0, 1))):
-        quantized = Quantized(np.array([codes], np.int8), np.ones((1, 1), np.float32), Format())
+        quantized = Quantized(np.ones((1, 1), np.float32), Format(), codes=np.array([codes], np.int8))
         assert verify.code_errors(quantized, w, s) == errors
 
 
@@ -98,7 +98,8 @@ def test_the_oracle_knows_a_last_group_that_is_not_full():
     form = Format(3)
     parts = (slice(3), slice(3, 6), slice(6, 7))
     steps = np.stack([np.abs(w * s)[:, part].max(axis=1) / 127 for part in parts], axis=1)
-    quantized = Quantized(np.rint(w * s / np.repeat(steps, [3, 3, 1], axis=1)).astype(np.int8), steps, form)
+    codes = np.rint(w * s / np.repeat(steps, [3, 3, 1], axis=1)).astype(np.int8)
+    quantized = Quantized(steps, form, codes=codes)
     assert verify.code_errors(quantized, w, s) == (0, 0)
     error = np.sum((quantized.codes * np.repeat(steps, [3, 3, 1], axis=1) - w * s) ** 2 @ (1 / s**2))
     assert verify.curve_error(np.array([error]), w, s[None, :], np.ones(7), form) < 1e-12

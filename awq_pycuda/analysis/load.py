@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from awq_pycuda.analysis.collect import Collection, collect
 from awq_pycuda.analysis.derived import DERIVED
 from awq_pycuda.errors import InputError
+from awq_pycuda.quant.format import Format
 from awq_pycuda.results import schema
 from awq_pycuda.results.limited import ask
 from awq_pycuda.results.reader import UnreadableError, read
@@ -37,7 +38,8 @@ def load(paths: Path | str | Sequence[Path | str]) -> xr.DataTree | xr.Dataset:
         paths: a result file; or a folder, or several files and folders, as `python -m awq_pycuda.analyze` takes them.
 
     Returns:
-        Of one file a DataTree, laid out as the file (docs/results.md). Of a folder or several paths a Dataset with
+        Of one file a DataTree, laid out as the file (docs/results.md), Wq
+            unpacked. Of a folder or several paths a Dataset with
         the dimension `run`: metrics (run, layer), `search_error` (run, layer, gamma), `gpu_ms` and `host_ms`
         (run, layer, stage, repeat), `pipeline_ms` (run, repeat), with status, device and every config key as
         coordinates of `run`. NaN where a run has no such layer, gamma or repeat. Both keep units and descriptions.
@@ -72,10 +74,16 @@ def _read_tree(path: Path) -> xr.DataTree:
     Raises:
         UnreadableError: it is no result, or damaged, be it in a part that the tables do not need.
     """
-    read(path)
+    config = read(path).config
     try:
+        form = Format(**{key.partition(".")[2]: config[key] for key in config if key.startswith("quant.")})
         with xr.open_datatree(path, engine="h5netcdf") as tree:
-            return tree.load()
+            tree.load()
+        for layer in tree["layers"].children.values() if "layers" in tree.children else ():
+            if "weights" in layer.children:
+                codes = layer["weights"].variables["Wq"]
+                codes.values = form.unpack(codes.values, layer.sizes["in_features"])
+        return tree
     except Exception as error:  # HDF5 may raise anything
         raise UnreadableError(f"damaged HDF5 file: {' '.join(str(error).split())}") from None
 

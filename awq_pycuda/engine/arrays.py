@@ -99,12 +99,12 @@ def allocate(backend: Backend[H], specs: Sequence[LayerSpec], convention: Conven
         _fill(backend, made["w"], spec.weight)
         if spec.bias is not None:
             _fill(backend, made["bias"], spec.bias)
-        trial = Quantized(made["trial codes"], made["trial steps"], form)
+        trial = Quantized(made["trial steps"], form, codes=made["trial codes"])
         run.layers.append(
             Layer(
                 x=made["x"] if spec.activations is not None else run.layers[-1].out,
                 bias=made.get("bias"),
-                quantized=Quantized(made["codes"], made["steps"], form),
+                quantized=Quantized(made["steps"], form, codes=made["codes"]),
                 trial=Trial(made["trial s"], made["trial inv_s"], trial, made["trial y"], made["reference"]),
                 outputs=spec.tokens * spec.out_features,
                 **{name: made[name] for name in ("w", "abs_mean", "sq_mean", "error", "s", "inv_s", "y", "out")},

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from awq_pycuda.backends.base import Backend, H, Layer
 from awq_pycuda.config import Save
@@ -13,23 +15,25 @@ from awq_pycuda.engine.verify import check_layer
 from awq_pycuda.layers.inputs import LayerSpec
 from awq_pycuda.quant import metrics
 from awq_pycuda.quant.conventions import Convention
-from awq_pycuda.quant.format import Quantized
 from awq_pycuda.quant.search import search_result
 from awq_pycuda.results.record import LayerResult
 
 
 def collect(backend: Backend[H], spec: LayerSpec, layer: Layer[H], convention: Convention, save: Save) -> LayerResult:
     """The host's own copies of what the last pass left of a layer."""
-    steps = backend.read(layer.quantized.steps).copy()
+
+    def own(handle: H) -> NDArray[Any]:
+        return backend.read(handle).copy()
+
+    kept = layer.quantized if save is Save.full else layer.quantized.without_codes
     return LayerResult(
         name=spec.name,
         tokens=spec.tokens,
-        abs_mean=backend.read(layer.abs_mean).copy(),
-        sq_mean=backend.read(layer.sq_mean).copy(),
-        search=search_result(convention, backend.read(layer.error).copy(), backend.read(layer.s).copy()),
+        abs_mean=own(layer.abs_mean),
+        sq_mean=own(layer.sq_mean),
+        search=search_result(convention, own(layer.error), own(layer.s)),
         objective=convention.objective.name,
-        scale_b=steps[:, 0] if layer.quantized.format.group_size is None else steps,
-        wq=backend.read(layer.quantized.codes).copy() if save is Save.full else None,
+        quantized=kept.map(own),
     )
 
 
@@ -48,8 +52,7 @@ def measure(
         signal, noise = backend.error_sums(trial.reference, layer.y)
         if not np.isfinite(signal + noise):
             raise FloatingPointError(f"layer {spec.name}: the output overflows float32")
-        codes, steps = backend.read(layer.quantized.codes), backend.read(layer.quantized.steps)
-        quantized = Quantized(codes, steps, layer.quantized.format)
+        quantized = layer.quantized.map(backend.read)
         weight_mse = metrics.weight_mse(backend.read(layer.w), quantized, result.search.s, threads)
         saturated = metrics.saturated_fraction(quantized, threads)
         ones = np.ones_like(result.search.s)
@@ -86,7 +89,7 @@ def verify(backend: Backend[H], layer: Layer[H], result: LayerResult, convention
         abs_mean=result.abs_mean,
         sq_mean=result.sq_mean,
         found=result.search,
-        quantized=Quantized(read(layer.quantized.codes), read(layer.quantized.steps), layer.quantized.format),
+        quantized=layer.quantized.map(read),
         y=read(layer.y),
         out=read(layer.out),
     )

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from awq_pycuda.config import Normalization, Objective
 from awq_pycuda.quant.conventions import Convention
 from awq_pycuda.quant.format import Format, Quantized
-from awq_pycuda.results.record import SearchResult
+from awq_pycuda.quant.search import SearchResult
 
 _SMALLEST_STEP = float(np.finfo(np.float32).smallest_subnormal)
 _SMALLEST_NORMAL = float(np.finfo(np.float32).smallest_normal)

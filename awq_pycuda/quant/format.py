@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -13,6 +13,7 @@ from awq_pycuda.errors import InputError
 from awq_pycuda.parallel import map_row_blocks, scratch
 
 H = TypeVar("H")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -140,17 +141,40 @@ class Format:
 
 
 @dataclass(frozen=True)
-class Quantized(Generic[H]):
-    """A quantized matrix: its codes and steps, and the format that says what they mean.
+class Steps(Generic[H]):
+    """How finely a matrix is quantized: all that there is to know of it but its codes.
 
-    `codes` (N, K) and `steps` (N, groups) are arrays, or a backend's handles to them. `zero_points` (N, groups) are
-    those of a format that has them.
+    `steps` and `zero_points` (N, groups) are arrays, or a backend's handles to them. No format has zero points yet, so
+    none are taken.
     """
 
-    codes: H
     steps: H
     format: Format
     zero_points: H | None = None
+
+    def __post_init__(self) -> None:
+        if self.zero_points is not None:
+            raise InputError("zero_points: given; allowed: None (codes of this format lie around zero)")
+
+    @property
+    def without_codes(self) -> Steps[H]:
+        """The same, whatever codes there are."""
+        return Steps(self.steps, self.format, self.zero_points)
+
+    def map(self, change: Callable[[H], T]) -> Steps[T]:
+        """The same with every array, or handle, changed."""
+        return Steps(change(self.steps), self.format, None if self.zero_points is None else change(self.zero_points))
+
+
+@dataclass(frozen=True)
+class Quantized(Steps[H]):
+    """A quantized matrix: its codes (N, K), and what they mean."""
+
+    codes: H = field(kw_only=True)
+
+    def map(self, change: Callable[[H], T]) -> Quantized[T]:
+        """See `Steps.map`."""
+        return Quantized(**vars(super().map(change)), codes=change(self.codes))
 
 
 def steps_of(w: NDArray[Any], s: NDArray[Any], form: Format, threads: int | None = None) -> NDArray[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,23 @@ from awq_pycuda.config import Normalization
 from awq_pycuda.parallel import map_row_blocks, scratch
 from awq_pycuda.quant.conventions import Convention
 from awq_pycuda.quant.format import Format
-from awq_pycuda.results.record import SearchResult
 
 _FINITE = (1e-9, 1e9)  # bounds that keep W·s, 1/s and the squared rounding errors within float32, whatever gamma
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """The whole error curve of one layer, and what it chose.
+
+    `gamma` and `error` are (G,) float64 in the order searched, `s` is (in_features,) in the dtype of the statistics.
+    """
+
+    gamma: NDArray[np.float64]
+    error: NDArray[np.float64]
+    gamma_chosen: float
+    error_chosen: float
+    error_rtn: float
+    s: NDArray[Any]
 
 
 def candidates(convention: Convention, abs_mean: NDArray[Any]) -> NDArray[Any]:

@@ -9,25 +9,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-
-@dataclass(frozen=True)
-class SearchResult:
-    """The whole error curve of one layer, and what it chose.
-
-    `gamma` and `error` are (G,) float64 in the order searched, `s` is (in_features,) in the dtype of the statistics.
-    """
-
-    gamma: NDArray[np.float64]
-    error: NDArray[np.float64]
-    gamma_chosen: float
-    error_chosen: float
-    error_rtn: float
-    s: NDArray[Any]
+from awq_pycuda.quant.format import Steps
+from awq_pycuda.quant.search import SearchResult
 
 
 @dataclass
 class LayerResult:
-    """What a run leaves of one layer; arrays are the host's own copies."""
+    """What a run leaves of one layer; arrays are the host's own copies.
+
+    `quantized` is a `Quantized` where the codes were kept.
+    """
 
     name: str
     tokens: int
@@ -35,10 +26,9 @@ class LayerResult:
     sq_mean: NDArray[Any]
     search: SearchResult
     objective: str
-    scale_b: NDArray[Any]
+    quantized: Steps[NDArray[Any]]
     metrics: dict[str, float] = field(default_factory=dict)
     verify: dict[str, float] = field(default_factory=dict)
-    wq: NDArray[np.int8] | None = None
 
 
 @dataclass

@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 
 from awq_pycuda import hdf5
+from awq_pycuda.quant.format import Quantized
 from awq_pycuda.results import schema
 from awq_pycuda.results.record import LayerResult, RunRecord, Timings
 from awq_pycuda.temporary import replacing
@@ -49,8 +50,9 @@ def _attributes(group: str, values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _of_layer(layer: LayerResult, tolerances: Mapping[str, float]) -> dict[str, Any]:
     """What a file holds of a layer, by path below its group, in the order to write it."""
-    out_features, in_features = layer.scale_b.shape[0], layer.abs_mean.shape[0]
-    search = layer.search
+    search, quantized = layer.search, layer.quantized
+    (out_features, groups), in_features = quantized.steps.shape, layer.abs_mean.shape[0]
+    of_row = quantized.format.group_size is None
     values = {
         "@name": layer.name,
         "@tokens": layer.tokens,
@@ -68,15 +70,15 @@ def _of_layer(layer: LayerResult, tolerances: Mapping[str, float]) -> dict[str, 
         "search/@objective": layer.objective,
         "scales/s": search.s,
     }
-    if layer.scale_b.ndim == 2:
-        values["group"] = np.arange(layer.scale_b.shape[1])
-    values["scales/scale_b"] = layer.scale_b
+    if not of_row:
+        values["group"] = np.arange(groups)
+    values["scales/scale_b"] = quantized.steps[:, 0] if of_row else quantized.steps
     values["metrics"] = None  # the group is there even where a run failed before it had any
     values |= _attributes("metrics/", layer.metrics)
     for stage, error in layer.verify.items():
         values |= {f"verify/@{stage}": error, f"verify/@{stage}_tolerance": float(tolerances[stage])}
-    if layer.wq is not None:
-        values["weights/Wq"] = layer.wq
+    if isinstance(quantized, Quantized):
+        values["weights/Wq"] = quantized.format.pack(quantized.codes)
     return values
 
 
