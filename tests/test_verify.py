@@ -69,9 +69,9 @@ def test_sound_layers_of_few_channels_pass(compose):
 def test_a_curve_without_errors_leaves_no_room_for_any():
     w, scales, ones, zeros = np.zeros((2, 4)), np.ones((2, 4)), np.ones(4), np.zeros(4)
     for weights, sq_mean in ((w, ones), (w + 1, zeros)):
-        assert verify.curve_error(np.zeros(2), weights, scales, sq_mean, Format()) == 0
-        assert verify.curve_error(np.array([0, 1e-9]), weights, scales, sq_mean, Format()) > 1
-    assert np.isnan(verify.curve_error(np.array([np.nan, 0]), w + 1, scales, ones, Format()))
+        assert verify.curve_error(np.zeros(2), *verify.exact_curve(weights, scales, sq_mean, Format())) == 0
+        assert verify.curve_error(np.array([0, 1e-9]), *verify.exact_curve(weights, scales, sq_mean, Format())) > 1
+    assert np.isnan(verify.curve_error(np.array([np.nan, 0]), *verify.exact_curve(w + 1, scales, ones, Format())))
 
 
 def test_nan_is_beyond_every_tolerance():
@@ -102,6 +102,6 @@ def test_the_oracle_knows_a_last_group_that_is_not_full():
     quantized = Quantized(steps, form, codes=codes)
     assert verify.code_errors(quantized, w, s) == (0, 0)
     error = np.sum((quantized.codes * np.repeat(steps, [3, 3, 1], axis=1) - w * s) ** 2 @ (1 / s**2))
-    assert verify.curve_error(np.array([error]), w, s[None, :], np.ones(7), form) < 1e-12
+    assert verify.curve_error(np.array([error]), *verify.exact_curve(w, s[None, :], np.ones(7), form)) < 1e-12
     quantized.codes[0, 6] -= np.sign(quantized.codes[0, 6])
     assert verify.code_errors(quantized, w, s) == (1, 0)

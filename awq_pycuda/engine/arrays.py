@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic
 
@@ -13,7 +13,7 @@ from numpy.typing import DTypeLike, NDArray
 from awq_pycuda.backends.base import Backend, H, Layer, Trial
 from awq_pycuda.layers.inputs import LayerSpec, Uniform
 from awq_pycuda.quant.conventions import Convention
-from awq_pycuda.quant.format import Quantized
+from awq_pycuda.quant.format import Format, Quantized
 
 
 @dataclass(frozen=True)
@@ -99,20 +99,23 @@ def allocate(backend: Backend[H], specs: Sequence[LayerSpec], convention: Conven
         _fill(backend, made["w"], spec.weight)
         if spec.bias is not None:
             _fill(backend, made["bias"], spec.bias)
-        trial = Quantized(made["trial steps"], form, codes=made["trial codes"])
-        run.layers.append(
-            Layer(
-                x=made["x"] if spec.activations is not None else run.layers[-1].out,
-                bias=made.get("bias"),
-                quantized=Quantized(made["steps"], form, codes=made["codes"]),
-                trial=Trial(made["trial s"], made["trial inv_s"], trial, made["trial y"], made["reference"]),
-                outputs=spec.tokens * spec.out_features,
-                **{name: made[name] for name in ("w", "abs_mean", "sq_mean", "error", "s", "inv_s", "y", "out")},
-            )
-        )
+        made["x"] = made["x"] if spec.activations is not None else run.layers[-1].out
+        run.layers.append(as_layer(made, form, spec.tokens * spec.out_features))
         run.chain_outputs.append(made.get("chain output"))
         run.chain_activations.append(made.get("chain activations"))
     return run
+
+
+def as_layer(made: Mapping[str, H], form: Format, outputs: int) -> Layer[H]:
+    """A layer of the handles of its table: `layer_arrays`, and `x` where it has none of its own."""
+    trial = Quantized(made["trial steps"], form, codes=made["trial codes"])
+    return Layer(
+        bias=made.get("bias"),
+        quantized=Quantized(made["steps"], form, codes=made["codes"]),
+        trial=Trial(made["trial s"], made["trial inv_s"], trial, made["trial y"], made["reference"]),
+        outputs=outputs,
+        **{name: made[name] for name in ("x", "w", "abs_mean", "sq_mean", "error", "s", "inv_s", "y", "out")},
+    )
 
 
 def _made(backend: Backend[H], arrays: dict[str, Array], shared: dict[tuple[str, Array], H]) -> Iterator[tuple[str, H]]:

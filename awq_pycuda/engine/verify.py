@@ -61,19 +61,19 @@ def _largest(scaled: NDArray[Any], form: Format) -> NDArray[Any]:
     return largest
 
 
-def _steps(scaled: NDArray[Any], form: Format) -> NDArray[Any]:
+def exact_steps(scaled: NDArray[Any], form: Format) -> NDArray[Any]:
     """(N, groups) steps of (N, K) scaled weights."""
     largest = _largest(scaled, form)
     steps: NDArray[Any] = np.where(largest == 0, 1, np.maximum(largest / form.largest, _SMALLEST_STEP))
     return steps
 
 
-def _over_channels(steps: NDArray[Any], in_features: int, form: Format) -> NDArray[Any]:
+def over_channels(steps: NDArray[Any], in_features: int, form: Format) -> NDArray[Any]:
     """(N, groups) steps as (N, K): each channel's own."""
     return np.repeat(steps.astype(np.float64), form.size(in_features), axis=1)[:, :in_features]
 
 
-def _scales(abs_mean: NDArray[Any], gamma: float, convention: Convention) -> NDArray[Any]:
+def exact_scales(abs_mean: NDArray[Any], gamma: float, convention: Convention) -> NDArray[Any]:
     """(K,) scales of one gamma, as docs/mathematics.md has them."""
     if gamma == 0 or not abs_mean.any():
         return np.ones_like(abs_mean)
@@ -88,9 +88,32 @@ def _scales(abs_mean: NDArray[Any], gamma: float, convention: Convention) -> NDA
     return power.clip(1e-9, 1e9)
 
 
-def curve_error(
-    error: NDArray[np.float64], w: NDArray[Any], scales: NDArray[Any], sq_mean: NDArray[Any], form: Format
-) -> float:
+def exact_curve(
+    w: NDArray[Any], scales: NDArray[Any], sq_mean: NDArray[Any], form: Format
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The objective `diag` of each candidate, and the square root of what it would be were each rounding a whole step.
+
+    Args:
+        w: (N, K) weights in float64.
+        scales: (G, K) candidates in float64.
+        sq_mean: (K,) mean of x² in float64.
+        form: the format of the run.
+
+    Returns:
+        (G,) and (G,).
+    """
+    exact, units = [], []
+    for s in scales:
+        scaled, importance = w * s, sq_mean / s**2
+        steps = over_channels(exact_steps(scaled, form), w.shape[1], form)
+        exact.append(np.sum((np.rint(scaled / steps) * steps - scaled) ** 2 @ importance))
+        # Below the smallest normal number float32 has fewer bits. A row of zeros has no step to measure by.
+        unit = over_channels(np.maximum(_largest(scaled, form) / form.largest, _SMALLEST_NORMAL), w.shape[1], form)
+        units.append(np.sqrt(np.sum(unit**2 @ importance)))
+    return np.array(exact), np.array(units)
+
+
+def curve_error(error: NDArray[np.float64], exact: NDArray[np.float64], units: NDArray[np.float64]) -> float:
     """How far a curve of the objective `diag` is from the exact one, in quantization steps; the worst of its points.
 
     The objective is a sum of squares, `Σ a·r²` with `a = sq_mean/s² · step²` and r what rounding takes from a code.
@@ -99,21 +122,10 @@ def curve_error(
 
     Args:
         error: (G,) from the run.
-        w: (N, K) weights in float64.
-        scales: (G, K) candidates in float64.
-        sq_mean: (K,) mean of x² in float64.
-        form: the format of the run.
+        exact: (G,) from `exact_curve`, as are `units`.
+        units: (G,)
     """
-    worst = []
-    for found, s in zip(error, scales, strict=True):
-        scaled, importance = w * s, sq_mean / s**2
-        steps = _over_channels(_steps(scaled, form), w.shape[1], form)
-        exact = np.sum((np.rint(scaled / steps) * steps - scaled) ** 2 @ importance)
-        # Below the smallest normal number float32 has fewer bits. A row of zeros has no step to measure by.
-        units = _over_channels(np.maximum(_largest(scaled, form) / form.largest, _SMALLEST_NORMAL), w.shape[1], form)
-        unit = np.sqrt(np.sum(units**2 @ importance))
-        worst.append(abs(np.sqrt(found) - np.sqrt(exact)) / max(unit, np.finfo(np.float64).tiny))
-    return float(np.max(worst))
+    return float(np.max(np.abs(np.sqrt(error) - np.sqrt(exact)) / np.maximum(units, np.finfo(np.float64).tiny)))
 
 
 def code_errors(quantized: Quantized[NDArray[Any]], w: NDArray[Any], s: NDArray[Any]) -> tuple[int, int]:
@@ -125,7 +137,7 @@ def code_errors(quantized: Quantized[NDArray[Any]], w: NDArray[Any], s: NDArray[
         s: (K,) scale per input channel.
     """
     largest = quantized.format.largest
-    levels = w.astype(np.float64) * s / _over_channels(quantized.steps, w.shape[1], quantized.format)
+    levels = w.astype(np.float64) * s / over_channels(quantized.steps, w.shape[1], quantized.format)
     difference = np.abs(np.clip(np.rint(levels), -largest, largest) - quantized.codes)
     near_tie = np.abs(np.abs(levels - np.rint(levels)) - 0.5) < TIE_MARGIN
     return int(np.count_nonzero((difference > 0) & ~near_tie)), int(np.count_nonzero(difference > 1))
@@ -163,21 +175,21 @@ def check_layer(
     exact_x, exact_w = x.astype(np.float64), w.astype(np.float64)
     exact_abs, exact_sq = np.abs(exact_x).mean(axis=0), np.square(exact_x).mean(axis=0)
     form, s = quantized.format, found.s.astype(np.float64)
-    weights = quantized.codes * _over_channels(quantized.steps, w.shape[1], form) / s
+    weights = quantized.codes * over_channels(quantized.steps, w.shape[1], form) / s
     off_tie, off_by_more = code_errors(quantized, w, found.s)
     worst = {
         "abs_mean": relative_error(abs_mean, exact_abs),
         "sq_mean": relative_error(sq_mean, exact_sq),
-        "s": relative_error(found.s, _scales(exact_abs, found.gamma_chosen, convention)),
-        "scale_b": relative_error(quantized.steps, _steps(exact_w * s, form)),
+        "s": relative_error(found.s, exact_scales(exact_abs, found.gamma_chosen, convention)),
+        "scale_b": relative_error(quantized.steps, exact_steps(exact_w * s, form)),
         "codes_off_tie": float(off_tie),
         "codes_off_by_more_than_1": float(off_by_more),
         "output": frobenius_error(y, exact_x @ weights.T),
         "relu": frobenius_error(out, np.maximum(y.astype(np.float64) + (0 if bias is None else bias), 0)),
     }
     if convention.objective is Objective.diag:
-        scales = np.array([_scales(abs_mean.astype(np.float64), g, convention) for g in found.gamma])
-        worst["error_curve"] = curve_error(found.error, exact_w, scales, sq_mean.astype(np.float64), form)
+        scales = np.array([exact_scales(abs_mean.astype(np.float64), g, convention) for g in found.gamma])
+        worst["error_curve"] = curve_error(found.error, *exact_curve(exact_w, scales, sq_mean.astype(np.float64), form))
     return worst
 
 
