@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import yaml
 from numpy.typing import ArrayLike, NDArray
-from threadpoolctl import threadpool_limits
 
 from awq_pycuda.backends.choose import choose_backend
 from awq_pycuda.config import BackendChoice, Config, ConventionChoice, FileInputs, check, plain
@@ -20,6 +19,7 @@ from awq_pycuda.engine.execution import alone_in, attempt, describe, refuse_fail
 from awq_pycuda.engine.stages import UP_TO_CODES
 from awq_pycuda.errors import InputError
 from awq_pycuda.layers.inputs import LayerSpec
+from awq_pycuda.parallel import use_threads
 from awq_pycuda.quant.conventions import CONVENTIONS, Convention
 from awq_pycuda.quant.format import Format, Quantized, dequantize
 from awq_pycuda.quant.search import SearchResult, search_result
@@ -121,7 +121,7 @@ def quantize(
     config = Config(tokens=len(tokens), backend=_member("backend", backend, BackendChoice), threads=threads)
     check(config)
     spec = LayerSpec("layer", tokens.shape[0], weights, tokens)
-    with choose_backend(config)[0] as device, threadpool_limits(1, "blas"):
+    with use_threads(threads), choose_backend(config)[0] as device:
         (layer,) = allocate(device, [spec], convention).layers
         for stage in UP_TO_CODES:
             stage.call(device, layer, convention)
@@ -153,7 +153,7 @@ def run_pipeline(
     check(config)
     specs, backend, _ = validate(config)
     with nullcontext() if folder is None else alone_in(Path(folder), "folder"):
-        with backend:
+        with use_threads(config.threads), backend:
             origin = describe(config, backend, (), yaml.safe_dump(plain(config), sort_keys=False))
             record = attempt(config, specs, backend, origin, on_progress)
         if folder is not None:

@@ -1,20 +1,24 @@
-"""Blocks of rows over a thread pool: NumPy releases the GIL, and the block order fixes every sum."""
+"""Blocks of rows over a thread pool: NumPy releases the GIL, and the block order fixes every sum.
+
+How many threads work on them is set in one place, `use_threads`, and read nowhere else than here.
+"""
 
 from __future__ import annotations
 
 import math
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import suppress
-from contextvars import Context, copy_context
+from contextlib import contextmanager, suppress
+from contextvars import Context, ContextVar, copy_context
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
+from threadpoolctl import ThreadpoolController
 
 T = TypeVar("T")
 
@@ -33,8 +37,36 @@ BLOCKS = 16
 SMALLEST_PRODUCT, LARGEST_PRODUCT = 128, 256
 
 
-def host_threads(threads: int | None = None) -> int:
-    """`threads`, or where None the number of cores that this process may use, by affinity and by CPU quota."""
+@lru_cache(maxsize=1)
+def _blas() -> Any:
+    """What controls NumPy's BLAS, which came with NumPy: looking for it takes 1 ms, and every job is checked."""
+    return ThreadpoolController().select(user_api="blas")
+
+
+_threads: ContextVar[int | None] = ContextVar("threads", default=None)
+
+
+@contextmanager
+def use_threads(threads: int | None) -> Iterator[None]:
+    """Within it, all that works in blocks has so many host threads, and NumPy's BLAS has one.
+
+    The number holds for the caller and for what the pool's threads do for it; other threads of the process keep their
+    own. The BLAS is the whole process's.
+
+    Args:
+        threads: None for all cores that the process may use.
+    """
+    token = _threads.set(threads)
+    try:
+        with _blas().limit(limits=1):
+            yield
+    finally:
+        _threads.reset(token)
+
+
+def host_threads() -> int:
+    """As many as `use_threads` has set, else as many as there are cores to be had, by affinity and by CPU quota."""
+    threads = _threads.get()
     if threads is not None:
         return threads
     # The affinity mask knows cpusets and taskset; macOS and Windows have none.
@@ -102,25 +134,25 @@ def _block_rows(shape: Sequence[int]) -> int:
     return max(1, elements // max(1, row_elements))
 
 
-def working_elements(shape: Sequence[int], threads: int | None = None) -> int:
+def working_elements(shape: Sequence[int]) -> int:
     """Elements of the blocks of a (rows, row_elements) array that `map_row_blocks` has at work at one time."""
     rows, row_elements = shape
-    return min(rows, _block_rows(shape) * host_threads(threads)) * row_elements
+    return min(rows, _block_rows(shape) * host_threads()) * row_elements
 
 
-def map_row_blocks(work: Callable[[slice], T], shape: Sequence[int], threads: int | None = None) -> list[T]:
+def map_row_blocks(work: Callable[[slice], T], shape: Sequence[int]) -> list[T]:
     """Calls `work` on consecutive slices of the rows of a (rows, row_elements) array; returns its results in order.
 
     The slices depend on the shape alone, never on the number of threads, so that sums over the results are the same on
     every machine. The caller's `np.errstate` holds in every thread.
     """
-    return _map_blocks(work, shape[0], _block_rows(shape), threads)
+    return _map_blocks(work, shape[0], _block_rows(shape))
 
 
-def product(x: NDArray[Any], w: NDArray[Any], out: NDArray[Any], threads: int | None = None) -> None:
+def product(x: NDArray[Any], w: NDArray[Any], out: NDArray[Any]) -> None:
     """`out = x · wᵀ` for x (M, K), w (N, K) and out (M, N) of one dtype, by blocks that depend on the shape alone.
 
-    The BLAS must be limited to one thread (`threadpoolctl`): then every bit is the same for any number of threads.
+    Within `use_threads` the BLAS has one thread: then every bit is the same for any number of threads.
     """
     across = w.shape[0] >= x.shape[0]
     rows = max(w.shape[0], x.shape[0])
@@ -131,12 +163,12 @@ def product(x: NDArray[Any], w: NDArray[Any], out: NDArray[Any], threads: int | 
         else:
             np.matmul(x[block], w.T, out=out[block])
 
-    _map_blocks(block_product, rows, min(max(rows // BLOCKS, SMALLEST_PRODUCT), LARGEST_PRODUCT), threads)
+    _map_blocks(block_product, rows, min(max(rows // BLOCKS, SMALLEST_PRODUCT), LARGEST_PRODUCT))
 
 
-def _map_blocks(work: Callable[[slice], T], rows: int, size: int, threads: int | None) -> list[T]:
+def _map_blocks(work: Callable[[slice], T], rows: int, size: int) -> list[T]:
     blocks = [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
-    count = min(host_threads(threads), len(blocks))
+    count = min(host_threads(), len(blocks))
     if count <= 1:
         return [work(block) for block in blocks]
     # The pool's threads reach `work`, and the arrays that it uses, through this list alone: they hold their tasks a

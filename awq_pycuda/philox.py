@@ -53,7 +53,7 @@ def random_words(seed: int, subsequence: int, first: int, count: int) -> NDArray
     return np.stack(words, axis=1).astype(np.uint32).reshape(-1)
 
 
-def uniform(seed: int, subsequence: int, count: int, threads: int | None = None) -> NDArray[np.float32]:
+def uniform(seed: int, subsequence: int, count: int) -> NDArray[np.float32]:
     """What `curand_uniform4` gives: shape (count,), float32 in (0, 1]; element i is lane i % 4 of counter i / 4."""
     out = np.empty(count, np.float32)
 
@@ -65,5 +65,5 @@ def uniform(seed: int, subsequence: int, count: int, threads: int | None = None)
             np.multiply(words.astype(np.float32), _TWO_POW_MINUS_32, out=part)
             part += _TWO_POW_MINUS_33
 
-    map_row_blocks(fill, (-(-count // (4 * _CHUNK)), 4 * _CHUNK), threads)
+    map_row_blocks(fill, (-(-count // (4 * _CHUNK)), 4 * _CHUNK))
     return out

@@ -125,7 +125,7 @@ def on(backend, stage, inputs, outputs):
 
 
 def agree(backend, stage, inputs, outputs, tolerance):
-    exact = on(CpuBackend(np.float64, threads=1), stage, inputs, outputs)
+    exact = on(CpuBackend(np.float64), stage, inputs, outputs)
     for value, wanted in zip(on(backend, stage, inputs, outputs), exact, strict=True):
         np.testing.assert_allclose(value.astype(float), wanted, rtol=0, atol=tolerance * np.abs(wanted).max())
 

@@ -17,7 +17,7 @@ from awq_pycuda.errors import InputError
 from awq_pycuda.layers.files import load_layers
 from awq_pycuda.layers.inputs import LayerSpec, Uniform, plan_layers
 from awq_pycuda.limits import refuse_beyond_memory
-from awq_pycuda.parallel import _pool, map_row_blocks, working_elements
+from awq_pycuda.parallel import _pool, map_row_blocks, use_threads, working_elements
 from awq_pycuda.quant.conventions import convention_of
 
 
@@ -61,7 +61,7 @@ SHAPES = {
 def test_the_table_of_arrays_is_what_a_run_allocates(compose, shape):
     specs, overrides = SHAPES[shape]
     config = compose("timing=once", "threads=1", *overrides)
-    backend = Counting(threads=1)
+    backend = Counting()
     Pipeline(backend, specs, config).run()
     assert kept_bytes(specs, convention_of(config)) == backend.allocated
 
@@ -73,7 +73,8 @@ def peak_of(config, specs):
     def run():
         tracemalloc.start()
         try:
-            Pipeline(CpuBackend(threads=config.threads), specs, config).run()
+            with use_threads(config.threads):
+                Pipeline(CpuBackend(), specs, config).run()
             done.append(tracemalloc.get_traced_memory()[1])
         finally:
             tracemalloc.stop()
@@ -91,7 +92,8 @@ def peak_of(config, specs):
 def test_no_run_takes_more_of_the_host_than_estimated(compose, shape, overrides):
     specs, others = SHAPES[shape]
     config = compose("timing=once", "threads=1", *overrides, *others)
-    _, estimate = required_bytes(specs, config, on_device=False)
+    with use_threads(config.threads):
+        _, estimate = required_bytes(specs, config, on_device=False)
     assert peak_of(config, specs) <= 1.1 * estimate + 300_000  # Python's own objects
 
 
@@ -120,7 +122,8 @@ RUNS = [
 def test_the_estimate_is_within_10_percent_of_the_peak(compose, overrides):
     config = compose("timing=once", "threads=1", *overrides)
     specs = plan_layers(config)
-    _, estimate = required_bytes(specs, config, on_device=False)
+    with use_threads(config.threads):
+        _, estimate = required_bytes(specs, config, on_device=False)
     assert 0.9 <= peak_of(config, specs) / estimate <= 1.1
 
 
@@ -128,7 +131,8 @@ def test_the_estimate_is_within_10_percent_of_the_peak(compose, overrides):
 @pytest.mark.parametrize("shape", [(1, 1), (1000, 700), (40, 100_000), (3, 5_000_000), (9000, 3000)])
 def test_working_elements_are_those_of_the_blocks_at_work(shape, threads):
     rows = map_row_blocks(lambda block: block.stop - block.start, shape)
-    assert working_elements(shape, threads) == sum(rows[:threads]) * shape[1]
+    with use_threads(threads):
+        assert working_elements(shape) == sum(rows[:threads]) * shape[1]
 
 
 def test_the_limit_is_80_percent_of_what_is_free():

@@ -1,22 +1,23 @@
 """Blocks over threads: what they compute, that the number of threads changes no bit, and how many there are."""
 
 import gc
+import json
 import math
 import os
 import threading
 import time
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import h5py
 import numpy as np
 import pytest
 from conftest import same_bits
-from threadpoolctl import threadpool_info, threadpool_limits
 
 from awq_pycuda import parallel
 from awq_pycuda.backends.cpu import CpuBackend
 from awq_pycuda.engine.execution import execute
-from awq_pycuda.parallel import LARGEST_BLOCK, cpu_quota, host_threads, map_row_blocks, product
+from awq_pycuda.parallel import LARGEST_BLOCK, cpu_quota, host_threads, map_row_blocks, product, use_threads
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -26,10 +27,11 @@ def test_the_caller_s_error_state_holds_in_every_thread(threads):
     def doubled(block):
         return np.isinf(huge[block] * np.float32(2)).all()
 
-    with np.errstate(over="ignore"):
-        assert map_row_blocks(doubled, huge.shape, threads) == [True] * 4
-    with np.errstate(over="raise"), pytest.raises(FloatingPointError):
-        map_row_blocks(doubled, huge.shape, threads)
+    with use_threads(threads):
+        with np.errstate(over="ignore"):
+            assert map_row_blocks(doubled, huge.shape) == [True] * 4
+        with np.errstate(over="raise"), pytest.raises(FloatingPointError):
+            map_row_blocks(doubled, huge.shape)
 
 
 def test_after_an_error_no_thread_works_on_or_holds_an_array():
@@ -46,8 +48,8 @@ def test_after_an_error_no_thread_works_on_or_holds_an_array():
         time.sleep(0.2)
         over.append(int(array[block].size))
 
-    with pytest.raises(ValueError, match="planted"):
-        map_row_blocks(work, held.shape, threads=2)
+    with use_threads(2), pytest.raises(ValueError, match="planted"):
+        map_row_blocks(work, held.shape)
     assert len(over) == len(begun) < 7  # those at work had ended, and the others never began
     del work, held
     gc.collect()
@@ -61,7 +63,8 @@ def test_after_an_error_no_thread_works_on_or_holds_an_array():
 def test_a_product_in_blocks_is_the_product(m, n, k, dtype):
     x, w = (np.arange(rows * k, dtype=dtype).reshape(rows, k) % 7 - 3 for rows in (m, n))
     out = np.full((m, n), np.nan, dtype)
-    product(x, w, out, threads=3)
+    with use_threads(3):
+        product(x, w, out)
     assert np.array_equal(out, x @ w.T)  # small whole numbers: exact in any order
 
 
@@ -69,10 +72,10 @@ def test_a_product_in_blocks_is_the_product(m, n, k, dtype):
 def test_threads_do_not_change_a_bit_of_a_product(m, n, k):
     rng = np.random.default_rng(0)
     x, w = (rng.standard_normal((rows, k), np.float32) for rows in (m, n))
-    with threadpool_limits(1, "blas"):
-        outs = [np.empty((m, n), np.float32) for _ in range(4)]
-        for out, threads in zip(outs, (1, 2, 5, None), strict=True):
-            product(x, w, out, threads)
+    outs = [np.empty((m, n), np.float32) for _ in range(4)]
+    for out, threads in zip(outs, (1, 2, 5, None), strict=True):
+        with use_threads(threads):
+            product(x, w, out)
     assert all(same_bits(outs[0], out) for out in outs[1:])
 
 
@@ -96,17 +99,90 @@ def test_threads_do_not_change_a_bit_of_a_run(compose, tmp_path, overrides):
     assert found[0] == found[1] == found[2]
 
 
-def test_the_blas_has_one_thread_during_a_run(compose, tmp_path, monkeypatch):
-    seen = []
+def blas_threads():
+    """Of NumPy's own: other libraries may bring theirs."""
+    return {library["num_threads"] for library in parallel._blas().info()}
+
+
+@pytest.fixture
+def blas_of_3():
+    """A BLAS that has 3 threads by itself, whatever the machine."""
+    with parallel._blas().limit(limits=3):
+        assert blas_threads() == {3}
+        yield
+
+
+def test_the_blas_has_one_thread_during_a_run(compose, tmp_path, monkeypatch, blas_of_3):
+    seen = set()
     matmul = CpuBackend.matmul_reference
 
     def spy(self, *arguments):
-        seen.extend(library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas")
+        seen.update(blas_threads())
         matmul(self, *arguments)
 
     monkeypatch.setattr(CpuBackend, "matmul_reference", spy)
     execute(compose("backend=cpu", "n=16", "layers=1", "timing=once", "threads=4"), tmp_path)
-    assert set(seen) == {1}
+    assert seen == {1}
+    assert blas_threads() == {3}
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_run_works_on_as_many_threads_as_it_is_given(compose, tmp_path, monkeypatch, threads):
+    """One after another in one process, as the jobs of a sweep are; the estimate of memory counts the same number."""
+    told, at_work, most = set(), set(), []
+    all_at_once, met = threading.Barrier(threads), set()
+    map_blocks, available = parallel._map_blocks, CpuBackend.available_bytes
+
+    def spy(work, rows, size):
+        def seen(block):
+            thread = threading.get_ident()
+            at_work.add(thread)
+            most.append(len(at_work))
+            told.add(host_threads())
+            if rows >= threads and len(met) < threads and thread not in met:
+                all_at_once.wait(10)
+                met.add(thread)
+            result = work(block)
+            at_work.remove(thread)
+            return result
+
+        return map_blocks(seen, rows, max(1, rows // 12))
+
+    def estimating(self):
+        told.add(host_threads())
+        return available(self)
+
+    monkeypatch.setattr(parallel, "_map_blocks", spy)
+    monkeypatch.setattr(CpuBackend, "available_bytes", estimating)
+    before = host_threads()
+    execute(compose("backend=cpu", "n=600", "timing=once", "inputs=outliers", f"threads={threads}"), tmp_path)
+    assert told == {threads}
+    assert max(most) == len(met) == threads
+    assert (met == {threading.get_ident()}) == (threads == 1)
+    assert host_threads() == before
+    with h5py.File(tmp_path / "results.h5") as file:
+        assert json.loads(file.attrs["device"])["threads"] == threads
+
+
+def test_a_setting_ends_with_its_block_and_reaches_no_other_thread(blas_of_3):
+    free = host_threads()
+
+    def elsewhere():
+        with ThreadPoolExecutor(1) as other:
+            return other.submit(host_threads).result()
+
+    with use_threads(free + 2):
+        with use_threads(free + 5):
+            assert map_row_blocks(lambda block: host_threads(), (64, LARGEST_BLOCK)) == [free + 5] * 64
+            assert elsewhere() == free
+        with use_threads(None):
+            assert host_threads() == free
+        with pytest.raises(ValueError, match="planted"), use_threads(free + 5):
+            raise ValueError("planted")
+        assert host_threads() == free + 2
+        assert blas_threads() == {1}
+    assert host_threads() == free
+    assert blas_threads() == {3}
 
 
 GROUPS = [
@@ -145,4 +221,5 @@ def test_threads_are_the_cores_that_are_to_be_had(monkeypatch, quota):
     monkeypatch.setattr(parallel, "cpu_quota", lambda membership, mount: quota)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(3), raising=False)
     assert host_threads() == (3 if quota is None else min(3, math.ceil(quota)))
-    assert host_threads(7) == 7
+    with use_threads(7):
+        assert host_threads() == 7

@@ -111,3 +111,16 @@ def test_the_analysis_knows_results_and_nothing_of_runs():
     others = {name.removeprefix("awq_pycuda.") for name in reached if ".analysis." not in name}
     of_results = {"results.reader", "results.limited", "results.schema", "hdf5"}
     assert others <= of_results | {"quant.format", "parallel", "errors", "names", "spread"}
+
+
+def test_the_number_of_host_threads_is_handed_on_by_nobody():
+    """`parallel.use_threads` sets it, the user gives it to the config or to `quantize`."""
+    takes = {
+        f"{name}.{node.name}"
+        for name, path in modules().items()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and "threads" in {given.arg for given in [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]}
+    }
+    takes -= {"awq_pycuda.parallel._pool"}
+    assert takes == {"awq_pycuda.parallel.use_threads", "awq_pycuda.library.quantize"}

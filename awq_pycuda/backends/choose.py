@@ -66,11 +66,11 @@ def choose_backend(config: Config) -> tuple[Backend[Any], str]:
         raise InputError(f"backend=cuda: {obstacle}; allowed here: auto, cpu")
     if config.backend is BackendChoice.cpu or obstacle is not None:
         reason = "as asked" if obstacle is None else f"auto: {obstacle}"
-        return CpuBackend(threads=config.threads), f"backend cpu ({reason})"
+        return CpuBackend(), f"backend cpu ({reason})"
     from awq_pycuda.backends.cuda.backend import CudaBackend
 
     choices = chosen_variants(config)
-    backend = CudaBackend({"TILE": config.tile}, choices, config.threads)
+    backend = CudaBackend({"TILE": config.tile}, choices)
     refuse_variants(config, choices, backend.limits)
     reason = "as asked" if config.backend is BackendChoice.cuda else "auto: a driver and a device are there"
     return backend, f"backend cuda ({reason}): {backend.device()['name']}"

@@ -21,24 +21,22 @@ Array = NDArray[Any]
 
 
 class CpuBackend(HostStages[Array]):
-    """NumPy on row blocks over host threads; matrix products through NumPy's BLAS, which is to have one thread.
+    """NumPy on row blocks over host threads, matrix products through NumPy's BLAS: see `parallel.use_threads`.
 
     Args:
         dtype: float32 to run, float64 to be the oracle.
-        threads: host threads; None for all cores that the process may use.
     """
 
     name = "cpu"
 
-    def __init__(self, dtype: DTypeLike = np.float32, threads: int | None = None) -> None:
+    def __init__(self, dtype: DTypeLike = np.float32) -> None:
         self.dtype = np.dtype(dtype)
-        self.threads = threads
 
     def device(self) -> dict[str, Any]:
         """Processor, cores used and memory of this machine."""
         return {
             "name": _processor_name(),
-            "threads": host_threads(self.threads),
+            "threads": host_threads(),
             "memory_bytes": psutil.virtual_memory().total,
         }
 
@@ -88,7 +86,7 @@ class CpuBackend(HostStages[Array]):
         col_gain: NDArray[np.float32] | None,
     ) -> None:
         """See `Backend.init`; always in float32 arithmetic, so that every backend starts from the same bits."""
-        values = philox.uniform(seed, subsequence, out.size, self.threads).reshape(out.shape)
+        values = philox.uniform(seed, subsequence, out.size).reshape(out.shape)
         values *= np.float32(2)
         values -= np.float32(1)
         if row_gain is not None:
@@ -105,16 +103,16 @@ class CpuBackend(HostStages[Array]):
             return np.stack((part.sum(axis=0), np.einsum("mk,mk->k", part, part)))
 
         with np.errstate(over="ignore"):
-            totals = np.sum(map_row_blocks(sums, x.shape, self.threads), axis=0) / x.shape[0]
+            totals = np.sum(map_row_blocks(sums, x.shape), axis=0) / x.shape[0]
             abs_mean[...], sq_mean[...] = totals
 
     def quantize_awq(self, w: Array, s: Array, quantized: Quantized[Array]) -> None:
         """See `Backend.quantize_awq`."""
-        quantize(w, s, quantized, self.threads)
+        quantize(w, s, quantized)
 
     def dequantize_tiled(self, x: Array, quantized: Quantized[Array], inv_s: Array, y: Array) -> None:
         """See `Backend.dequantize_tiled`: dequantizes once, then one product."""
-        self._product(x, dequantize(quantized, inv_s, self.dtype, self.threads), y)
+        self._product(x, dequantize(quantized, inv_s, self.dtype), y)
 
     def on_host(self, handle: Array) -> Array:
         """See `HostStages.on_host`: it is there already."""
@@ -134,7 +132,7 @@ class CpuBackend(HostStages[Array]):
                 np.add(y[block], bias, out=out[block])
                 np.maximum(out[block], 0, out=out[block])
 
-        map_row_blocks(rectify, y.shape, self.threads)
+        map_row_blocks(rectify, y.shape)
 
     def matmul_reference(self, x: Array, w: Array, y: Array) -> None:
         """See `Backend.matmul_reference`."""
@@ -143,7 +141,7 @@ class CpuBackend(HostStages[Array]):
     def _product(self, x: Array, w: Array, y: Array) -> None:
         # An overflow shows in the values, as on a GPU; the pipeline refuses it by name.
         with np.errstate(over="ignore", invalid="ignore"):
-            product(x, w, y, self.threads)
+            product(x, w, y)
 
     def error_sums(self, reference: Array, value: Array) -> tuple[float, float]:
         """See `Backend.error_sums`."""
@@ -154,7 +152,7 @@ class CpuBackend(HostStages[Array]):
             return np.array([np.vdot(exact, exact), np.vdot(error, error)])
 
         with np.errstate(invalid="ignore"):  # inf − inf: the sums are not finite, and that is the answer
-            signal, noise = np.sum(map_row_blocks(sums, reference.shape, self.threads), axis=0)
+            signal, noise = np.sum(map_row_blocks(sums, reference.shape), axis=0)
         return float(signal), float(noise)
 
     def mark(self) -> Mark:

@@ -16,9 +16,7 @@ from awq_pycuda.quant.search import best, candidates, diag_errors, refuse_overfl
 
 
 class HostStages(Backend[H]):
-    """A backend whose `compute_s` and `compute_scale_b` are NumPy over `threads` host threads (None for all cores)."""
-
-    threads: int | None
+    """A backend whose `compute_s` and `compute_scale_b` are NumPy over the host's threads."""
 
     @abstractmethod
     def on_host(self, handle: H) -> NDArray[Any]:
@@ -34,7 +32,7 @@ class HostStages(Backend[H]):
         refuse_overflow(abs_mean, sq_mean)
         scales = candidates(convention, abs_mean)
         if convention.objective is Objective.diag:
-            errors = diag_errors(self.on_host(layer.w), scales, sq_mean, layer.quantized.format, self.threads)
+            errors = diag_errors(self.on_host(layer.w), scales, sq_mean, layer.quantized.format)
         else:
             errors = self._output_errors(layer, scales)
         s = scales[best(convention, errors)]
@@ -44,7 +42,7 @@ class HostStages(Backend[H]):
 
     def compute_scale_b(self, w: H, s: H, quantized: Quantized[H]) -> None:
         """See `Backend.compute_scale_b`."""
-        steps = steps_of(self.on_host(w), self.on_host(s), quantized.format, self.threads)
+        steps = steps_of(self.on_host(w), self.on_host(s), quantized.format)
         self.from_host(quantized.steps, steps)
 
     def _output_errors(self, layer: Layer[H], scales: NDArray[Any]) -> NDArray[np.float64]:

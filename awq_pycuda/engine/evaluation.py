@@ -37,9 +37,7 @@ def collect(backend: Backend[H], spec: LayerSpec, layer: Layer[H], convention: C
     )
 
 
-def measure(
-    backend: Backend[H], specs: Sequence[LayerSpec], run: Run[H], results: Sequence[LayerResult], threads: int | None
-) -> None:
+def measure(backend: Backend[H], specs: Sequence[LayerSpec], run: Run[H], results: Sequence[LayerResult]) -> None:
     """Gives every result its metrics; the layers' own arrays stay as the pass left them.
 
     Raises:
@@ -53,8 +51,8 @@ def measure(
         if not np.isfinite(signal + noise):
             raise FloatingPointError(f"layer {spec.name}: the output overflows float32")
         quantized = layer.quantized.map(backend.read)
-        weight_mse = metrics.weight_mse(backend.read(layer.w), quantized, result.search.s, threads)
-        saturated = metrics.saturated_fraction(quantized, threads)
+        weight_mse = metrics.weight_mse(backend.read(layer.w), quantized, result.search.s)
+        saturated = metrics.saturated_fraction(quantized)
         ones = np.ones_like(result.search.s)
         backend.write(trial.s, ones)
         backend.write(trial.inv_s, ones)

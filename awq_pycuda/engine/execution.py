@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from threadpoolctl import threadpool_limits
 
 from awq_pycuda import provenance, signals, summary
 from awq_pycuda.backends.base import Backend
@@ -25,6 +24,7 @@ from awq_pycuda.layers.files import unreached_layers
 from awq_pycuda.layers.inputs import LayerSpec, plan_layers
 from awq_pycuda.limits import refuse_beyond_memory
 from awq_pycuda.names import listed
+from awq_pycuda.parallel import use_threads
 from awq_pycuda.results.record import RunRecord
 from awq_pycuda.results.schema import FILE_NAME
 from awq_pycuda.results.status import status_attributes
@@ -51,9 +51,9 @@ def validate(config: Config) -> tuple[list[LayerSpec], Backend[Any], str]:
     specs = plan_layers(config)
     backend, reason = choose_backend(config)
     key = f"inputs.path={config.inputs.path}" if isinstance(config.inputs, FileInputs) else f"n={config.n}"
-    with backend:
+    with use_threads(config.threads), backend:
         free = backend.available_bytes()
-    device, host = required_bytes(specs, config, on_device=free is not None)
+        device, host = required_bytes(specs, config, on_device=free is not None)
     if free is not None:
         refuse_beyond_memory(key, device, free, "GPU's memory")
     refuse_beyond_memory(key, host, psutil.virtual_memory().available, "host's memory")
@@ -86,7 +86,7 @@ def execute(config: Config, folder: Path, overrides: Sequence[str] = (), config_
                 console.print(line, soft_wrap=True, markup=False)
             if fewer := with_fewer_tokens(specs, config):
                 console.print(f"fewer than tokens={config.tokens}: {fewer}", soft_wrap=True, markup=False)
-        with backend:
+        with use_threads(config.threads), backend:
             origin = describe(config, backend, overrides, config_yaml)
             with summary.progress(console) as on_progress:
                 record = attempt(config, specs, backend, origin, on_progress, signals.released())
@@ -170,14 +170,12 @@ def attempt(
         origin: from `describe`.
         on_progress: see `Pipeline.run`.
         interruptible: held while the pipeline runs.
-
-    NumPy's BLAS gets one thread, since products are shared among the host threads by `parallel.product`.
     """
     failure: str | None = None
     interrupted = False
     pipeline = Pipeline(backend, specs, config)
     try:
-        with interruptible, threadpool_limits(1, "blas"):
+        with interruptible:
             pipeline.run(on_progress)
     except (Exception, KeyboardInterrupt) as error:
         failure = f"{type(error).__name__}: {error}".removesuffix(": ")

@@ -30,19 +30,19 @@ def required_bytes(specs: Sequence[LayerSpec], config: Config, on_device: bool) 
     Returns:
         What the run takes of the device, and of the host.
     """
-    convention, threads = convention_of(config), config.threads
+    convention = convention_of(config)
     kept = kept_bytes(specs, convention)
-    step = max(_host_step(spec, convention, threads) for spec in specs)
+    step = max(_host_step(spec, convention) for spec in specs)
     checking = max(_checking(spec, convention.quantizer) for spec in specs) if config.verify else 0
     results = sum(_result(spec, convention.quantizer, config.save) for spec in specs)
     codes = sum(spec.out_features * spec.in_features for spec in specs) if config.save is Save.full else 0
-    blocks = max(_kept_blocks(spec, convention, threads) for spec in specs)
+    blocks = max(_kept_blocks(spec, convention) for spec in specs)
     steps = [step, checking, 2 * codes]  # in the end codes are in the file's image and in its bytes, too
     if on_device:
         read = sum(_read_on_host(spec, convention.quantizer, config.verify) for spec in specs)
         return kept + max(_scratch(spec, config) for spec in specs), read + results + blocks + max(steps)
-    steps += [_stage(spec, threads) for spec in specs]
-    return 0, kept + results + max(blocks + max(steps), *(_drawing(spec, threads) for spec in specs))
+    steps += [_stage(spec) for spec in specs]
+    return 0, kept + results + max(blocks + max(steps), *(_drawing(spec) for spec in specs))
 
 
 def _result(spec: LayerSpec, form: Format, save: Save) -> int:
@@ -60,16 +60,16 @@ def _read_on_host(spec: LayerSpec, form: Format, verify: bool) -> int:
     return searched + (own + 8 * m * n if verify else 0)
 
 
-def _kept_blocks(spec: LayerSpec, convention: Convention, threads: int | None) -> int:
+def _kept_blocks(spec: LayerSpec, convention: Convention) -> int:
     """The blocks of W that every thread keeps from call to call: `parallel.scratch`."""
     arrays = 3 if convention.objective is Objective.diag else 1
-    return 4 * arrays * working_elements((spec.out_features, spec.in_features), threads)
+    return 4 * arrays * working_elements((spec.out_features, spec.in_features))
 
 
-def _host_step(spec: LayerSpec, convention: Convention, threads: int | None) -> int:
+def _host_step(spec: LayerSpec, convention: Convention) -> int:
     """The most that the search and the metrics make on the host, on every backend, and let go of."""
     n, k = spec.out_features, spec.in_features
-    block = working_elements((n, k), threads)
+    block = working_elements((n, k))
     # Every candidate's scales, importance and weights in float64 and float32; the steps of the blocks at work.
     searching = 44 * k * convention.grid.size + 28 * block * convention.quantizer.groups(k) // k
     weight_error = 8 * block  # in float64
@@ -77,20 +77,20 @@ def _host_step(spec: LayerSpec, convention: Convention, threads: int | None) -> 
     return max(searching, weight_error, making_steps)
 
 
-def _stage(spec: LayerSpec, threads: int | None) -> int:
+def _stage(spec: LayerSpec) -> int:
     """The most that the other stages and metrics make on the CPU backend and let go of."""
     m, n, k = spec.tokens, spec.out_features, spec.in_features
     dequantized = 4 * n * k
-    statistics = 12 * working_elements((m, k), threads)  # |x| in float32 and float64
-    sums = 16 * working_elements((m, n), threads)  # both sides of a comparison in float64
+    statistics = 12 * working_elements((m, k))  # |x| in float32 and float64
+    sums = 16 * working_elements((m, n))  # both sides of a comparison in float64
     return max(dequantized, statistics, sums)
 
 
-def _drawing(spec: LayerSpec, threads: int | None) -> int:
+def _drawing(spec: LayerSpec) -> int:
     """Inputs while they are drawn on the host, once more in float32."""
     activations = 0 if spec.activations is None else spec.tokens * spec.in_features
     drawn = max(spec.out_features * spec.in_features, activations)
-    return 4 * drawn + _DRAWING_BYTES * min(drawn, _DRAWN_AT_ONCE * host_threads(threads))
+    return 4 * drawn + _DRAWING_BYTES * min(drawn, _DRAWN_AT_ONCE * host_threads())
 
 
 def _checking(spec: LayerSpec, form: Format) -> int:

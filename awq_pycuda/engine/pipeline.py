@@ -137,7 +137,7 @@ class Pipeline(Generic[H]):
     def _measure(self) -> None:
         if self.layers:
             assert self.handles is not None
-            evaluation.measure(self.backend, self.specs, self.handles, self.layers, self.config.threads)
+            evaluation.measure(self.backend, self.specs, self.handles, self.layers)
 
     def _verify(self, on_progress: Callable[[str, int, int], None]) -> None:
         assert self.handles is not None

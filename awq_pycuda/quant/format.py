@@ -177,14 +177,13 @@ class Quantized(Steps[H]):
         return Quantized(**vars(super().map(change)), codes=change(self.codes))
 
 
-def steps_of(w: NDArray[Any], s: NDArray[Any], form: Format, threads: int | None = None) -> NDArray[Any]:
+def steps_of(w: NDArray[Any], s: NDArray[Any], form: Format) -> NDArray[Any]:
     """The steps of scaled weights `W·s`.
 
     Args:
         w: (N, K) weights, float32 or float64.
         s: (K,) AWQ scale per input channel, same dtype.
         form: the format to come.
-        threads: host threads; None for all cores.
 
     Returns:
         (N, groups) in the dtype of `w`.
@@ -197,11 +196,11 @@ def steps_of(w: NDArray[Any], s: NDArray[Any], form: Format, threads: int | None
         np.abs(scaled, out=scaled)
         steps[block] = form.steps(scaled)
 
-    map_row_blocks(of_block, w.shape, threads)
+    map_row_blocks(of_block, w.shape)
     return steps
 
 
-def quantize(w: NDArray[Any], s: NDArray[Any], into: Quantized[NDArray[Any]], threads: int | None = None) -> None:
+def quantize(w: NDArray[Any], s: NDArray[Any], into: Quantized[NDArray[Any]]) -> None:
     """Writes the codes of `W·s` for the steps that `into` has; arguments as in `steps_of`."""
 
     def block_codes(block: slice) -> None:
@@ -210,14 +209,13 @@ def quantize(w: NDArray[Any], s: NDArray[Any], into: Quantized[NDArray[Any]], th
         into.format.round(scaled, into.steps[block])
         into.codes[block] = scaled
 
-    map_row_blocks(block_codes, w.shape, threads)
+    map_row_blocks(block_codes, w.shape)
 
 
 def dequantize(
     quantized: Quantized[NDArray[Any]],
     column_factor: NDArray[Any] | None = None,
     dtype: DTypeLike = np.float32,
-    threads: int | None = None,
 ) -> NDArray[Any]:
     """`codes · column_factor · step`: with `1 / s` as the factor the weights, without one `W·s`.
 
@@ -225,12 +223,11 @@ def dequantize(
         quantized: codes (N, K) and their steps.
         column_factor: (K,), or None for 1.
         dtype: of the result and the arithmetic.
-        threads: host threads; None for all cores.
     """
     weights = np.empty(quantized.codes.shape, dtype)
 
     def block_weights(block: slice) -> None:
         quantized.format.dequantize(quantized.codes[block], quantized.steps[block], weights[block], column_factor)
 
-    map_row_blocks(block_weights, weights.shape, threads)
+    map_row_blocks(block_weights, weights.shape)
     return weights

@@ -19,16 +19,13 @@ def sqnr_db(signal: float, noise: float) -> float:
     return 10 * math.log10(signal / noise) if noise > 0 else math.inf
 
 
-def weight_mse(
-    w: NDArray[Any], quantized: Quantized[NDArray[Any]], s: NDArray[Any], threads: int | None = None
-) -> float:
+def weight_mse(w: NDArray[Any], quantized: Quantized[NDArray[Any]], s: NDArray[Any]) -> float:
     """Mean of `(Ŵ/s − W)²`, in float64, Ŵ being what the codes stand for.
 
     Args:
         w: (N, K) weights.
         quantized: of `W·s`.
         s: (K,) scale per input channel.
-        threads: host threads; None for all cores.
     """
 
     def squared_error(block: slice) -> float:
@@ -38,11 +35,11 @@ def weight_mse(
         exact -= w[block]
         return float(np.vdot(exact, exact))
 
-    return math.fsum(map_row_blocks(squared_error, w.shape, threads)) / w.size
+    return math.fsum(map_row_blocks(squared_error, w.shape)) / w.size
 
 
-def saturated_fraction(quantized: Quantized[NDArray[Any]], threads: int | None = None) -> float:
+def saturated_fraction(quantized: Quantized[NDArray[Any]]) -> float:
     """Share of the codes at either end of the range (each row or group has at least one, by its step)."""
     codes = quantized.codes
-    ends = map_row_blocks(lambda block: quantized.format.saturated(codes[block]), codes.shape, threads)
+    ends = map_row_blocks(lambda block: quantized.format.saturated(codes[block]), codes.shape)
     return sum(ends) / codes.size

@@ -95,13 +95,7 @@ def search_result(convention: Convention, error: NDArray[np.float64], s: NDArray
     )
 
 
-def diag_errors(
-    w: NDArray[Any],
-    scales: NDArray[Any],
-    sq_mean: NDArray[Any],
-    form: Format,
-    threads: int | None = None,
-) -> NDArray[np.float64]:
+def diag_errors(w: NDArray[Any], scales: NDArray[Any], sq_mean: NDArray[Any], form: Format) -> NDArray[np.float64]:
     """Output error of each candidate with the input channels taken as uncorrelated.
 
     `E = Σ_k sq_mean[k] / s[k]² · Σ_n (Ŵ·s − W·s)²[n, k]`. With U = W·s / step the inner square is
@@ -112,7 +106,6 @@ def diag_errors(
         scales: (G, K) candidates in the same dtype.
         sq_mean: (K,) mean of x² per input channel.
         form: the format to come.
-        threads: host threads; the result does not depend on them.
 
     Returns:
         (G,) float64; inf where a candidate overflows.
@@ -135,7 +128,7 @@ def diag_errors(
         return errors
 
     with np.errstate(over="ignore", invalid="ignore"):
-        total = np.sum(map_row_blocks(block_errors, w.shape, threads), axis=0) * largest
+        total = np.sum(map_row_blocks(block_errors, w.shape), axis=0) * largest
     return np.where(np.isfinite(total), total, np.inf)
 
 

@@ -27,6 +27,7 @@ from awq_pycuda.config import Config
 from awq_pycuda.engine.execution import RunFailed, attempt, describe, store, validate
 from awq_pycuda.errors import InputError
 from awq_pycuda.layers.inputs import unchanged_file
+from awq_pycuda.parallel import use_threads
 from awq_pycuda.signals import STOPPING, stoppable
 from awq_pycuda.spread import Spread
 from awq_pycuda.summary import removed_from
@@ -71,7 +72,7 @@ def run_job(job: Job, tell: Callable[[Started], None]) -> Finished:
                 return Finished(Outcome("elsewhere", folder=folder), usable=True)
             if is_complete(folder):
                 return Finished(Outcome("skipped", folder=folder), usable=True)
-            with backend:
+            with use_threads(job.config.threads), backend:
                 origin = describe(job.config, backend, job.overrides, job.config_yaml)
                 tell(Started(folder, origin))
                 with _alone_on(backend):

@@ -49,13 +49,11 @@ class CudaBackend(HostStages[ManagedArray]):
     Args:
         parameters: macros that the table of kernels leaves to the config, such as TILE.
         choices: the variant of each stage that has several, by name; the first one where a stage is missing.
-        threads: host threads of the stages that run on the host; None for all cores.
     """
 
     name = "cuda"
 
-    def __init__(self, parameters: Mapping[str, int], choices: Mapping[str, str], threads: int | None = None) -> None:
-        self.threads = threads
+    def __init__(self, parameters: Mapping[str, int], choices: Mapping[str, str]) -> None:
         self._parameters = parameters
         if unknown := choices.keys() - set(table.stages()):
             raise ValueError(f"no stage is called {', '.join(sorted(unknown))}; there are {', '.join(table.stages())}")
