@@ -30,7 +30,7 @@ class HostStages(Backend[H]):
         """See `Backend.compute_s`."""
         abs_mean, sq_mean = self.on_host(layer.abs_mean), self.on_host(layer.sq_mean)
         refuse_overflow(abs_mean, sq_mean)
-        scales = candidates(convention, abs_mean)
+        scales = candidates(convention, {"abs_mean": abs_mean, "sq_mean": sq_mean}[convention.statistic])
         if convention.objective is Objective.diag:
             errors = diag_errors(self.on_host(layer.w), scales, sq_mean, layer.quantized.format)
         else:

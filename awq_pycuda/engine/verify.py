@@ -73,12 +73,28 @@ def over_channels(steps: NDArray[Any], in_features: int, form: Format) -> NDArra
     return np.repeat(steps.astype(np.float64), form.size(in_features), axis=1)[:, :in_features]
 
 
-def exact_scales(abs_mean: NDArray[Any], gamma: float, convention: Convention) -> NDArray[Any]:
-    """(K,) scales of one gamma, as docs/mathematics.md has them."""
-    if gamma == 0 or not abs_mean.any():
-        return np.ones_like(abs_mean)
-    dead, least = abs_mean == 0, convention.least_power
-    power: NDArray[Any] = np.where(dead, least, np.maximum(abs_mean, convention.floor) ** gamma)
+def _plain(statistic: NDArray[Any], gamma: float) -> NDArray[Any]:
+    power: NDArray[Any] = statistic**gamma
+    return power
+
+
+_FORMULAS = {"plain": _plain}
+
+
+def exact_scales(statistics: Mapping[str, NDArray[Any]], gamma: float, convention: Convention) -> NDArray[Any]:
+    """(K,) scales of one gamma, as docs/mathematics.md has them.
+
+    Args:
+        statistics: (K,) each, in float64, by the names that conventions use.
+        gamma: of the grid.
+        convention: of the run.
+    """
+    statistic = statistics[convention.statistic]
+    if gamma == 0 or not statistic.any():
+        return np.ones_like(statistic)
+    dead, least = statistic == 0, convention.least_power
+    power = _FORMULAS[convention.formula](np.maximum(statistic, convention.floor), gamma)
+    power[dead] = least
     if convention.normalization is Normalization.mean:
         power /= power[~dead].mean()
         low, high = convention.clamp
@@ -173,14 +189,14 @@ def check_layer(
         out: (M, N) relu of the product and bias, from the run.
     """
     exact_x, exact_w = x.astype(np.float64), w.astype(np.float64)
-    exact_abs, exact_sq = np.abs(exact_x).mean(axis=0), np.square(exact_x).mean(axis=0)
+    exact = {"abs_mean": np.abs(exact_x).mean(axis=0), "sq_mean": np.square(exact_x).mean(axis=0)}
     form, s = quantized.format, found.s.astype(np.float64)
     weights = quantized.codes * over_channels(quantized.steps, w.shape[1], form) / s
     off_tie, off_by_more = code_errors(quantized, w, found.s)
     worst = {
-        "abs_mean": relative_error(abs_mean, exact_abs),
-        "sq_mean": relative_error(sq_mean, exact_sq),
-        "s": relative_error(found.s, exact_scales(exact_abs, found.gamma_chosen, convention)),
+        "abs_mean": relative_error(abs_mean, exact["abs_mean"]),
+        "sq_mean": relative_error(sq_mean, exact["sq_mean"]),
+        "s": relative_error(found.s, exact_scales(exact, found.gamma_chosen, convention)),
         "scale_b": relative_error(quantized.steps, exact_steps(exact_w * s, form)),
         "codes_off_tie": float(off_tie),
         "codes_off_by_more_than_1": float(off_by_more),
@@ -188,8 +204,9 @@ def check_layer(
         "relu": frobenius_error(out, np.maximum(y.astype(np.float64) + (0 if bias is None else bias), 0)),
     }
     if convention.objective is Objective.diag:
-        scales = np.array([exact_scales(abs_mean.astype(np.float64), g, convention) for g in found.gamma])
-        worst["error_curve"] = curve_error(found.error, *exact_curve(exact_w, scales, sq_mean.astype(np.float64), form))
+        given = {"abs_mean": abs_mean.astype(np.float64), "sq_mean": sq_mean.astype(np.float64)}
+        scales = np.array([exact_scales(given, gamma, convention) for gamma in found.gamma])
+        worst["error_curve"] = curve_error(found.error, *exact_curve(exact_w, scales, given["sq_mean"], form))
     return worst
 
 

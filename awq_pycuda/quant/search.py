@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +12,8 @@ from numpy.typing import NDArray
 
 from awq_pycuda.config import Normalization
 from awq_pycuda.parallel import map_row_blocks, scratch
-from awq_pycuda.quant.conventions import Convention
+from awq_pycuda.quant.conventions import FINITE, Convention, Formula
 from awq_pycuda.quant.format import Format
-
-_FINITE = (1e-9, 1e9)  # bounds that keep W·s, 1/s and the squared rounding errors within float32, whatever gamma
 
 
 @dataclass(frozen=True)
@@ -32,45 +31,71 @@ class SearchResult:
     s: NDArray[Any]
 
 
-def candidates(convention: Convention, abs_mean: NDArray[Any]) -> NDArray[Any]:
-    """The scales of every gamma of the grid: `clamp(normalise(max(abs_mean, floor)^gamma))`.
-
-    `mean` divides by the mean over the live channels and clamps; `sqrt_max_min` clamps the powers from below and
-    divides by sqrt(max · min), as the AWQ reference implementation does (Lin et al., 2023, `auto_scale_block`), and
-    clamps to [1e-9, 1e9]. Both take the largest (or the centre) off in logarithms first, so that no gamma gives NaN.
+def candidates(convention: Convention, statistic: NDArray[Any]) -> NDArray[Any]:
+    """The scales of every gamma of the grid: `clamp(normalise(max(statistic, floor)^gamma))`.
 
     Nothing reaches the weights of a dead channel, so its scale only says how much they may widen a row's step. Its
-    power is the least one, as the reference's is; `mean` leaves it out of the mean and below the clamp.
+    power is the least one, as the AWQ reference implementation's is (Lin et al., 2023, `auto_scale_block`).
 
     Args:
-        convention: floor, grid, normalization and clamps apply.
-        abs_mean: (K,) mean of |x| per input channel, float32 or float64.
+        convention: floor, grid, formula, normalization and clamps apply.
+        statistic: (K,) what the convention makes scales of, per input channel, float32 or float64; 0 where it is dead.
 
     Returns:
-        (G, K) in the dtype of `abs_mean`; exactly 1 for gamma 0.
+        (G, K) in the dtype of `statistic`; exactly 1 for gamma 0.
     """
-    dead = abs_mean == 0
-    power = convention.grid[:, None] * np.log(np.maximum(abs_mean.astype(np.float64), convention.floor))
+    logarithm = np.log(np.maximum(statistic.astype(np.float64), convention.floor))
+    power = FORMULAS[convention.formula](logarithm, convention.grid)
+    return np.asarray(NORMALIZATIONS[convention.normalization](power, statistic == 0, convention), statistic.dtype)
+
+
+def _plain(logarithm: NDArray[np.float64], grid: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Logarithms of `statistic^gamma`: (K,) and (G,) to (G, K)."""
+    power: NDArray[np.float64] = grid[:, None] * logarithm
+    return power
+
+
+def _by_mean(power: NDArray[np.float64], dead: NDArray[np.bool], convention: Convention) -> NDArray[np.float64]:
+    """Divides by the mean over the live channels and clamps; dead ones lie below the clamp.
+
+    Args:
+        power: (G, K) logarithms; the largest is taken off first, so that no gamma gives NaN.
+        dead: (K,) channels without a signal.
+        convention: clamps and grid apply.
+    """
+    if dead.all():
+        return np.ones_like(power)
+    live = power[:, ~dead]
+    peak = live.max(axis=1, keepdims=True)
+    relative = np.exp(live - peak)
+    mean = relative.mean(axis=1, keepdims=True)
+    scales = np.empty_like(power)
+    scales[:, ~dead] = np.clip(relative / mean, *convention.clamp)
+    below = np.clip(np.exp(np.log(convention.least_power) - peak) / mean, FINITE[0], convention.clamp[0])
+    scales[:, dead] = np.where(convention.grid == 0, 1, below[:, 0])[:, None]
+    return scales
+
+
+def _by_sqrt_max_min(power: NDArray[np.float64], dead: NDArray[np.bool], convention: Convention) -> NDArray[np.float64]:
+    """Clamps the powers from below and divides by sqrt(max · min), as the reference does.
+
+    Arguments as in `_by_mean`.
+    """
     least = np.log(convention.least_power)
-    if convention.normalization is Normalization.sqrt_max_min:
-        power[:, dead] = least
-        power[convention.grid == 0] = 0
-        power = np.maximum(power, least)
-        centre = (power.max(axis=1, keepdims=True) + power.min(axis=1, keepdims=True)) / 2
-        with np.errstate(over="ignore"):
-            scales = np.clip(np.exp(power - centre), *_FINITE)
-    elif dead.all():
-        scales = np.ones_like(power)
-    else:
-        live = power[:, ~dead]
-        peak = live.max(axis=1, keepdims=True)
-        relative = np.exp(live - peak)
-        mean = relative.mean(axis=1, keepdims=True)
-        scales = np.empty_like(power)
-        scales[:, ~dead] = np.clip(relative / mean, *convention.clamp)
-        below = np.clip(np.exp(least - peak) / mean, _FINITE[0], convention.clamp[0])
-        scales[:, dead] = np.where(convention.grid == 0, 1, below[:, 0])[:, None]
-    return np.asarray(scales, abs_mean.dtype)
+    power[:, dead] = least
+    power[convention.grid == 0] = 0
+    power = np.maximum(power, least)
+    centre = (power.max(axis=1, keepdims=True) + power.min(axis=1, keepdims=True)) / 2
+    with np.errstate(over="ignore"):
+        scales: NDArray[np.float64] = np.clip(np.exp(power - centre), *FINITE)
+    return scales
+
+
+# What the record's words choose.
+FORMULAS: dict[Formula, Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]]] = {"plain": _plain}
+NORMALIZATIONS: dict[
+    Normalization, Callable[[NDArray[np.float64], NDArray[np.bool], Convention], NDArray[np.float64]]
+] = {Normalization.mean: _by_mean, Normalization.sqrt_max_min: _by_sqrt_max_min}
 
 
 def best(convention: Convention, error: NDArray[np.float64]) -> int:
