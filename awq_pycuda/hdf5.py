@@ -26,6 +26,10 @@ _MOST_DEPTH = 32
 _BLOCK = 1 << 20
 
 
+class UnreadableError(Exception):
+    """A file that cannot be used as what it was read for; the message is the reason, in one line."""
+
+
 @dataclass(frozen=True)
 class Dataset:
     """A dataset of an open file: h5py's low-level object, and how it is stored."""

@@ -12,8 +12,10 @@ from version_2 import write_version_2
 
 from awq_pycuda import hdf5
 from awq_pycuda.analysis.load import load
-from awq_pycuda.results import limited, schema, write
-from awq_pycuda.results.reader import UnreadableError, read, read_channels
+from awq_pycuda.hdf5 import UnreadableError
+from awq_pycuda.results import schema, write
+from awq_pycuda.results.files import read_files
+from awq_pycuda.results.reader import read, read_channels
 from awq_pycuda.results.status import read_status
 
 
@@ -124,7 +126,7 @@ def test_no_damage_is_read_as_other_numbers(real, tmp_path):
     paths = [tmp_path / f"{index}.h5" for index in range(300)]
     for path in paths:
         damage(whole, path, draw)
-    outcomes = dict(zip(paths, limited.read_files(paths), strict=True))
+    outcomes = dict(zip(paths, read_files(paths), strict=True))
     readable = [path for path, outcome in outcomes.items() if not isinstance(outcome, str)]
     assert len(readable) < 30
     expected = everything(real)

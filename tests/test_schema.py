@@ -16,8 +16,9 @@ from renew_docs import Block, parse
 
 from awq_pycuda.engine import verify
 from awq_pycuda.engine.stages import NO_TIMINGS
+from awq_pycuda.hdf5 import UnreadableError
 from awq_pycuda.results import schema
-from awq_pycuda.results.reader import UnreadableError, read
+from awq_pycuda.results.reader import read
 from awq_pycuda.results.record import RunRecord
 from awq_pycuda.results.status import read_status
 from awq_pycuda.results.write import write

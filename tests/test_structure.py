@@ -96,7 +96,7 @@ def test_the_schema_loads_nothing():
 def test_the_result_file_knows_what_was_found_and_nothing_of_how_a_run_is_made():
     own = {name for name in modules() if name.startswith("awq_pycuda.results.")}
     others = set().union(*(graph()[name] for name in own)) - own
-    allowed = ("hdf5", "provenance", "temporary", "quant.format", "quant.search")
+    allowed = ("hdf5", "hdf5_worker", "provenance", "temporary", "quant.format", "quant.search")
     assert others <= {f"awq_pycuda.{name}" for name in allowed}
 
 
@@ -109,7 +109,7 @@ def test_the_analysis_knows_results_and_nothing_of_runs():
         reached.add(name)
         left |= graph()[name] - reached
     others = {name.removeprefix("awq_pycuda.") for name in reached if ".analysis." not in name}
-    of_results = {"results.reader", "results.limited", "results.schema", "hdf5"}
+    of_results = {"results.reader", "results.files", "results.schema", "hdf5", "hdf5_worker"}
     assert others <= of_results | {"quant.format", "parallel", "errors", "names", "spread"}
 
 

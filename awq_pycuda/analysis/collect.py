@@ -18,9 +18,11 @@ import pandas as pd
 
 from awq_pycuda.analysis.derived import DERIVED, derived
 from awq_pycuda.errors import InputError
+from awq_pycuda.hdf5 import UnreadableError
+from awq_pycuda.hdf5_worker import ask
 from awq_pycuda.results import schema
-from awq_pycuda.results.limited import ask, read_files
-from awq_pycuda.results.reader import LayerRecord, ResultFile, UnreadableError, read_channels
+from awq_pycuda.results.files import read_files
+from awq_pycuda.results.reader import LayerRecord, ResultFile, read_channels
 from awq_pycuda.spread import Spread
 
 SUFFIXES = (".h5", ".hdf5")  # what is read of a folder

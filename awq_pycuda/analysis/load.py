@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from awq_pycuda.analysis.collect import Collection, collect
 from awq_pycuda.analysis.derived import DERIVED
 from awq_pycuda.errors import InputError
+from awq_pycuda.hdf5 import UnreadableError
+from awq_pycuda.hdf5_worker import ask
 from awq_pycuda.quant.format import Format
 from awq_pycuda.results import schema
-from awq_pycuda.results.limited import ask
-from awq_pycuda.results.reader import UnreadableError, read
+from awq_pycuda.results.reader import read
 
 _ALLOWED = "allowed: a result file of awq_pycuda, or a folder that holds some"
 # What the variables of a Dataset hold, by their names there.

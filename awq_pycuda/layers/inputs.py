@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from awq_pycuda import philox
 from awq_pycuda.config import MAX_LAYERS, Config, FileInputs, OutlierInputs, SyntheticInputs, WeightScale, refuse
+from awq_pycuda.hdf5_worker import ask
 from awq_pycuda.layers.files import HDF5_SUFFIXES, FileLayer, describe_layers, load_layers, try_layers
 from awq_pycuda.limits import refuse_beyond_memory
-from awq_pycuda.results.limited import ask
 
 Array = NDArray[np.float32]
 

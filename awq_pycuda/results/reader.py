@@ -17,6 +17,7 @@ from h5py import h5a, h5f, h5g, h5p, h5s, h5t
 from numpy.typing import NDArray
 
 from awq_pycuda import hdf5
+from awq_pycuda.hdf5 import UnreadableError
 from awq_pycuda.results import schema
 
 _OF_LAYER = ("name", "tokens", "in_features", "out_features")
@@ -37,10 +38,6 @@ _KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {
     "f8": ((int, float), "a number"),
     "bool": (bool, "a truth value"),
 }
-
-
-class UnreadableError(Exception):
-    """This file holds no result that can be analysed; the message is the reason, in one line."""
 
 
 @dataclass(frozen=True)

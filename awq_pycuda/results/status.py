@@ -10,9 +10,9 @@ from typing import Any
 import h5py
 
 from awq_pycuda import hdf5, provenance
+from awq_pycuda.hdf5 import UnreadableError
+from awq_pycuda.hdf5_worker import ask
 from awq_pycuda.results import schema
-from awq_pycuda.results.limited import ask
-from awq_pycuda.results.reader import UnreadableError
 
 
 def status_attributes(failure: str | None) -> dict[str, str | int | bool]:
