@@ -12,14 +12,13 @@ import numpy as np
 import yaml
 from numpy.typing import ArrayLike, NDArray
 
-from awq_pycuda.backends.choose import choose_backend
 from awq_pycuda.config import BackendChoice, Config, ConventionChoice, FileInputs, check, plain
 from awq_pycuda.engine.arrays import allocate
-from awq_pycuda.engine.execution import alone_in, attempt, describe, refuse_failed, store, validate
+from awq_pycuda.engine.execution import alone_in, attempt, describe, prepared, refuse_failed, store, validate
+from awq_pycuda.engine.spec import spec_of
 from awq_pycuda.engine.stages import UP_TO_CODES
 from awq_pycuda.errors import InputError
 from awq_pycuda.layers.inputs import LayerSpec
-from awq_pycuda.parallel import use_threads
 from awq_pycuda.quant.conventions import CONVENTIONS, Convention
 from awq_pycuda.quant.format import Format, Quantized, dequantize
 from awq_pycuda.quant.search import SearchResult, search_result
@@ -120,9 +119,10 @@ def quantize(
         convention = replace(convention, gammas=(0.0,))
     config = Config(tokens=len(tokens), backend=_member("backend", backend, BackendChoice), threads=threads)
     check(config)
-    spec = LayerSpec("layer", tokens.shape[0], weights, tokens)
-    with use_threads(threads), choose_backend(config)[0] as device:
-        (layer,) = allocate(device, [spec], convention).layers
+    layers = [LayerSpec("layer", tokens.shape[0], weights, tokens)]
+    run = prepared(replace(spec_of(config), layers=layers, convention=convention))
+    with run.at_work() as device:
+        (layer,) = allocate(device, layers, convention).layers
         for stage in UP_TO_CODES:
             stage.call(device, layer, convention)
         search = search_result(convention, device.read(layer.error).copy(), device.read(layer.s).copy())
@@ -151,11 +151,11 @@ def run_pipeline(
     if config.tokens is None and not isinstance(config.inputs, FileInputs):
         config = replace(config, tokens=config.n)
     check(config)
-    specs, backend, _ = validate(config)
+    run = validate(config)
     with nullcontext() if folder is None else alone_in(Path(folder), "folder"):
-        with use_threads(config.threads), backend:
-            origin = describe(config, backend, (), yaml.safe_dump(plain(config), sort_keys=False))
-            record = attempt(config, specs, backend, origin, on_progress)
+        with run.at_work():
+            origin = describe(run, (), yaml.safe_dump(plain(config), sort_keys=False))
+            record = attempt(run, origin, on_progress)
         if folder is not None:
             store(Path(folder), record)
     refuse_failed(record)

@@ -17,7 +17,6 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from awq_pycuda.config import Config, SyntheticInputs
 from awq_pycuda.names import fitting
 from awq_pycuda.results.record import LayerResult, Timings
 from awq_pycuda.spread import (
@@ -55,15 +54,14 @@ def progress(console: Console) -> Iterator[Callable[[str, int, int], None]]:
         yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)
 
 
-def print_summary(
-    console: Console, layers: Sequence[LayerResult], timings: Timings, path: Path, config: Config
-) -> None:
+def print_summary(console: Console, layers: Sequence[LayerResult], timings: Timings, path: Path, uniform: bool) -> None:
     """What AWQ did by layer and in all, stage times, the pipeline's time, the file's path and the next command.
 
     Figures and their spreads are those of `spread`. Times are on the stream, or on the host's clock without a GPU.
+    `uniform`: the inputs are uniform random numbers, of which no channel is larger than another.
     """
     _print_quality(console, layers)
-    for line in _remarks(layers, config):
+    for line in _remarks(layers, uniform):
         print_line(console, line)
     if timings.pipeline_ms.size:
         _print_times(console, [layer.name for layer in layers], timings)
@@ -119,14 +117,14 @@ def _decibels(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.2f}"
 
 
-def _remarks(layers: Sequence[LayerResult], config: Config) -> Iterator[str]:
+def _remarks(layers: Sequence[LayerResult], uniform: bool) -> Iterator[str]:
     """What the figures do not say by themselves."""
     alive = [layer for layer in layers if not math.isnan(figure(layer, "output_sqnr_db"))]
     if silent := [layer.name for layer in layers if math.isnan(figure(layer, "output_sqnr_db"))]:
         yield no_signal(silent)
     searched = [layer for layer in alive if layer.search.gamma.size > 1]
     if searched and all(layer.search.gamma_chosen == 0 for layer in alive):
-        if type(config.inputs) is SyntheticInputs:
+        if uniform:
             yield (
                 "gamma = 0 (plain RTN) wins: of uniform inputs no channel is larger than another, so there is nothing "
                 f"to protect. AWQ at work: {_SHOWCASE}"

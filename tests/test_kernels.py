@@ -9,8 +9,9 @@ import pytest
 from conftest import ROOT
 
 from awq_pycuda import provenance
-from awq_pycuda.backends.choose import chosen_variants, refuse_variants
+from awq_pycuda.backends.choose import refuse_variants
 from awq_pycuda.backends.cuda.toolchain import find_toolchain
+from awq_pycuda.engine.spec import spec_of
 from awq_pycuda.errors import InputError
 from awq_pycuda.kernels import table
 from awq_pycuda.kernels.variant import MAX_INT, Argument, Device, Kernel, Parameter, Source, Variant
@@ -136,11 +137,11 @@ def test_more_shared_memory_than_the_device_has():
 def test_a_kernel_that_the_device_cannot_run_is_refused_in_one_line(compose, monkeypatch):
     third = dataclasses.replace(BLOCKED, name="tiled", capability=(9, 0), suffix="a", group_multiple=16)
     monkeypatch.setattr(table, "VARIANTS", (table.find("accum_stats"), third, BLOCKED))
-    config = compose("quant.group_size=24")
+    choices = spec_of(compose()).variants
     for device, why in (((8, 0), "needs a GPU"), ((9, 0), "takes groups of a multiple of 16")):
         with pytest.raises(InputError, match=rf"^matmul\.kernel=tiled: {why}.*; allowed here: blocked$"):
-            refuse_variants(config, chosen_variants(config), Device(device, 0))
-    refuse_variants(compose("quant.group_size=32"), chosen_variants(config), H100)
+            refuse_variants(choices, 16, 24, Device(device, 0))
+    refuse_variants(choices, 16, 32, H100)
 
 
 PLANTED = """

@@ -3,6 +3,7 @@
 import itertools
 import threading
 import tracemalloc
+from dataclasses import replace
 from types import SimpleNamespace
 
 import h5py
@@ -13,12 +14,12 @@ from awq_pycuda.backends.cpu import CpuBackend
 from awq_pycuda.engine.arrays import kept_bytes
 from awq_pycuda.engine.memory import required_bytes
 from awq_pycuda.engine.pipeline import Pipeline
+from awq_pycuda.engine.spec import spec_of
 from awq_pycuda.errors import InputError
 from awq_pycuda.layers.files import load_layers
 from awq_pycuda.layers.inputs import LayerSpec, Uniform, plan_layers
 from awq_pycuda.limits import refuse_beyond_memory
 from awq_pycuda.parallel import _pool, map_row_blocks, use_threads, working_elements
-from awq_pycuda.quant.conventions import convention_of
 
 
 class Counting(CpuBackend):
@@ -59,22 +60,23 @@ SHAPES = {
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_table_of_arrays_is_what_a_run_allocates(compose, shape):
-    specs, overrides = SHAPES[shape]
-    config = compose("timing=once", "threads=1", *overrides)
+    layers, overrides = SHAPES[shape]
+    spec = replace(spec_of(compose("timing=once", *overrides)), layers=layers)
     backend = Counting()
-    Pipeline(backend, specs, config).run()
-    assert kept_bytes(specs, convention_of(config)) == backend.allocated
+    with use_threads(1):
+        Pipeline(backend, spec).run()
+    assert kept_bytes(spec.layers, spec.convention) == backend.allocated
 
 
-def peak_of(config, specs):
+def peak_of(spec):
     """The most that a run has of the host at one time, in bytes. Its threads are new: blocks that they keep count."""
     done = []
 
     def run():
         tracemalloc.start()
         try:
-            with use_threads(config.threads):
-                Pipeline(CpuBackend(), specs, config).run()
+            with use_threads(spec.threads):
+                Pipeline(CpuBackend(), spec).run()
             done.append(tracemalloc.get_traced_memory()[1])
         finally:
             tracemalloc.stop()
@@ -90,11 +92,11 @@ def peak_of(config, specs):
 @pytest.mark.parametrize("overrides", [(), ("verify=true",), ("save=full",), ("search=output",)], ids=str)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_no_run_takes_more_of_the_host_than_estimated(compose, shape, overrides):
-    specs, others = SHAPES[shape]
-    config = compose("timing=once", "threads=1", *overrides, *others)
-    with use_threads(config.threads):
-        _, estimate = required_bytes(specs, config, on_device=False)
-    assert peak_of(config, specs) <= 1.1 * estimate + 300_000  # Python's own objects
+    layers, others = SHAPES[shape]
+    spec = replace(spec_of(compose("timing=once", "threads=1", *overrides, *others)), layers=layers)
+    with use_threads(spec.threads):
+        _, estimate = required_bytes(spec, on_device=False)
+    assert peak_of(spec) <= 1.1 * estimate + 300_000  # Python's own objects
 
 
 # Large enough that arrays and not Python's own objects are counted.
@@ -120,11 +122,10 @@ RUNS = [
 
 @pytest.mark.parametrize("overrides", RUNS, ids=" ".join)
 def test_the_estimate_is_within_10_percent_of_the_peak(compose, overrides):
-    config = compose("timing=once", "threads=1", *overrides)
-    specs = plan_layers(config)
-    with use_threads(config.threads):
-        _, estimate = required_bytes(specs, config, on_device=False)
-    assert 0.9 <= peak_of(config, specs) / estimate <= 1.1
+    spec = spec_of(compose("timing=once", "threads=1", *overrides))
+    with use_threads(spec.threads):
+        _, estimate = required_bytes(spec, on_device=False)
+    assert 0.9 <= peak_of(spec) / estimate <= 1.1
 
 
 @pytest.mark.parametrize("threads", [1, 3, 100])
@@ -176,12 +177,12 @@ def test_a_layer_file_s_arrays_are_counted_before_they_are_read(compose, monkeyp
 
 
 def test_a_device_s_part_is_the_arrays_and_the_largest_workspace(compose):
-    config = compose("n=64", "tokens=2000", "layers=2")
-    specs = plan_layers(config)
-    device, _ = required_bytes(specs, config, on_device=True)
+    spec = spec_of(compose("n=64", "tokens=2000", "layers=2"))
+    kept = kept_bytes(spec.layers, spec.convention)
+    device, _ = required_bytes(spec, on_device=True)
     partial_sums = 2 * 8 * 32 * 64  # in float64 over every 64 of 2,000 tokens, of |x| and of x²
     error_sums = 16 * 1024
-    assert device - kept_bytes(specs, convention_of(config)) == partial_sums > error_sums
-    config = compose("n=64", "tokens=2000", "layers=2", "stats=atomic")  # which adds up in place
-    device, _ = required_bytes(specs, config, on_device=True)
-    assert device - kept_bytes(specs, convention_of(config)) == error_sums
+    assert device - kept == partial_sums > error_sums
+    spec = spec_of(compose("n=64", "tokens=2000", "layers=2", "stats=atomic"))  # which adds up in place
+    device, _ = required_bytes(spec, on_device=True)
+    assert device - kept == error_sums

@@ -6,7 +6,7 @@ from conftest import BACKENDS, make_backend, same_bits
 
 from awq_pycuda.backends.cpu import CpuBackend
 from awq_pycuda.engine.pipeline import Pipeline
-from awq_pycuda.layers.inputs import plan_layers
+from awq_pycuda.engine.spec import spec_of
 from awq_pycuda.quant.format import Format, Quantized, quantize, steps_of
 
 QUICK = ("n=40", "tokens=30", "layers=3", "inputs=outliers", "gammas=[0.2,0.5]", "timing.warmup=1", "timing.repeats=2")
@@ -44,7 +44,7 @@ class Sealed(CpuBackend):
 def test_a_pass_is_handles_only(compose, search):
     config = compose(*QUICK, f"search={search}", "verify=true")
     backend = Sealed()
-    pipeline = Pipeline(backend, plan_layers(config), config)
+    pipeline = Pipeline(backend, spec_of(config))
     pipeline.run()
     assert backend.passes == 4
     assert pipeline.layers[0].search.gamma_chosen > 0
@@ -65,7 +65,7 @@ def test_after_a_run_the_handles_hold_the_layer_s_own_values(compose, name, sear
     config = compose(*QUICK, f"search={search}", f"quant.group_size={group}", "save=full")
     form = Format(config.quant.group_size)
     with make_backend(name) as backend:
-        pipeline = Pipeline(backend, plan_layers(config), config)
+        pipeline = Pipeline(backend, spec_of(config))
         pipeline.run()
         assert pipeline.layers[0].search.gamma_chosen > 0  # or its values would be RTN's anyway
         for layer, result in zip(pipeline.handles.layers, pipeline.layers, strict=True):

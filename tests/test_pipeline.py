@@ -5,13 +5,12 @@ import pytest
 from conftest import BACKENDS, make_backend, same_bits
 
 from awq_pycuda import philox
-from awq_pycuda.backends.choose import chosen_variants
 from awq_pycuda.config import Config
 from awq_pycuda.engine import verify
 from awq_pycuda.engine.pipeline import Pipeline
+from awq_pycuda.engine.spec import spec_of
 from awq_pycuda.engine.stages import STAGES
 from awq_pycuda.layers import inputs
-from awq_pycuda.layers.inputs import plan_layers
 
 QUICK = ("timing=once", "save=full")
 
@@ -20,8 +19,9 @@ class Kept:
     """A finished run and copies of every array that it touched."""
 
     def __init__(self, name: str, config: Config) -> None:
-        with make_backend(name, config.tile, **chosen_variants(config)) as backend:
-            pipeline = Pipeline(backend, plan_layers(config), config)
+        spec = spec_of(config)
+        with make_backend(name, spec.tile, **spec.variants) as backend:
+            pipeline = Pipeline(backend, spec)
             pipeline.run()
             self.layers, self.timings = pipeline.layers, pipeline.timings
             self.x = [backend.read(arrays.x).copy() for arrays in pipeline.handles.layers]

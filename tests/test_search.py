@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from awq_pycuda.config import MAX_GAMMA, ConventionChoice, Normalization
+from awq_pycuda.engine.spec import spec_of
 from awq_pycuda.parallel import use_threads
-from awq_pycuda.quant.conventions import CONVENTIONS, Convention, convention_of
+from awq_pycuda.quant.conventions import CONVENTIONS, Convention
 from awq_pycuda.quant.format import Format
 from awq_pycuda.quant.search import best, candidates, diag_errors, refuse_overflow, search_result
 
@@ -225,10 +226,10 @@ def test_weights_that_nothing_reaches_set_no_step(normalization):
 
 
 def test_a_config_s_keys_override_the_convention(compose):
-    chosen = convention_of(compose())
+    chosen = spec_of(compose()).convention
     assert chosen == CONVENTIONS[ConventionChoice.day58]
     overrides = ("search=output", "search.normalization=sqrt_max_min", "gammas=[0.5]", "quant.group_size=32")
-    chosen = convention_of(compose(*overrides))
+    chosen = spec_of(compose(*overrides)).convention
     assert (chosen.objective.name, chosen.normalization.name) == ("output", "sqrt_max_min")
     assert (chosen.grid.tolist(), chosen.quantizer) == ([0, 0.5], Format(32))
     assert (chosen.floor, chosen.clamp, chosen.least_power) == (1e-8, (1 / 8, 8), 1e-4)

@@ -124,3 +124,16 @@ def test_the_number_of_host_threads_is_handed_on_by_nobody():
     }
     takes -= {"awq_pycuda.parallel._pool"}
     assert takes == {"awq_pycuda.parallel.use_threads", "awq_pycuda.library.quantize"}
+
+
+def test_a_config_goes_a_straight_way():
+    """What takes part in a run is given what the config asks of it, not the config: `engine.spec` derives that once."""
+    takes = {
+        name.removeprefix("awq_pycuda.")
+        for name, path in modules().items()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and node.module == "awq_pycuda.config"
+        if "Config" in {alias.name for alias in node.names}
+    }
+    of_a_run = {name for name in takes if not name.startswith("sweeps.")}
+    assert of_a_run == {"library", "engine.execution", "engine.spec", "layers.inputs"}

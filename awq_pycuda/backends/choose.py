@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping
-from operator import attrgetter
 from typing import Any
 
 from awq_pycuda.backends.base import Backend
 from awq_pycuda.backends.cpu import CpuBackend
-from awq_pycuda.config import BackendChoice, Config
+from awq_pycuda.config import BackendChoice
 from awq_pycuda.errors import InputError
 from awq_pycuda.kernels import table
 from awq_pycuda.kernels.variant import Device
@@ -33,20 +32,15 @@ def why_no_cuda() -> str | None:
     return None if driver.Device.count() else "the NVIDIA driver sees no device"
 
 
-def chosen_variants(config: Config) -> dict[str, str]:
-    """The variant of each stage that has several kernels, by the stage's name."""
-    return {stage: attrgetter(key)(config).name for stage, key in table.KEYS.items()}
-
-
-def refuse_variants(config: Config, choices: Mapping[str, str], device: Device) -> None:
-    """Refuses what a chosen kernel cannot do on this device, or with this config on any.
+def refuse_variants(choices: Mapping[str, str], tile: int, group_size: int | None, device: Device) -> None:
+    """Refuses what a chosen kernel cannot do on this device, or with this tile and these groups on any.
 
     Raises:
         InputError: the first such kernel, and which ones can.
     """
-    values = {"TILE": config.tile}
-    if config.quant.group_size is not None:
-        values["group_size"] = config.quant.group_size
+    values = {"TILE": tile}
+    if group_size is not None:
+        values["group_size"] = group_size
     for stage, name in choices.items():
         obstacles = {each.name: each.obstacle(values, device) for each in table.variants(stage).values()}
         if obstacles[name] is not None:
@@ -55,22 +49,29 @@ def refuse_variants(config: Config, choices: Mapping[str, str], device: Device) 
             raise InputError(f"{table.KEYS[stage]}={name}: {obstacles[name]}; allowed here: {allowed}")
 
 
-def choose_backend(config: Config) -> tuple[Backend[Any], str]:
-    """The backend that the config asks for, not yet entered, and one line that says which it is and why.
+def choose_backend(
+    wanted: BackendChoice, variants: Mapping[str, str], tile: int, group_size: int | None
+) -> tuple[Backend[Any], str]:
+    """The backend asked for, not yet entered, and one line that says which it is and why.
+
+    Args:
+        wanted: by the user.
+        variants: the kernel of each stage that has several, by the stage's name.
+        tile: of the kernels that leave theirs to the config.
+        group_size: of the format, which not every kernel takes.
 
     Raises:
-        InputError: backend=cuda where CUDA cannot be used.
+        InputError: backend=cuda where CUDA cannot be used, or a kernel that cannot do what it is chosen for.
     """
-    obstacle = None if config.backend is BackendChoice.cpu else why_no_cuda()
-    if config.backend is BackendChoice.cuda and obstacle is not None:
+    obstacle = None if wanted is BackendChoice.cpu else why_no_cuda()
+    if wanted is BackendChoice.cuda and obstacle is not None:
         raise InputError(f"backend=cuda: {obstacle}; allowed here: auto, cpu")
-    if config.backend is BackendChoice.cpu or obstacle is not None:
+    if wanted is BackendChoice.cpu or obstacle is not None:
         reason = "as asked" if obstacle is None else f"auto: {obstacle}"
         return CpuBackend(), f"backend cpu ({reason})"
     from awq_pycuda.backends.cuda.backend import CudaBackend
 
-    choices = chosen_variants(config)
-    backend = CudaBackend({"TILE": config.tile}, choices)
-    refuse_variants(config, choices, backend.limits)
-    reason = "as asked" if config.backend is BackendChoice.cuda else "auto: a driver and a device are there"
+    backend = CudaBackend({"TILE": tile}, variants)
+    refuse_variants(variants, tile, group_size, backend.limits)
+    reason = "as asked" if wanted is BackendChoice.cuda else "auto: a driver and a device are there"
     return backend, f"backend cuda ({reason}): {backend.device()['name']}"

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,14 @@ import psutil
 from awq_pycuda import provenance, signals, summary
 from awq_pycuda.backends.base import Backend
 from awq_pycuda.backends.choose import choose_backend
-from awq_pycuda.config import Config, FileInputs, config_hash
+from awq_pycuda.config import Config, FileInputs, SyntheticInputs
 from awq_pycuda.engine.memory import required_bytes
 from awq_pycuda.engine.pipeline import Pipeline
+from awq_pycuda.engine.spec import RunSpec, spec_of
 from awq_pycuda.engine.verify import TOLERANCES
 from awq_pycuda.errors import InputError
 from awq_pycuda.layers.files import unreached_layers
-from awq_pycuda.layers.inputs import LayerSpec, plan_layers
+from awq_pycuda.layers.inputs import LayerSpec
 from awq_pycuda.limits import refuse_beyond_memory
 from awq_pycuda.names import listed
 from awq_pycuda.parallel import use_threads
@@ -39,25 +41,46 @@ class RunFailed(RuntimeError):
         self.interrupted = interrupted
 
 
-def validate(config: Config) -> tuple[list[LayerSpec], Backend[Any], str]:
-    """Everything that can be wrong before any work: files, shapes, backend, memory. Allocates no arrays of the run.
+@dataclass(frozen=True)
+class Prepared:
+    """A run and the backend that it gets, not yet entered; `reason` says which and why, in one line."""
 
-    Returns:
-        The layers to run, the backend (not entered), and the line that says which backend and why.
+    spec: RunSpec
+    backend: Backend[Any]
+    reason: str
+
+    @contextmanager
+    def at_work(self) -> Iterator[Backend[Any]]:
+        """Within it the backend is entered, and the host's threads are those that the run asks for."""
+        with use_threads(self.spec.threads), self.backend:
+            yield self.backend
+
+
+def prepared(spec: RunSpec) -> Prepared:
+    """The run with its backend.
+
+    Raises:
+        InputError: the backend cannot be had, or cannot do what is asked.
+    """
+    group_size = spec.convention.quantizer.group_size
+    return Prepared(spec, *choose_backend(spec.backend, spec.variants, spec.tile, group_size))
+
+
+def validate(config: Config) -> Prepared:
+    """Everything that can be wrong before any work: files, shapes, backend, memory. Allocates no arrays of the run.
 
     Raises:
         InputError: the first thing wrong.
     """
-    specs = plan_layers(config)
-    backend, reason = choose_backend(config)
+    run = prepared(spec_of(config))
     key = f"inputs.path={config.inputs.path}" if isinstance(config.inputs, FileInputs) else f"n={config.n}"
-    with use_threads(config.threads), backend:
+    with run.at_work() as backend:
         free = backend.available_bytes()
-        device, host = required_bytes(specs, config, on_device=free is not None)
+        device, host = required_bytes(run.spec, on_device=free is not None)
     if free is not None:
         refuse_beyond_memory(key, device, free, "GPU's memory")
     refuse_beyond_memory(key, host, psutil.virtual_memory().available, "host's memory")
-    return specs, backend, reason
+    return run
 
 
 def execute(config: Config, folder: Path, overrides: Sequence[str] = (), config_yaml: str = "") -> Path:
@@ -76,29 +99,30 @@ def execute(config: Config, folder: Path, overrides: Sequence[str] = (), config_
         InputError: something is wrong before any work.
         RunFailed: the run failed; the result file holds the reason and the finished layers.
     """
-    specs, backend, reason = validate(config)
+    run = validate(config)
     console = summary.make_console()
     with alone_in(folder, "hydra.run.dir"), signals.held():
         with _unread_output():
-            console.print(reason, soft_wrap=True, markup=False)
+            console.print(run.reason, soft_wrap=True, markup=False)
             if isinstance(config.inputs, FileInputs) and (idle := unreached_layers(Path(config.inputs.path))):
                 line = f"left out, since no token reached them when they were captured: {listed(idle)}"
                 console.print(line, soft_wrap=True, markup=False)
-            if fewer := with_fewer_tokens(specs, config):
+            if fewer := with_fewer_tokens(run.spec.layers, config.tokens):
                 console.print(f"fewer than tokens={config.tokens}: {fewer}", soft_wrap=True, markup=False)
-        with use_threads(config.threads), backend:
-            origin = describe(config, backend, overrides, config_yaml)
+        with run.at_work():
+            origin = describe(run, overrides, config_yaml)
             with summary.progress(console) as on_progress:
-                record = attempt(config, specs, backend, origin, on_progress, signals.released())
+                record = attempt(run, origin, on_progress, signals.released())
         path = store(folder, record)
         with _unread_output():
-            summary.print_summary(console, record.layers, record.timings, path, config)
+            uniform = type(config.inputs) is SyntheticInputs
+            summary.print_summary(console, record.layers, record.timings, path, uniform)
     return path
 
 
-def with_fewer_tokens(specs: Sequence[LayerSpec], config: Config) -> str:
+def with_fewer_tokens(specs: Sequence[LayerSpec], tokens: int | None) -> str:
     """The layers whose own activations have fewer rows than asked for, each with how many; "" if there are none."""
-    short = [spec for spec in specs if config.tokens and spec.activations is not None and spec.tokens < config.tokens]
+    short = [spec for spec in specs if tokens and spec.activations is not None and spec.tokens < tokens]
     return listed([f"{spec.name} ({spec.tokens})" for spec in short])
 
 
@@ -135,18 +159,16 @@ def _unread_output() -> Iterator[None]:
         yield
 
 
-def describe(
-    config: Config, backend: Backend[Any], overrides: Sequence[str], config_yaml: str
-) -> dict[str, str | int | bool]:
-    """The attributes of a result file that are known before the run: what is asked for, and of which machine."""
+def describe(run: Prepared, overrides: Sequence[str], config_yaml: str) -> dict[str, str | int | bool]:
+    """The attributes of a result file that are known before the run, at work: what is asked for, of which machine."""
     commit, dirty = provenance.git_state()
     return {
         "overrides": json.dumps(list(overrides)),
         "config": config_yaml,
-        "config_hash": config_hash(config),
-        "backend": backend.name,
-        "device": json.dumps(backend.device()),
-        "versions": json.dumps(provenance.versions() | backend.versions()),
+        "config_hash": run.spec.config_hash,
+        "backend": run.backend.name,
+        "device": json.dumps(run.backend.device()),
+        "versions": json.dumps(provenance.versions() | run.backend.versions()),
         "git_commit": commit,
         "git_dirty": dirty,
         "kernels_sha256": provenance.kernels_sha256(),
@@ -154,26 +176,22 @@ def describe(
 
 
 def attempt(
-    config: Config,
-    specs: Sequence[LayerSpec],
-    backend: Backend[Any],
+    run: Prepared,
     origin: dict[str, str | int | bool],
     on_progress: Callable[[str, int, int], None] = lambda what, done, total: None,
     interruptible: AbstractContextManager[None] = nullcontext(),  # noqa: B008  # a nullcontext has no state
 ) -> RunRecord:
-    """Runs the pipeline on an entered backend; what it left, with a failure or a signal as the record's text.
+    """Runs the pipeline of a run that is at work; what it left, with a failure or a signal as the record's text.
 
     Args:
-        config: checked, with the layers `specs` that it asks for.
-        specs: from `validate`, as is the backend.
-        backend: entered.
+        run: from `validate`, within its `at_work`.
         origin: from `describe`.
         on_progress: see `Pipeline.run`.
         interruptible: held while the pipeline runs.
     """
     failure: str | None = None
     interrupted = False
-    pipeline = Pipeline(backend, specs, config)
+    pipeline = Pipeline(run.backend, run.spec)
     try:
         with interruptible:
             pipeline.run(on_progress)

@@ -2,45 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
-from awq_pycuda.backends.choose import chosen_variants
-from awq_pycuda.config import Config, Objective, Save
+from awq_pycuda.config import Objective, Save
 from awq_pycuda.engine.arrays import kept_bytes
+from awq_pycuda.engine.spec import RunSpec
 from awq_pycuda.kernels import table
 from awq_pycuda.layers.inputs import LayerSpec
 from awq_pycuda.parallel import host_threads, working_elements
-from awq_pycuda.quant.conventions import Convention, convention_of
+from awq_pycuda.quant.conventions import Convention
 from awq_pycuda.quant.format import Format
 
 # A thread draws so many numbers at a time, with so many bytes of intermediate words each.
 _DRAWN_AT_ONCE, _DRAWING_BYTES = 1 << 16, 32
 
 
-def required_bytes(specs: Sequence[LayerSpec], config: Config, on_device: bool) -> tuple[int, int]:
-    """Memory that a run of these layers takes at its peak, in bytes.
+def required_bytes(run: RunSpec, on_device: bool) -> tuple[int, int]:
+    """Memory that a run takes at its peak, in bytes, with the host threads that are set.
 
     Beside the arrays that the run keeps there is only what one step of one layer makes: the largest such step counts.
 
     Args:
-        specs: the layers.
-        config: of the run.
+        run: what is to run.
         on_device: whether the arrays live on a device with memory of its own.
 
     Returns:
         What the run takes of the device, and of the host.
     """
-    convention = convention_of(config)
+    specs, convention = run.layers, run.convention
     kept = kept_bytes(specs, convention)
     step = max(_host_step(spec, convention) for spec in specs)
-    checking = max(_checking(spec, convention.quantizer) for spec in specs) if config.verify else 0
-    results = sum(_result(spec, convention.quantizer, config.save) for spec in specs)
-    codes = sum(spec.out_features * spec.in_features for spec in specs) if config.save is Save.full else 0
+    checking = max(_checking(spec, convention.quantizer) for spec in specs) if run.verify else 0
+    results = sum(_result(spec, convention.quantizer, run.save) for spec in specs)
+    codes = sum(spec.out_features * spec.in_features for spec in specs) if run.save is Save.full else 0
     blocks = max(_kept_blocks(spec, convention) for spec in specs)
     steps = [step, checking, 2 * codes]  # in the end codes are in the file's image and in its bytes, too
     if on_device:
-        read = sum(_read_on_host(spec, convention.quantizer, config.verify) for spec in specs)
-        return kept + max(_scratch(spec, config) for spec in specs), read + results + blocks + max(steps)
+        read = sum(_read_on_host(spec, convention.quantizer, run.verify) for spec in specs)
+        return kept + max(_scratch(spec, run.variants) for spec in specs), read + results + blocks + max(steps)
     steps += [_stage(spec) for spec in specs]
     return 0, kept + results + max(blocks + max(steps), *(_drawing(spec) for spec in specs))
 
@@ -100,9 +99,8 @@ def _checking(spec: LayerSpec, form: Format) -> int:
     return 8 * max(2 * m * k + n * k, m * k + 2 * n * k + max(5 * n * k + steps, 3 * m * n))
 
 
-def _scratch(spec: LayerSpec, config: Config) -> int:
+def _scratch(spec: LayerSpec, choices: Mapping[str, str]) -> int:
     """What the kernels of one stage share between them: the workspace of the stage that needs most."""
-    choices = chosen_variants(config)
     sizes = {"tokens": spec.tokens, "out_features": spec.out_features, "in_features": spec.in_features}
     variants = [table.find(stage, choices.get(stage)) for stage in table.stages()]
     return max(sum(nbytes({**variant.macros, **sizes}) for nbytes in variant.scratch.values()) for variant in variants)

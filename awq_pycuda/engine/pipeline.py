@@ -5,20 +5,18 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Generic
 
 import numpy as np
 from numpy.typing import NDArray
 
 from awq_pycuda.backends.base import Backend, H, Layer, Mark
-from awq_pycuda.config import Config
 from awq_pycuda.engine import evaluation
 from awq_pycuda.engine.arrays import Run, allocate
+from awq_pycuda.engine.spec import RunSpec
 from awq_pycuda.engine.stages import STAGE_NAMES, STAGES, Stage
 from awq_pycuda.engine.verify import refuse_beyond_tolerance
-from awq_pycuda.layers.inputs import LayerSpec
-from awq_pycuda.quant.conventions import convention_of
 from awq_pycuda.results.record import LayerResult, Timings
 
 
@@ -28,20 +26,18 @@ class Pipeline(Generic[H]):
     `run` fills `layers` and the timings as it goes, so that a failure leaves what was finished.
     """
 
-    def __init__(self, backend: Backend[H], specs: Sequence[LayerSpec], config: Config) -> None:
+    def __init__(self, backend: Backend[H], spec: RunSpec) -> None:
         self.backend = backend
-        self.specs = list(specs)
-        self.config = config
+        self.spec = spec
         self.layers: list[LayerResult] = []  # those finished so far, from the first on
         self.handles: Run[H] | None = None  # once there are inputs
-        self._convention = convention_of(config)
         self._cold_ms = float("nan")
         self._samples: list[tuple[float, NDArray[np.float64], NDArray[np.float64]]] = []
 
     @property
     def timings(self) -> Timings:
         """Every measured pass so far."""
-        shape = (len(self.specs), len(STAGES), len(self._samples))
+        shape = (len(self.spec.layers), len(STAGES), len(self._samples))
         gpu, host = np.empty(shape), np.empty(shape)
         for repeat, (_, gpu_ms, host_ms) in enumerate(self._samples):
             gpu[:, :, repeat], host[:, :, repeat] = gpu_ms, host_ms
@@ -69,16 +65,16 @@ class Pipeline(Generic[H]):
             raise
         on_progress("metrics", 0, 1)
         self._measure()
-        if self.config.verify:
+        if self.spec.verify:
             self._verify(on_progress)
         on_progress("metrics", 1, 1)
 
     def _run_passes(self, on_progress: Callable[[str, int, int], None]) -> None:
-        timing = self.config.timing
+        timing = self.spec.timing
         total = 1 + timing.warmup + timing.repeats
         on_progress("inputs", 0, total)
         begin = time.perf_counter()
-        self.handles = allocate(self.backend, self.specs, self._convention)
+        self.handles = allocate(self.backend, self.spec.layers, self.spec.convention)
         for index in range(total):
             on_progress("cold pass" if index == 0 else "passes", index, total)
             if index == 0:
@@ -116,9 +112,9 @@ class Pipeline(Generic[H]):
 
     def _call(self, stage: Stage, index: int, layer: Layer[H]) -> None:
         try:
-            stage.call(self.backend, layer, self._convention)
+            stage.call(self.backend, layer, self.spec.convention)
         except FloatingPointError as error:
-            raise FloatingPointError(f"layer {index} ({self.specs[index].name}): {error}") from None
+            raise FloatingPointError(f"layer {index} ({self.spec.layers[index].name}): {error}") from None
 
     def _sample(self, marks: list[list[Mark]]) -> tuple[float, NDArray[np.float64], NDArray[np.float64]]:
         """Pipeline, GPU and host milliseconds of one pass. The pipeline is timed on the stream where there is one."""
@@ -131,18 +127,18 @@ class Pipeline(Generic[H]):
 
     def _collect(self, index: int, layer: Layer[H]) -> None:
         """The result of a layer, from the arrays that the last pass left."""
-        found = evaluation.collect(self.backend, self.specs[index], layer, self._convention, self.config.save)
+        found = evaluation.collect(self.backend, self.spec.layers[index], layer, self.spec.convention, self.spec.save)
         self.layers[index : index + 1] = [found]
 
     def _measure(self) -> None:
         if self.layers:
             assert self.handles is not None
-            evaluation.measure(self.backend, self.specs, self.handles, self.layers)
+            evaluation.measure(self.backend, self.spec.layers, self.handles, self.layers)
 
     def _verify(self, on_progress: Callable[[str, int, int], None]) -> None:
         assert self.handles is not None
         for index, result in enumerate(self.layers):
-            on_progress("verify", index, len(self.specs))
-            evaluation.verify(self.backend, self.handles.layers[index], result, self._convention)
+            on_progress("verify", index, len(self.spec.layers))
+            evaluation.verify(self.backend, self.handles.layers[index], result, self.spec.convention)
         for result in self.layers:
             refuse_beyond_tolerance(result.name, result.verify)

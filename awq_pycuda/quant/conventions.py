@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
 from typing import Any, Literal, get_args
@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from awq_pycuda.config import MAX_GAMMA, Config, ConventionChoice, Normalization, Objective
+from awq_pycuda.config import MAX_GAMMA, ConventionChoice, Normalization, Objective
 from awq_pycuda.errors import InputError
 from awq_pycuda.quant.format import Format
 
@@ -115,14 +115,3 @@ _RULES: dict[str, Rule] = {
 }
 
 CONVENTIONS = {ConventionChoice.day58: Convention()}
-
-
-def convention_of(config: Config) -> Convention:
-    """The convention that a config names, with what the config sets otherwise."""
-    return replace(
-        CONVENTIONS[config.convention],
-        gammas=tuple(config.gammas),
-        normalization=config.search.normalization,
-        objective=config.search.objective,
-        quantizer=Format(**vars(config.quant)),
-    )

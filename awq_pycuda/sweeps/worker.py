@@ -27,7 +27,6 @@ from awq_pycuda.config import Config
 from awq_pycuda.engine.execution import RunFailed, attempt, describe, store, validate
 from awq_pycuda.errors import InputError
 from awq_pycuda.layers.inputs import unchanged_file
-from awq_pycuda.parallel import use_threads
 from awq_pycuda.signals import STOPPING, stoppable
 from awq_pycuda.spread import Spread
 from awq_pycuda.summary import removed_from
@@ -65,22 +64,22 @@ def run_job(job: Job, tell: Callable[[Started], None]) -> Finished:
     try:
         os.chdir(job.cwd)
         with unchanged_file(job.config):  # or another file's results would stand in this one's folder
-            specs, backend, _ = validate(job.config)
-            folder = job_folder(job.cwd / job.study, job.config, *_names(backend))
+            run = validate(job.config)
+            folder = job_folder(job.cwd / job.study, job.config, *_names(run.backend))
         with claim(folder) as ours:
             if not ours:
                 return Finished(Outcome("elsewhere", folder=folder), usable=True)
             if is_complete(folder):
                 return Finished(Outcome("skipped", folder=folder), usable=True)
-            with use_threads(job.config.threads), backend:
-                origin = describe(job.config, backend, job.overrides, job.config_yaml)
+            with run.at_work() as backend:
+                origin = describe(run, job.overrides, job.config_yaml)
                 tell(Started(folder, origin))
                 with _alone_on(backend):
-                    record = attempt(job.config, specs, backend, origin, interruptible=_unblocked_interrupts())
+                    record = attempt(run, origin, interruptible=_unblocked_interrupts())
             store(folder, record)
     except RunFailed as error:
         state: State = "interrupted" if error.interrupted else "failed"
-        return Finished(Outcome(state, str(error), folder, time.perf_counter() - begin), _is_usable(backend))
+        return Finished(Outcome(state, str(error), folder, time.perf_counter() - begin), _is_usable(run.backend))
     except (InputError, OSError) as error:
         return Finished(Outcome("failed", str(error)), usable=True)
     figures = (Spread.of(record.timings.pipeline_ms), Spread.of(map(removed_from, record.layers)))
@@ -93,7 +92,7 @@ def checked(question: Question) -> list[Checked]:
 
     def check(config: Config) -> Checked:
         try:
-            return Checked(None, *_names(validate(config)[1]))
+            return Checked(None, *_names(validate(config).backend))
         except InputError as error:
             return Checked(str(error))
 
