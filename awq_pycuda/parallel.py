@@ -54,9 +54,9 @@ def use_threads(threads: int | None) -> Iterator[None]:
     own. The BLAS is the whole process's.
 
     Args:
-        threads: None for all cores that the process may use.
+        threads: None for all cores that the process may use now, by affinity and by CPU quota.
     """
-    token = _threads.set(threads)
+    token = _threads.set(_cores() if threads is None else threads)
     try:
         with _blas().limit(limits=1):
             yield
@@ -65,10 +65,12 @@ def use_threads(threads: int | None) -> Iterator[None]:
 
 
 def host_threads() -> int:
-    """As many as `use_threads` has set, else as many as there are cores to be had, by affinity and by CPU quota."""
+    """As many as `use_threads` has set; outside of it as many as there are cores to be had."""
     threads = _threads.get()
-    if threads is not None:
-        return threads
+    return _cores() if threads is None else threads
+
+
+def _cores() -> int:
     # The affinity mask knows cpusets and taskset; macOS and Windows have none.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = cpu_quota(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))

@@ -314,7 +314,7 @@ def _pass_on(number: signal.Signals) -> None:
 
 def main() -> int:
     """The command. Returns the exit code: 0, 1 when a run failed, 2 for bad input, 128 + number after a signal."""
-    # Hydra would print its errors over several lines and exit with 1; raised, they become the one line of §3.
+    # Hydra would print its errors over several lines and exit with 1; raised, they become our one line and 2.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     streams.prepare()
     try:

@@ -20,7 +20,7 @@ from awq_pycuda.results.record import LayerResult
 
 
 def collect(backend: Backend[H], spec: LayerSpec, layer: Layer[H], convention: Convention, save: Save) -> LayerResult:
-    """The host's own copies of what the last pass left of a layer."""
+    """The host's own copies of what a pass left of a layer; of its codes only where they are saved."""
 
     def own(handle: H) -> NDArray[Any]:
         return backend.read(handle).copy()

@@ -1,4 +1,4 @@
-"""One run, from a checked config to its results.h5: needs no Hydra, and serves single runs and the jobs of sweeps."""
+"""One run, from a checked config to its results.h5: for single runs, jobs of sweeps and the library; no Hydra."""
 
 from __future__ import annotations
 

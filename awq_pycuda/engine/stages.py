@@ -36,7 +36,7 @@ STAGES = (
 STAGE_NAMES = tuple(stage.name for stage in STAGES)
 UP_TO_CODES = STAGES[: STAGE_NAMES.index("quantize_awq") + 1]  # what quantizes a layer
 
-# Of a run that ended before its first layer.
+# Of a run whose process died: what it had measured went with it.
 NO_TIMINGS = Timings(
     STAGE_NAMES, np.empty((0, len(STAGES), 0)), np.empty((0, len(STAGES), 0)), np.empty(0), float("nan")
 )

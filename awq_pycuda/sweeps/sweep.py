@@ -149,9 +149,9 @@ class Sweep:
         self._thread.start()
 
     def finish(self, wait: bool = True) -> list[JobStatus]:
-        """Ends the display, waits for the jobs that other sweeps run, prints the table; returns the jobs.
+        """Waits for jobs still running, ends the display, waits for those of other sweeps, prints the tables.
 
-        A signal ends the waiting.
+        Returns the jobs. With `wait` False, and after a signal, it waits for none.
         """
         with suppress(KeyboardInterrupt):
             # A launcher that gave up on one job may have left others running.
