@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from awq_pycuda.errors import InputError
 from awq_pycuda.options import SYNTAX, describe, nonempty, option, parse, refusal, serve, share, words
@@ -78,9 +78,10 @@ The first form writes to the folder `out`: the tables runs, layers, curves, timi
 figures as PNG and SVG, and report.html. Files of these names that are there already are replaced, others are kept.
 
 {describe(AnalyzeOptions)}
-The second matches the runs of two files or folders by config and says what B changed against A: per stage and for the
-whole pipeline faster, slower, same or unclear, with the ratio of the medians and its 90 % interval; per layer and
-metric better, worse or same. Runs without a counterpart are listed.
+The second compares two files of awq_pycuda.bench row by row. Else it matches the runs of two files or folders by
+config and says what B changed against A: per stage and for the whole pipeline faster, slower, same or unclear, with
+the ratio of the medians and its 90 % interval; per layer and metric better, worse or same. Runs without a counterpart
+are listed.
 
 {describe(CompareOptions)}
 {SYNTAX}
@@ -135,16 +136,24 @@ def _compare(arguments: Sequence[str]) -> int:
     out = _folder(options.out) if options.out else None
     from awq_pycuda.analysis import printing
     from awq_pycuda.analysis.compare import compare
+    from awq_pycuda.analysis.compare_bench import compare_benches, read_benches
 
-    a, b = (_collect([path]) for path in paths)
-    result = compare(a, b, options.tolerance, options.metric_tolerance, options.ignore)
+    sides: Any = read_benches(*paths)
+    print_side: Any = printing.print_bench
+    if sides is not None:
+        a, b = sides
+        result = compare_benches(a, b, options.tolerance)
+    else:
+        sides, print_side = [_collect([path]) for path in paths], printing.print_set
+        a, b = sides
+        result = compare(a, b, options.tolerance, options.metric_tolerance, options.ignore)
     if out is not None:
         _make(out)
         for name in COMPARED:
             _write_table(getattr(result, name), out / f"compare_{name}")
     console = make_console()
-    for name, path, collection in zip("AB", paths, (a, b), strict=True):
-        printing.print_set(console, name, path, collection)
+    for name, path, side in zip("AB", paths, sides, strict=True):
+        print_side(console, name, path, side)
     printing.print_comparison(console, result)
     if out is not None:
         printing.print_line(console, f"tables {out}: {', '.join(f'compare_{name}' for name in COMPARED)}")

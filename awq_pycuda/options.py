@@ -6,6 +6,7 @@ Not argparse: it knows no `key=value`, words errors in its own way and takes no 
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import re
 import sys
@@ -70,10 +71,23 @@ def whole(minimum: int) -> Callable[[str], int]:
 
 def share(given: str) -> float:
     """For `option`: a number from 0 to below 1."""
+    value = _number(given)
+    if not 0 <= value < 1:
+        raise ValueError("is out of range")
+    return value
+
+
+def positive(given: str) -> float:
+    """For `option`: a number above 0."""
+    value = _number(given)
+    if not 0 < value < math.inf:
+        raise ValueError("is out of range")
+    return value
+
+
+def _number(given: str) -> float:
     if not re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?", given, re.IGNORECASE):
         raise ValueError("is no number" if given else "is missing")
-    if not 0 <= float(given) < 1:
-        raise ValueError("is out of range")
     return float(given)
 
 

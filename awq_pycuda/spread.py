@@ -48,6 +48,20 @@ class Spread:
         return (self.high - self.low) / self.median
 
 
+def median_interval(values: Iterable[float]) -> tuple[float, float, float]:
+    """A median with its distribution-free 95 % interval, from the order statistics: lower end, median, upper end.
+
+    The ends are the r-th smallest and r-th largest value, r the largest rank with P(B < r) ≤ 2.5 % for B binomial with
+    n and 1/2. With less than 6 values no two of them are that sure, and both ends are NaN.
+    """
+    ordered = sorted(values)
+    count, below, rank = len(ordered), 0.0, 0
+    while rank < count and (below := below + math.comb(count, rank) / 2**count) <= 0.025:
+        rank += 1
+    median = _quantile(ordered, 0.5)
+    return (ordered[rank - 1], median, ordered[-rank]) if rank else (math.nan, median, math.nan)
+
+
 def _quantile(ordered: list[float], share: float) -> float:
     """By linear interpolation, as NumPy and pandas do it, but between two infinite values, too."""
     if not ordered:

@@ -81,7 +81,8 @@ def loaded(statement):
 
 
 def test_the_reader_loads_itself_the_schema_and_what_opens_a_file():
-    own = {"awq_pycuda.results", "awq_pycuda.results.reader", "awq_pycuda.results.schema", "awq_pycuda.hdf5"}
+    parts = ("results", "results.reader", "results.opened", "results.schema", "hdf5")
+    own = {f"awq_pycuda.{part}" for part in parts}
     assert loaded("import awq_pycuda.results.reader") == {"awq_pycuda", *own}
 
 
@@ -109,7 +110,8 @@ def test_the_analysis_knows_results_and_nothing_of_runs():
         reached.add(name)
         left |= graph()[name] - reached
     others = {name.removeprefix("awq_pycuda.") for name in reached if ".analysis." not in name}
-    of_results = {"results.reader", "results.files", "results.schema", "hdf5", "hdf5_worker"}
+    of_results = {"results.reader", "results.files", "results.opened", "results.schema", "hdf5", "hdf5_worker"}
+    of_results |= {"results.bench_reader", "results.bench_record", "results.bench_schema", "kernels.work"}
     assert others <= of_results | {"quant.format", "parallel", "errors", "names", "spread"}
 
 

@@ -1,14 +1,14 @@
-"""Prints a table of docs/results.md from the schema: `schema_tables.py layout|run|layer|metrics`.
+"""Prints a table of docs/results.md from the schema, `schema_tables.py layout|run|layer|metrics`, or of docs/bench.md.
 
-`renew_docs.py` puts them into the page, so that nothing there is typed.
+The latter are `bench_layout` and `bench_run`. `renew_docs.py` puts them into the pages, so that nothing there is typed.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
-from awq_pycuda.results import schema
+from awq_pycuda.results import bench_schema, schema
 from awq_pycuda.results.schema import Entry
 
 SIZES = {
@@ -19,6 +19,8 @@ SIZES = {
     "layer": "L",
     "stage": "S",
     "repeat": "R",
+    "row": "rows",
+    "sample": "samples",
 }
 TOLERANCE = "_tolerance"
 
@@ -50,18 +52,18 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     return [lines[0], "|" + "---|" * len(header), *lines[1:]]
 
 
-def layout() -> list[str]:
+def layout(entries: Sequence[Entry] = schema.TABLE) -> list[str]:
     """Groups and datasets."""
     rows = []
-    for entry in (each for each in schema.TABLE if not each.is_attribute):
+    for entry in (each for each in entries if not each.is_attribute):
         kind = "group" if entry.type is None else f"{shape(entry)} {entry.type}"
         rows.append([f"`{entry.path}`", kind, units(entry), holds(entry)])
     return table(["path", "type", "unit", "holds"], rows)
 
 
-def run() -> list[str]:
+def run(entries: Sequence[Entry] = schema.TABLE) -> list[str]:
     """Attributes of the file itself."""
-    attributes = [each for each in schema.TABLE if each.is_attribute and each.parent == "/"]
+    attributes = [each for each in entries if each.is_attribute and each.parent == "/"]
     return table(["name", "type", "holds"], [[f"`{each.name}`", str(each.type), holds(each)] for each in attributes])
 
 
@@ -82,7 +84,14 @@ def metrics() -> list[str]:
     return table(["name", "unit", "better", "holds"], rows)
 
 
-TABLES = {"layout": layout, "run": run, "layer": layer, "metrics": metrics}
+TABLES: dict[str, Callable[[], list[str]]] = {
+    "layout": layout,
+    "run": run,
+    "layer": layer,
+    "metrics": metrics,
+    "bench_layout": lambda: layout(bench_schema.TABLE),
+    "bench_run": lambda: run(bench_schema.TABLE),
+}
 
 if __name__ == "__main__":
     print("\n".join(TABLES[sys.argv[1]]()))

@@ -19,11 +19,11 @@ from awq_pycuda.analysis.selection import stage_passes
 from awq_pycuda.errors import InputError
 
 PIPELINE = "pipeline"
-_TIME_COLUMNS = (
+TIME_COLUMNS = (
     *("config", "runs_a", "runs_b", "what", "samples_a", "samples_b", "median_a_ms", "median_b_ms"),
     *("ratio", "low", "high", "verdict"),
 )
-_METRIC_COLUMNS = ("config", "runs_a", "runs_b", "layer", "name", "metric", "a", "b", "difference", "verdict")
+METRIC_COLUMNS = ("config", "runs_a", "runs_b", "layer", "name", "metric", "a", "b", "difference", "verdict")
 
 Array = NDArray[np.float64]
 Samples = dict[Any, Array]
@@ -117,8 +117,8 @@ def compare(
         metrics += [(*head, *row) for row in rows]
     left = [*_not_compared(own, a, other), *_not_compared(other, b, own)]
     return Comparison(
-        times=pd.DataFrame(times, columns=list(_TIME_COLUMNS)),
-        metrics=pd.DataFrame(metrics, columns=list(_METRIC_COLUMNS)),
+        times=pd.DataFrame(times, columns=list(TIME_COLUMNS)),
+        metrics=pd.DataFrame(metrics, columns=list(METRIC_COLUMNS)),
         not_compared=pd.DataFrame(left, columns=["set", "run", "reason"]),
         broken=[run for run, key in other.failed.items() if key in own.complete and key not in other.complete],
         apart=apart,

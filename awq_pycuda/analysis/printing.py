@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from awq_pycuda.analysis.selection import (
     removed_spreads,
     run_labels,
 )
+from awq_pycuda.results.bench_record import BenchRecord
 from awq_pycuda.spread import milliseconds, percent, percent_range
 
 _MOST_ROWS = 40  # of a table
@@ -84,6 +86,15 @@ def print_set(console: Console, name: str, path: Path, collection: Collection) -
     known = [commit for commit in commits.dropna().unique() if commit]
     of_commit = f", commit {', '.join(known)}" if known else ""
     print_line(console, f"{name} {path}: {len(runs)} complete, {', '.join(devices)}{of_commit}")
+
+
+def print_bench(console: Console, name: str, path: Path, record: BenchRecord) -> None:
+    """What one side of a comparison of benchmarks is."""
+    root = record.root
+    commit = str(root["git_commit"])[:7] + (" (changed)" if root["git_dirty"] else "")
+    of_commit = f", commit {commit}" if commit else ""
+    device = json.loads(str(root["device"])).get("name", "")
+    print_line(console, f"{name} {path}: {len(record.rows)} rows, {root['backend']} on {device}{of_commit}")
 
 
 def print_comparison(console: Console, result: Comparison) -> None:

@@ -11,6 +11,7 @@ import pandas as pd
 
 from awq_pycuda.analysis.collect import Collection
 from awq_pycuda.analysis.selection import complete_layers, complete_runs
+from awq_pycuda.kernels.work import WORK, Sizes
 
 KERNELS = ("accum_stats", "quantize_awq", "dequantizeTiled", "relu")  # the other stages run on the host
 _SHAPE = ["tokens", "out_features", "in_features"]
@@ -75,11 +76,7 @@ def points(collection: Collection) -> pd.DataFrame:
 
 
 def work(stage: str, shapes: pd.DataFrame) -> tuple[Any, Any]:
-    """Floating-point operations and least bytes of a kernel.
-
-    With M tokens, N out_features, K in_features and G groups of a row: `accum_stats` adds |x| and multiplies and adds
-    x² (3·M·K flop), `quantize_awq` multiplies by s and divides by scale_b (2·N·K), `dequantizeTiled` is the product
-    (2·M·N·K), `relu` compares (M·N; the bias, which only some layers have, is left out).
+    """Operations and least bytes of a kernel, as `kernels.work` has them, for each row of a table.
 
     Args:
         stage: one of `KERNELS`.
@@ -90,12 +87,8 @@ def work(stage: str, shapes: pd.DataFrame) -> tuple[Any, Any]:
         pd.to_numeric(shapes["quant.group_size"]) if "quant.group_size" in shapes else pd.Series(np.nan, shapes.index)
     )
     groups = np.where(size.isna(), 1, np.ceil(k / size.astype("float64").fillna(1).to_numpy()))
-    return {
-        "accum_stats": (3 * m * k, 4 * m * k + 8 * k),
-        "quantize_awq": (2 * n * k, 5 * n * k + 4 * k + 4 * n * groups),
-        "dequantizeTiled": (2 * m * n * k, 4 * m * k + n * k + 4 * k + 4 * n * groups + 4 * m * n),
-        "relu": (m * n, 8 * m * n),
-    }[stage]
+    least = WORK[stage](Sizes(m, n, k, groups))
+    return least.operations, least.read + least.written
 
 
 def device_of(collection: Collection, device_name: str) -> str:

@@ -6,9 +6,9 @@ then read without it, and files of that version or a later one are damaged where
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 NAME = "awq_pycuda"
 VERSION = 2
@@ -72,6 +72,16 @@ class Entry:
     def needed(self, version: int, complete: bool) -> bool:
         """Whether a file of this schema version that has its group must have it."""
         return version >= self.since and (self.presence == "always" or (complete and self.presence == "complete"))
+
+
+class Layout(Protocol):
+    """A table of all that a kind of file holds: this module is one."""
+
+    NAME: str
+    VERSION: int
+
+    def entry(self, path: str) -> Entry:
+        """The entry of this path."""
 
 
 TABLE: tuple[Entry, ...] = (
@@ -266,10 +276,19 @@ def entry(path: str) -> Entry:
     Raises:
         KeyError: there is none.
     """
-    for each in TABLE:
+    return entry_of(TABLE, path, FILE_NAME)
+
+
+def entry_of(table: Iterable[Entry], path: str, file: str) -> Entry:
+    """The entry of this path in the table of a kind of file.
+
+    Raises:
+        KeyError: there is none.
+    """
+    for each in table:
         if each.path == path:
             return each
-    raise KeyError(f"{path} is not in the schema of {FILE_NAME}")
+    raise KeyError(f"{path} is not in the schema of {file}")
 
 
 def under(group: str) -> Iterator[Entry]:

@@ -9,43 +9,29 @@ from typing import Any
 import h5py
 import numpy as np
 
-from awq_pycuda import hdf5
 from awq_pycuda.quant.format import Quantized
 from awq_pycuda.results import schema
+from awq_pycuda.results.filled import attributes, fill, write_whole
 from awq_pycuda.results.record import LayerResult, RunRecord, Timings
-from awq_pycuda.temporary import replacing
-
-_CHUNK_BYTES = 64 << 20  # of one dataset's chunk, which is read as a whole; HDF5's limit is 4 GB
 
 
 def write(folder: Path, record: RunRecord) -> Path:
     """Writes `folder/results.h5` and returns its path.
 
-    The file is built in memory (HDF5 itself crashes on a full disk), written under a temporary name in the same folder,
-    flushed, fsynced and renamed, so that a reader never sees half a file and a killed run leaves none under the final
-    name.
-
     Raises:
         OSError: the folder cannot be written to; no temporary file is left.
         KeyError: the record holds something that the schema does not know.
     """
-    # HDF5 1.10's format has checksums over metadata, so that most damage is told before it leads HDF5 astray.
-    with h5py.File(schema.FILE_NAME, "w", driver="core", backing_store=False, libver=("v110", "v110")) as file:
-        _fill(file, "", {"@schema": schema.NAME, "@schema_version": schema.VERSION} | _attributes("", record.root))
+
+    def filling(file: h5py.File) -> None:
         for index, layer in enumerate(record.layers):
             group = file.create_group(f"layers/{index:03d}")
-            _fill(group, schema.LAYER, _of_layer(layer, record.tolerances))
-        _fill(file.create_group("timings"), schema.TIMINGS, _of_timings(record.timings))
-        image = hdf5.sealed_image(file)
-    folder.mkdir(parents=True, exist_ok=True)
-    final = folder / schema.FILE_NAME
-    with replacing(final) as temporary, open(temporary, "wb") as written:
-        written.writelines(image)
-    return final
+            fill(group, schema, schema.LAYER, _of_layer(layer, record.tolerances))
+        fill(file.create_group("timings"), schema, schema.TIMINGS, _of_timings(record.timings))
 
-
-def _attributes(group: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    return {f"{group}@{name}": value for name, value in values.items()}
+    path = folder / schema.FILE_NAME
+    write_whole(path, schema, record.root, filling)
+    return path
 
 
 def _of_layer(layer: LayerResult, tolerances: Mapping[str, float]) -> dict[str, Any]:
@@ -74,7 +60,7 @@ def _of_layer(layer: LayerResult, tolerances: Mapping[str, float]) -> dict[str, 
         values["group"] = np.arange(groups)
     values["scales/scale_b"] = quantized.steps[:, 0] if of_row else quantized.steps
     values["metrics"] = None  # the group is there even where a run failed before it had any
-    values |= _attributes("metrics/", layer.metrics)
+    values |= attributes("metrics/", layer.metrics)
     for stage, error in layer.verify.items():
         values |= {f"verify/@{stage}": error, f"verify/@{stage}_tolerance": float(tolerances[stage])}
     if isinstance(quantized, Quantized):
@@ -93,43 +79,3 @@ def _of_timings(timings: Timings) -> dict[str, Any]:
         "pipeline_ms": timings.pipeline_ms,
         "cold_ms": timings.cold_ms,
     }
-
-
-def _fill(group: h5py.Group, place: str, values: Mapping[str, Any]) -> None:
-    """Writes what stands at `place` of the schema, by path below it, with all that the schema says of it."""
-    scales: dict[str, h5py.Dataset] = {}
-    for path, value in values.items():
-        entry = schema.entry(f"{place}/{path}")
-        above = path.rpartition("/")[0]
-        parent = group.require_group(above) if above else group
-        if entry.is_attribute:
-            parent.attrs[entry.name] = value
-        elif entry.type is None:
-            parent.require_group(entry.name)
-        else:
-            _write_dataset(parent, entry, value, scales)
-
-
-def _write_dataset(group: h5py.Group, entry: schema.Entry, value: Any, scales: dict[str, h5py.Dataset]) -> None:
-    """Writes one dataset along the `scales`, which it joins if it is one."""
-    values = value if entry.type == "str" else np.asarray(value, entry.type)
-    dataset = group.create_dataset(entry.name, data=values, **_checksum(values))
-    dataset.attrs["units"] = entry.units
-    dataset.attrs["description"] = entry.description
-    if entry.is_scale:
-        dataset.make_scale(entry.name)
-        scales[entry.name] = dataset
-        return
-    for dimension, name in zip(dataset.dims, (name for name in entry.dims if name in scales), strict=True):
-        dimension.attach_scale(scales[name])
-
-
-def _checksum(values: Any) -> dict[str, Any]:
-    """How to store these values under a checksum.
-
-    HDF5 has none for scalars and strings of variable length, which the digest covers; what is empty needs none.
-    """
-    if np.ndim(values) == 0 or np.size(values) == 0 or values.dtype == object:
-        return {}
-    row = max(1, values.nbytes // len(values))
-    return {"fletcher32": True, "chunks": (min(len(values), max(1, _CHUNK_BYTES // row)), *values.shape[1:])}

@@ -1,0 +1,181 @@
+"""`python -m awq_pycuda.bench`: every kernel against the limits of this machine, and against its peers."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from awq_pycuda.kernels.work import WORK
+from awq_pycuda.options import (
+    SYNTAX,
+    describe,
+    nonempty,
+    option,
+    parse,
+    positive,
+    refusal,
+    serve,
+    share,
+    whole,
+    words,
+)
+from awq_pycuda.summary import make_console, print_line, progress
+
+if TYPE_CHECKING:  # NumPy and what stands on it take a moment to import; --help and bad input do without
+    from awq_pycuda.benchmarks.session import Plan
+    from awq_pycuda.benchmarks.shapes import Shape
+
+CASES = ("kernels", "pass")
+PEERS = ("auto", "none", "eager", "compiled")
+_SHAPE = re.compile(r"([1-9][0-9]{0,6})(?:x([1-9][0-9]{0,6})x([1-9][0-9]{0,6}))?")
+
+
+def _shapes(given: str) -> tuple[str, ...]:
+    found = tuple(dict.fromkeys(given.split(",")))
+    for each in found:
+        if not _SHAPE.fullmatch(each):
+            raise ValueError(f"{each!r} is none" if given else "is missing")
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions:
+    """What the command line sets."""
+
+    case: tuple[str, ...] = option(
+        "WORDS",
+        "what to measure: kernels, each alone; pass, a whole pass",
+        " or ".join(CASES),
+        words(*CASES),
+        ("kernels",),
+    )
+    kernels: tuple[str, ...] = option(
+        "STAGES",
+        "the stages whose kernels are measured, in every variant; none given: all",
+        ", ".join(WORK),
+        words(*WORK),
+        (),
+    )
+    shapes: tuple[str, ...] = option(
+        "SIZES",
+        "layers to measure: N for N x N with N tokens, or OUTxINxTOKENS",
+        "sizes such as 1024,4096x4096x512",
+        _shapes,
+        ("1024",),
+    )
+    points: int = option("COUNT", "candidates that the search compares", "a whole number from 1", whole(1), 5)
+    group_size: int = option(
+        "COUNT", "input channels of a group; 0: all of a row", "a whole number from 0", whole(0), 0
+    )
+    layers: int = option("COUNT", "layers of a pass", "a whole number from 1", whole(1), 3)
+    seed: int = option("NUMBER", "of the inputs", "a whole number from 0", whole(0), 0)
+    peers: tuple[str, ...] = option(
+        "WORDS",
+        "what to compare with, by PyTorch where it is installed; auto: eager",
+        ", ".join(PEERS),
+        words(*PEERS),
+        ("auto",),
+    )
+    noise: float = option(
+        "SHARE",
+        "certain enough: half of the median's 95 % interval, as a share of the median",
+        "a number from 0 to below 1",
+        share,
+        0.01,
+    )
+    seconds: float = option(
+        "SECONDS", "time limit for all that computes the same, on one shape", "a number above 0", positive, 1.0
+    )
+    out: str = option(
+        "FILE", "HDF5 file to write; pictures lie beside it", "a path where no file is", nonempty, "bench.h5"
+    )
+
+
+USAGE = f"""\
+Usage: python -m awq_pycuda.bench [key=value ...]
+
+Measures what the machine can do at most (read, write, copy, arithmetic), then every kernel: verified against float64
+on fresh inputs with poisoned outputs, timed with a cold and a warm cache in turn with its peers, and told as a share of
+its own limit. Writes every sample, with clock, power and temperature where a GPU tells them, and a roofline picture.
+`python -m awq_pycuda.analyze compare A B` compares two such files.
+
+{describe(BenchOptions)}
+{SYNTAX}
+Exit codes: 0 done, 1 a kernel of ours is wrong or writing failed, 2 bad input, 128 + number stopped by a signal.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command with its arguments (default: the process's); returns the exit code, one of USAGE."""
+    return serve(sys.argv[1:] if arguments is None else arguments, USAGE, _work)
+
+
+def _work(arguments: Sequence[str]) -> int:
+    options, _ = parse(BenchOptions, arguments)
+    out = Path(options.out)
+    if os.path.lexists(out):
+        raise refusal(BenchOptions, "out", out, "is there already")
+    from awq_pycuda.analysis.figures_bench import write_roofline
+    from awq_pycuda.benchmarks import printing
+    from awq_pycuda.benchmarks.peers import Peers
+    from awq_pycuda.benchmarks.places import CpuPlace
+    from awq_pycuda.benchmarks.session import measure
+    from awq_pycuda.results.bench_write import write_bench
+
+    plan = _plan(options)
+    place = CpuPlace()
+    peers = Peers(_wanted(options.peers), place.torch_device)
+    console = make_console()
+    print_line(console, "backend cpu")
+    with place, progress(console) as on_progress:
+        record = measure(place, peers, plan, on_progress)
+    write_bench(out, record)
+    pictures = write_roofline(record, out)
+    printing.print_record(console, record)
+    print_line(console, f"results {out}")
+    for picture in pictures:
+        print_line(console, f"picture {picture}")
+    print_line(console, f"next: python -m awq_pycuda.analyze compare {shlex.quote(str(out))} OTHER.h5")
+    return int(printing.ours_failed(record))
+
+
+def _plan(options: BenchOptions) -> Plan:
+    from awq_pycuda.benchmarks.session import Plan
+
+    return Plan(
+        options.case,
+        options.kernels or tuple(WORK),
+        tuple(_shape(each, options) for each in options.shapes),
+        options.layers,
+        options.seed,
+        options.noise,
+        options.seconds,
+    )
+
+
+def _shape(text: str, options: BenchOptions) -> Shape:
+    from awq_pycuda.benchmarks.shapes import Shape
+
+    found = _SHAPE.fullmatch(text)
+    assert found is not None
+    out_features, in_features, tokens = (int(side or found[1]) for side in found.groups())
+    if "pass" in options.case and options.layers > 1 and out_features != in_features:
+        raise refusal(BenchOptions, "shapes", text, f"layers={options.layers} of a chain must be square")
+    return Shape(tokens, out_features, in_features, options.points, options.group_size or None)
+
+
+def _wanted(given: Sequence[str]) -> list[str]:
+    """The peers to look for."""
+    if "none" in given:
+        return []
+    return ["eager"] if "auto" in given else list(given)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,142 @@
+"""The stages as cases: how each is called alone, what it is given, what it leaves, and how far off that may be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from awq_pycuda.backends.base import Backend, Layer
+from awq_pycuda.benchmarks.oracle import Exact
+from awq_pycuda.engine.verify import TOLERANCES, code_errors, curve_error, frobenius_error, relative_error
+from awq_pycuda.kernels import table
+from awq_pycuda.quant.conventions import Convention
+
+Array = NDArray[Any]
+Left = Mapping[str, Array]
+
+# Beyond what `verify=true` allows: `init` is exact, the reference product adds up in float32 on the CPU, and sums in
+# float64 that are added up in another order differ by as much.
+ALLOWED = {
+    **TOLERANCES,
+    "drawn": 0.0,
+    "inv_s": TOLERANCES["s"],
+    "reference": 1e-5,
+    "sums": table.find("error_sums").tolerance,
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A stage alone.
+
+    Attributes:
+        name: of the stage, as results and the table of kernels have it.
+        call: runs it on a layer; returns what it returns to the host.
+        given: the layer's arrays that it reads.
+        left: those that it writes.
+        judge: errors of what it left, by the names of `ALLOWED`; the last argument is what it returned.
+    """
+
+    name: str
+    call: Callable[[Backend[Any], Layer[Any], Convention, int], Any]
+    given: tuple[str, ...]
+    left: tuple[str, ...]
+    judge: Callable[[Exact, Left, Any], dict[str, float]]
+
+
+def array(layer: Layer[Any], name: str) -> Any:
+    """The handle of a layer's array."""
+    if name in ("steps", "codes"):
+        return getattr(layer.quantized, name)
+    return getattr(layer.trial if name == "reference" else layer, name)
+
+
+def _of_search(exact: Exact, left: Left, _: Any) -> dict[str, float]:
+    chosen = int(np.argmin(left["error"]))
+    return {
+        "error_curve": curve_error(left["error"], *exact.curve),
+        "s": relative_error(left["s"], exact.scales[chosen]),
+        "inv_s": relative_error(left["inv_s"], 1 / exact.scales[chosen]),
+    }
+
+
+def _of_codes(exact: Exact, left: Left, _: Any) -> dict[str, float]:
+    off_tie, off_by_more = code_errors(exact.quantized(left["codes"]), exact.w, exact.s)
+    return {"codes_off_tie": off_tie, "codes_off_by_more_than_1": off_by_more}
+
+
+CASES = (
+    Case(
+        "init",
+        lambda backend, layer, _, seed: backend.init(layer.w, seed, 1, None, None),
+        (),
+        ("w",),
+        lambda exact, left, _: {"drawn": relative_error(left["w"], exact.drawn)},
+    ),
+    Case(
+        "accum_stats",
+        lambda backend, layer, *_: backend.accum_stats(layer.x, layer.abs_mean, layer.sq_mean),
+        ("x",),
+        ("abs_mean", "sq_mean"),
+        lambda exact, left, _: {
+            name: relative_error(left[name], mean)
+            for name, mean in zip(("abs_mean", "sq_mean"), exact.means, strict=True)
+        },
+    ),
+    Case(
+        "compute_s",
+        lambda backend, layer, convention, _: backend.compute_s(layer, convention),
+        ("w", "abs_mean", "sq_mean"),
+        ("error", "s", "inv_s"),
+        _of_search,
+    ),
+    Case(
+        "compute_scale_b",
+        lambda backend, layer, *_: backend.compute_scale_b(layer.w, layer.s, layer.quantized),
+        ("w", "s"),
+        ("steps",),
+        lambda exact, left, _: {"scale_b": relative_error(left["steps"], exact.exact_steps)},
+    ),
+    Case(
+        "quantize_awq",
+        lambda backend, layer, *_: backend.quantize_awq(layer.w, layer.s, layer.quantized),
+        ("w", "s", "steps"),
+        ("codes",),
+        _of_codes,
+    ),
+    Case(
+        "dequantizeTiled",
+        lambda backend, layer, *_: backend.dequantize_tiled(layer.x, layer.quantized, layer.inv_s, layer.y),
+        ("x", "codes", "steps", "inv_s"),
+        ("y",),
+        lambda exact, left, _: {"output": frobenius_error(left["y"], exact.product)},
+    ),
+    Case(
+        "relu",
+        lambda backend, layer, *_: backend.relu(layer.y, None, layer.out),
+        ("y",),
+        ("out",),
+        lambda exact, left, _: {"relu": frobenius_error(left["out"], np.maximum(exact.y.astype(np.float64), 0))},
+    ),
+    Case(
+        "matmul_reference",
+        lambda backend, layer, *_: backend.matmul_reference(layer.x, layer.w, layer.trial.reference),
+        ("x", "w"),
+        ("reference",),
+        lambda exact, left, _: {"reference": frobenius_error(left["reference"], exact.exact_product)},
+    ),
+    Case(
+        "error_sums",
+        lambda backend, layer, *_: backend.error_sums(layer.trial.reference, layer.y),
+        ("reference", "y"),
+        (),
+        lambda exact, _, sums: {"sums": relative_error(np.array(sums), np.array(exact.sums))},
+    ),
+)
+CASE_NAMES = tuple(case.name for case in CASES)
+# Stages of the table of kernels that are parts of a case: the case that they are in.
+WITHIN: dict[str, str] = {}

@@ -1,0 +1,160 @@
+"""Fresh inputs of a shape, and in float64 what every stage must make of them: the formulas of `engine.verify`."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from awq_pycuda import philox
+from awq_pycuda.benchmarks.shapes import Shape
+from awq_pycuda.engine.verify import exact_curve, exact_scales, exact_steps, over_channels
+from awq_pycuda.parallel import map_row_blocks
+from awq_pycuda.quant.conventions import Convention
+from awq_pycuda.quant.format import Quantized
+
+_GAMMA = 0.5  # of the scales that a stage after the search is given
+_LARGER = (10, 100)  # factors of the input channels that are larger
+_LARGER_SHARE = 0.01
+
+Array = NDArray[Any]
+
+
+class Exact:
+    """One set of inputs, by the names of a layer's arrays; nothing is made before it is asked for.
+
+    Every stage is given inputs from here, never another stage's outputs, so that each is judged alone. `seed` is also
+    what `init` draws from.
+    """
+
+    def __init__(self, shape: Shape, convention: Convention, seed: int) -> None:
+        self.shape, self.convention, self.seed = shape, convention, seed
+
+    def given(self, name: str) -> Array:
+        """The values of an array that a stage reads, as float32 or codes."""
+        value: Array = getattr(self, name)
+        return value
+
+    def _drawn(self, which: int, rows: int, columns: int) -> Array:
+        random = np.random.Generator(np.random.Philox(key=(self.seed, which)))
+        values = random.random((rows, columns), np.float32)
+        values *= 2
+        values -= 1
+        return values
+
+    @cached_property
+    def x(self) -> Array:
+        """(M, K) activations, some channels of which are larger."""
+        values = self._drawn(0, self.shape.tokens, self.shape.in_features)
+        random = np.random.Generator(np.random.Philox(key=(self.seed, 7)))
+        count = max(1, round(_LARGER_SHARE * self.shape.in_features))
+        chosen = random.choice(self.shape.in_features, count, replace=False)
+        values[:, chosen] *= random.uniform(*_LARGER, count).astype(np.float32)
+        return values
+
+    @cached_property
+    def w(self) -> Array:
+        """(N, K) weights."""
+        return self._drawn(1, self.shape.out_features, self.shape.in_features)
+
+    @cached_property
+    def y(self) -> Array:
+        """(M, N) of either sign, for what follows the product."""
+        return self._drawn(2, self.shape.tokens, self.shape.out_features)
+
+    @cached_property
+    def reference(self) -> Array:
+        """(M, N) that differs a little from `y`."""
+        return self.y + np.float32(1 / 64) * self._drawn(3, self.shape.tokens, self.shape.out_features)
+
+    @cached_property
+    def means(self) -> tuple[Array, Array]:
+        """(K,) means of |x| and x² in float64."""
+        exact = self.x.astype(np.float64)
+        return np.abs(exact).mean(axis=0), np.square(exact).mean(axis=0)
+
+    @property
+    def abs_mean(self) -> Array:
+        """(K,) float32."""
+        return self.means[0].astype(np.float32)
+
+    @property
+    def sq_mean(self) -> Array:
+        """(K,) float32."""
+        return self.means[1].astype(np.float32)
+
+    @cached_property
+    def s(self) -> Array:
+        """(K,) float32."""
+        return exact_scales(
+            dict(zip(("abs_mean", "sq_mean"), self.means, strict=True)), _GAMMA, self.convention
+        ).astype(np.float32)
+
+    @property
+    def inv_s(self) -> Array:
+        """(K,) float32."""
+        return 1 / self.s
+
+    @cached_property
+    def exact_steps(self) -> Array:
+        """(N, groups) in float64."""
+        return exact_steps(self.w.astype(np.float64) * self.s, self.convention.quantizer)
+
+    @property
+    def steps(self) -> Array:
+        """(N, groups) float32."""
+        return self.exact_steps.astype(np.float32)
+
+    @cached_property
+    def codes(self) -> Array:
+        """(N, K)."""
+        form = self.convention.quantizer
+        levels = self.w.astype(np.float64) * self.s / over_channels(self.steps, self.shape.in_features, form)
+        return np.asarray(np.clip(np.rint(levels), -form.largest, form.largest), form.code_dtype)
+
+    @cached_property
+    def curve(self) -> tuple[Array, Array]:
+        """What `exact_curve` gives for the candidates; in blocks of rows, since it is long."""
+        sq_mean, form = self.sq_mean.astype(np.float64), self.convention.quantizer
+        parts = map_row_blocks(
+            lambda block: exact_curve(self.w[block].astype(np.float64), self.scales, sq_mean, form), self.w.shape
+        )
+        exact, units = (np.array(each) for each in zip(*parts, strict=True))
+        return exact.sum(axis=0), np.sqrt(np.square(units).sum(axis=0))
+
+    @cached_property
+    def scales(self) -> Array:
+        """(G, K) candidates in float64, of the statistics as the search is given them."""
+        given = {"abs_mean": self.abs_mean.astype(np.float64), "sq_mean": self.sq_mean.astype(np.float64)}
+        return np.array([exact_scales(given, gamma, self.convention) for gamma in self.convention.grid])
+
+    @cached_property
+    def product(self) -> Array:
+        """(M, N) product with the dequantized weights in float64."""
+        weights = self.codes * over_channels(self.steps, self.shape.in_features, self.convention.quantizer)
+        weights *= self.inv_s
+        return np.asarray(self.x.astype(np.float64) @ weights.T)
+
+    @cached_property
+    def exact_product(self) -> Array:
+        """(M, N) product with the weights themselves in float64."""
+        return np.asarray(self.x.astype(np.float64) @ self.w.astype(np.float64).T)
+
+    @cached_property
+    def sums(self) -> tuple[float, float]:
+        """`Σ reference²` and `Σ (reference − y)²` in float64."""
+        exact = self.reference.astype(np.float64)
+        return float(np.sum(exact**2)), float(np.sum((exact - self.y) ** 2))
+
+    @cached_property
+    def drawn(self) -> Array:
+        """(N, K) that `init` makes: `2u − 1` of subsequence 1."""
+        shape = self.shape.out_features, self.shape.in_features
+        uniform = philox.uniform(self.seed, 1, shape[0] * shape[1]).reshape(shape)
+        return np.float32(2) * uniform - np.float32(1)
+
+    def quantized(self, codes: Array) -> Quantized[Array]:
+        """Codes with the steps that they were made for."""
+        return Quantized(codes=codes, steps=self.steps, format=self.convention.quantizer)

@@ -1,0 +1,191 @@
+"""The same in PyTorch, eager and compiled, and by the libraries behind it: what our kernels are compared with.
+
+PyTorch is imported late and only here: a benchmark without it has no peers, and says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from awq_pycuda.benchmarks.cases import CASES
+from awq_pycuda.benchmarks.oracle import Exact
+from awq_pycuda.benchmarks.passes import PASS, chain_weights, pass_work
+from awq_pycuda.benchmarks.places import KERNELS
+from awq_pycuda.benchmarks.shapes import Shape
+from awq_pycuda.benchmarks.subjects import Key, Subject, Verdict, unwritten, verdict
+from awq_pycuda.kernels.work import Unit, Work
+from awq_pycuda.quant.conventions import Convention
+
+EAGER, COMPILED = "eager", "compiled"
+LIBRARIES = "libraries"
+CHOICES = (EAGER, COMPILED, LIBRARIES)
+# A peer is a yardstick, not under test: it adds up as it likes. What is further off computes something else.
+_SLACK = 100
+
+Tensors = dict[str, Any]
+
+
+class TorchSubject:
+    """A function of tensors that leaves tensors by the names of a case's arrays."""
+
+    def __init__(
+        self,
+        key: Key,
+        work: Work,
+        unit: Unit,
+        given: Callable[[Exact], dict[str, Any]],
+        function: Callable[..., Tensors],
+        judge: Callable[[Exact, dict[str, Any]], Verdict],
+        device: str,
+    ) -> None:
+        self.key, self.work, self.unit = key, work, unit
+        self._given, self._function, self._judge, self._device = given, function, judge, device
+        self._exact: Exact | None = None
+        self._tensors: Tensors = {}
+        self._left: Tensors | None = None
+
+    def fill(self, exact: Exact) -> None:
+        """See `Subject.fill`; in place where there are tensors already."""
+        import torch
+
+        for name, values in self._given(exact).items():
+            fresh = torch.from_numpy(np.ascontiguousarray(values))
+            if name in self._tensors:
+                self._tensors[name].copy_(fresh)
+            else:
+                self._tensors[name] = fresh.to(self._device, copy=True)
+        self._exact = exact
+
+    def poison(self) -> None:
+        """See `Subject.poison`: PyTorch makes new tensors for what it leaves."""
+        self._left = None
+
+    def launch(self) -> None:
+        """See `Subject.launch`."""
+        import torch
+
+        with torch.inference_mode():
+            self._left = self._function(**self._tensors)
+
+    def judge(self) -> Verdict:
+        """See `Subject.judge`."""
+        assert self._exact is not None
+        assert self._left is not None
+        return self._judge(self._exact, {name: value.cpu().numpy() for name, value in self._left.items()})
+
+
+class Peers:
+    """The peers that are there and wanted.
+
+    Args:
+        wanted: of `CHOICES`.
+        device: as PyTorch names it.
+    """
+
+    def __init__(self, wanted: Sequence[str], device: str) -> None:
+        self.absent: list[str] = []
+        self._wanted, self._device = wanted, device
+        self._there = bool(wanted) and self._find(device)
+
+    def _find(self, device: str) -> bool:
+        try:
+            import torch
+        except ImportError as error:
+            self.absent.append(f"PyTorch and what is behind it: {error}")
+            return False
+        if device == "cuda" and not torch.cuda.is_available():
+            self.absent.append("PyTorch and what is behind it: this build of PyTorch finds no GPU")
+            return False
+        torch.backends.cuda.matmul.allow_tf32 = False
+        return True
+
+    def kernels(self, stage: str, shape: Shape, convention: Convention) -> list[Subject]:
+        """What does a stage."""
+        if not self._there:
+            return []
+        from awq_pycuda.benchmarks import torch_stages
+
+        function = torch_stages.stage_function(stage, convention)
+        if function is None:
+            return []
+        case = next(each for each in CASES if each.name == stage)
+
+        def judged(exact: Exact, left: dict[str, Any]) -> Verdict:
+            if reason := unwritten({name: left[name] for name in case.left}):
+                return Verdict(reason=reason)
+            return verdict(case.judge(exact, left, left.get("sums")), _SLACK)
+
+        def given(exact: Exact) -> dict[str, Any]:
+            return {name: exact.given(name) for name in case.given}
+
+        found: list[Subject] = [
+            TorchSubject(
+                Key(KERNELS, stage, "", f"torch {how}", shape),
+                shape.work(stage),
+                "fp32",
+                given,
+                made,
+                judged,
+                self._device,
+            )
+            for how, made in self._ways(function)
+        ]
+        if stage == "dequantizeTiled" and LIBRARIES in self._wanted and self._device == "cuda":
+            found += self._products(shape)
+        return found
+
+    def passes(self, shape: Shape, convention: Convention, layers: int) -> list[Subject]:
+        """What does a whole pass."""
+        if not self._there:
+            return []
+        from awq_pycuda.benchmarks import torch_stages
+
+        def given(exact: Exact) -> dict[str, Any]:
+            return {"x": exact.x} | {f"w{index}": w for index, w in enumerate(chain_weights(exact, layers))}
+
+        def judged(_: Exact, left: dict[str, Any]) -> Verdict:
+            return Verdict(reason=unwritten(left))
+
+        work = pass_work(shape, layers)
+        return [
+            TorchSubject(
+                Key(PASS, PASS, f"{layers} layers", f"torch {how}", shape),
+                work,
+                "fp32",
+                given,
+                made,
+                judged,
+                self._device,
+            )
+            for how, made in self._ways(torch_stages.pass_function(convention))
+        ]
+
+    def _ways(self, function: Callable[..., Tensors]) -> list[tuple[str, Callable[..., Tensors]]]:
+        import torch
+
+        ways = [(EAGER, function)] if EAGER in self._wanted else []
+        if COMPILED in self._wanted:
+            ways.append((COMPILED, torch.compile(function, dynamic=False)))
+        return ways
+
+    def _products(self, shape: Shape) -> list[Subject]:
+        """The product alone, by cuBLAS: of dequantized weights in fp32 and fp16, and of int8 codes."""
+        from awq_pycuda.benchmarks import torch_stages
+
+        m, n, k = shape.tokens, shape.out_features, shape.in_features
+        return [
+            TorchSubject(
+                Key(KERNELS, "dequantizeTiled", "", f"cuBLAS {name}", shape),
+                Work(each.bytes * (m * k + n * k), each.bytes_out * m * n, 2 * m * n * k),
+                each.unit,
+                each.given,
+                each.function,
+                each.judge,
+                self._device,
+            )
+            for name, each in torch_stages.PRODUCTS.items()
+            if name != "int8" or (m > 16 and k % 8 == 0 and n % 8 == 0)
+        ]

@@ -1,0 +1,113 @@
+"""Where a benchmark runs: a backend with its variants, what times it, its ceilings, and the peers that are there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any, Protocol, Self
+
+import numpy as np
+
+from awq_pycuda.backends.base import Backend
+from awq_pycuda.backends.cpu import CpuBackend
+from awq_pycuda.benchmarks.cases import CASES, Case
+from awq_pycuda.benchmarks.ceilings import host_ceilings
+from awq_pycuda.benchmarks.machine import CpuMachine, Machine
+from awq_pycuda.benchmarks.shapes import Shape
+from awq_pycuda.benchmarks.subjects import OURS, Key, StageSubject, Subject, layer_of
+from awq_pycuda.kernels.work import Unit
+from awq_pycuda.parallel import use_threads
+from awq_pycuda.quant.conventions import Convention
+
+KERNELS = "kernels"
+
+
+class Place(Protocol):
+    """A machine to measure, entered.
+
+    Attributes:
+        backend: one that tells device and versions, and allocates.
+        machine: times launches.
+        torch_device: where PyTorch finds the same machine.
+    """
+
+    backend: Backend[Any]
+    machine: Machine
+    torch_device: str
+
+    def __enter__(self) -> Self:
+        """Takes the machine."""
+
+    def __exit__(self, *exc: object) -> None:
+        """Gives it back."""
+
+    def reader(self, nbytes: int) -> Callable[[], object]:
+        """What reads an array of so many bytes, and nothing else."""
+
+    def ceilings(self) -> tuple[list[Subject], list[str]]:
+        """What it can do at most, and lines that say what cannot be measured."""
+
+    def kernels(
+        self, shape: Shape, convention: Convention, stages: Sequence[str]
+    ) -> AbstractContextManager[dict[str, list[Subject]]]:
+        """By stage: its variants on one shape; their arrays live within the `with` block."""
+
+    def backends(self) -> AbstractContextManager[dict[str, Backend[Any]]]:
+        """By the words that tell them apart: backends that a whole pass is run by."""
+
+
+class CpuPlace:
+    """The host, by NumPy."""
+
+    torch_device = "cpu"
+    variant = "numpy"
+
+    def __init__(self, backend: Backend[Any] | None = None, machine: Machine | None = None) -> None:
+        self.backend: Backend[Any] = backend or CpuBackend()
+        self.machine: Machine = machine or CpuMachine()
+
+    def __enter__(self) -> Self:
+        """See `Place`."""
+        with ExitStack() as stack:
+            stack.enter_context(use_threads(None))
+            stack.enter_context(self.backend)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """See `Place`."""
+        self._stack.close()
+
+    def reader(self, nbytes: int) -> Callable[[], object]:
+        """See `Place.reader`."""
+        values = np.ones(nbytes // 8)
+        return values.max
+
+    def ceilings(self) -> tuple[list[Subject], list[str]]:
+        """See `Place.ceilings`."""
+        return host_ceilings(), []
+
+    @contextmanager
+    def kernels(
+        self, shape: Shape, convention: Convention, stages: Sequence[str]
+    ) -> Iterator[dict[str, list[Subject]]]:
+        """See `Place.kernels`."""
+        layer = layer_of(self.backend, shape, convention)
+        yield {
+            case.name: [StageSubject(self.backend, layer, convention, case, self._key(case, shape), host_unit(case))]
+            for case in CASES
+            if case.name in stages
+        }
+
+    def _key(self, case: Case, shape: Shape) -> Key:
+        return Key(KERNELS, case.name, self.variant, OURS, shape)
+
+    @contextmanager
+    def backends(self) -> Iterator[dict[str, Backend[Any]]]:
+        """See `Place.backends`."""
+        yield {self.variant: self.backend}
+
+
+def host_unit(case: Case) -> Unit:
+    """What does the operations of a stage in NumPy."""
+    return "fp64" if case.name in ("accum_stats", "error_sums") else "fp32"

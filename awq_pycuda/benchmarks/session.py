@@ -1,0 +1,210 @@
+"""A whole benchmark: ceilings, every group of subjects in turn, ceilings again, and the rows that come of it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from awq_pycuda import provenance
+from awq_pycuda.benchmarks.ceilings import measured
+from awq_pycuda.benchmarks.groups import Measured, measure_group
+from awq_pycuda.benchmarks.limits import Ceilings, floor_us, limit_us
+from awq_pycuda.benchmarks.oracle import Exact
+from awq_pycuda.benchmarks.passes import PassSubject
+from awq_pycuda.benchmarks.peers import Peers
+from awq_pycuda.benchmarks.places import KERNELS, Place
+from awq_pycuda.benchmarks.shapes import Shape
+from awq_pycuda.benchmarks.subjects import Subject
+from awq_pycuda.benchmarks.timing import COLD, WARM, Track
+from awq_pycuda.quant.conventions import Convention
+from awq_pycuda.quant.format import Format
+from awq_pycuda.results.bench_record import BenchRecord, BenchRow
+
+LEAST_EFFECT = 1.1  # of the flush: without it the probe takes as long cold as warm
+_CEILING_SECONDS = 0.3
+_PROBE_SHARE = 8  # of the cache
+_LARGEST_PROBE = 4 << 20
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure.
+
+    Attributes:
+        cases: of `kernels` and `pass`.
+        stages: of the kernels.
+        shapes: of the layers.
+        layers: of a pass.
+        seed: of the inputs.
+        noise: see `interleave`; `seconds` for each group.
+    """
+
+    cases: tuple[str, ...]
+    stages: tuple[str, ...]
+    shapes: tuple[Shape, ...]
+    layers: int
+    seed: int
+    noise: float
+    seconds: float
+
+
+def convention_for(shape: Shape) -> Convention:
+    """The default convention with as many candidates, evenly from 0 to 1, and groups as the shape has."""
+    gammas = tuple(float(gamma) for gamma in np.linspace(0, 1, shape.candidates))
+    return Convention(gammas=gammas, quantizer=Format(shape.group_size))
+
+
+def measure(place: Place, peers: Peers, plan: Plan, on_progress: Progress = lambda *_: None) -> BenchRecord:
+    """Measures all of a plan on an entered place.
+
+    Ceilings are measured before and after everything else, and the best of both counts: a limit that a busy moment has
+    lowered would make honest times impossible.
+    """
+    steps = 2 + len(plan.shapes) * (len(plan.stages) * (KERNELS in plan.cases) + ("pass" in plan.cases))
+    step = iter(range(steps))
+
+    def tell(what: str) -> None:
+        on_progress(what, next(step), steps)
+
+    tell("ceilings")
+    subjects, absent = place.ceilings()
+    effect = flush_effect(place)
+    before = _measure_ceilings(place, subjects)
+    found: list[Measured] = []
+    for shape in plan.shapes:
+        for group in _groups(place, peers, plan, shape, tell):
+            found += _measure_subjects(place, group, plan, shape)
+    tell("ceilings")
+    after = _measure_ceilings(place, subjects)
+    for one, other in zip(before, after, strict=True):
+        for track, again in zip(one.tracks, other.tracks, strict=False):
+            track.samples += again.samples
+    limits = ceilings_of(before)
+    rows = [row for each in (*before, *found) for row in _rows(each, limits, place.machine.cache_bytes)]
+    if not effect >= LEAST_EFFECT:
+        absent.append(f"cold times: the flush has no effect (an array is read in {effect:.2f} of its time without)")
+        rows = [row for row in rows if row.cache != COLD or row.case == "ceiling"]
+    root = _origin(place) | {
+        "options": json.dumps(_plain(plan)),
+        "flush": place.machine.flush,
+        "flush_effect": effect,
+        "absent": json.dumps([*absent, *peers.absent]),
+    }
+    return BenchRecord(root, rows)
+
+
+def flush_effect(place: Place) -> float:
+    """How much longer reading a small array takes with the cache emptied than right after it was read."""
+    read = place.reader(min(place.machine.cache_bytes // _PROBE_SHARE, _LARGEST_PROBE))
+    cold, warm = (np.median([place.machine.sample(read, cold=cold).us for _ in range(9)]) for cold in (True, False))
+    return float(cold / warm) if warm > 0 else math.inf
+
+
+def ceilings_of(found: Sequence[Measured]) -> Ceilings:
+    """The limits that the shortest samples of ceilings mean."""
+    rates = []
+    for each in found:
+        times = [sample.us for track in each.tracks for sample in track.samples]
+        if times:
+            rates.append((each.subject.key.stage, each.subject.work, each.subject.unit, min(times)))
+    return measured(rates)
+
+
+def _measure_ceilings(place: Place, subjects: Sequence[Subject]) -> list[Measured]:
+    return measure_group(place.machine, subjects, [None], 0.01, _CEILING_SECONDS * len(subjects), [COLD])
+
+
+def _groups(
+    place: Place, peers: Peers, plan: Plan, shape: Shape, tell: Callable[[str], None]
+) -> Iterator[list[Subject]]:
+    convention = convention_for(shape)
+    if KERNELS in plan.cases:
+        with place.kernels(shape, convention, plan.stages) as by_stage:
+            for stage, subjects in by_stage.items():
+                tell(f"{stage}, {shape}")
+                yield [*subjects, *peers.kernels(stage, shape, convention)]
+    if "pass" in plan.cases:
+        tell(f"pass, {shape}")
+        with place.backends() as backends:
+            own = [
+                PassSubject(backend, variant, shape, convention, plan.layers) for variant, backend in backends.items()
+            ]
+            yield [*own, *peers.passes(shape, convention, plan.layers)]
+
+
+def _measure_subjects(place: Place, subjects: Sequence[Subject], plan: Plan, shape: Shape) -> list[Measured]:
+    inputs = [Exact(shape, convention_for(shape), plan.seed + which) for which in range(2)]
+    return measure_group(place.machine, subjects, inputs, plan.noise, plan.seconds)
+
+
+def _rows(each: Measured, limits: Ceilings, cache_bytes: int) -> Iterator[BenchRow]:
+    subject = each.subject
+    key, work = subject.key, subject.work
+    tracks: list[Track | None] = [*each.tracks] or [None]
+    for track in tracks:
+        cold = track is None or track.cache == COLD
+        samples = [] if track is None else track.samples
+        names = dict.fromkeys(name for sample in samples for name in sample.conditions)
+        yield BenchRow(
+            case=key.case,
+            stage=key.stage,
+            variant=key.variant,
+            by=key.by,
+            tokens=key.shape.tokens,
+            out_features=key.shape.out_features,
+            in_features=key.shape.in_features,
+            candidates=key.shape.candidates,
+            group_size=key.shape.group_size or 0,
+            cache=WARM if not cold else COLD,
+            read=float(work.read),
+            written=float(work.written),
+            operations=float(work.operations),
+            unit=subject.unit,
+            error=each.verdict.error,
+            tolerance=each.verdict.tolerance,
+            state="timed" if each.verdict.reason is None else "failed",
+            reason=each.verdict.reason or "",
+            stopped="" if track is None else track.stopped,
+            noise=math.nan if track is None else track.noise,
+            limit_us=limit_us(work, subject.unit, limits) if cold else _warm_limit(subject, limits, cache_bytes),
+            floor_us=floor_us(work, subject.unit, limits, cache_bytes, cold),
+            us=np.array([sample.us for sample in samples]),
+            late=np.array([sample.late for sample in samples], bool),
+            conditions={
+                name: np.array([sample.conditions.get(name, math.nan) for sample in samples]) for name in names
+            },
+        )
+
+
+def _warm_limit(subject: Subject, limits: Ceilings, cache_bytes: int) -> float:
+    """The same where the cache holds what it can: its bytes cost nothing, since the rate of no cache is measured."""
+    moved = subject.work.read + subject.work.written
+    if moved <= cache_bytes:
+        return limit_us(replace(subject.work, read=0, written=0), subject.unit, limits)
+    share = 1 - cache_bytes / moved
+    left = replace(subject.work, read=subject.work.read * share, written=subject.work.written * share)
+    return limit_us(left, subject.unit, limits)
+
+
+def _origin(place: Place) -> dict[str, str | int | bool | float]:
+    commit, dirty = provenance.git_state()
+    return {
+        "created": provenance.created(),
+        "backend": place.backend.name,
+        "device": json.dumps(place.backend.device()),
+        "versions": json.dumps(provenance.versions() | place.backend.versions()),
+        "git_commit": commit,
+        "git_dirty": dirty,
+        "kernels_sha256": provenance.kernels_sha256(),
+    }
+
+
+def _plain(plan: Plan) -> dict[str, Any]:
+    return {**vars(plan), "shapes": [vars(shape) for shape in plan.shapes]}

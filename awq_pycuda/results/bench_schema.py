@@ -1,0 +1,81 @@
+"""The schema of a benchmark's file as data; writer, reader and docs/bench.md follow from this table."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from awq_pycuda.results import schema
+from awq_pycuda.results.schema import Entry
+
+NAME = "awq_pycuda_bench"
+VERSION = 1
+
+ROWS = "/rows"
+SAMPLES = "/samples"
+CONDITIONS = (
+    ("sm_clock", "MHz", "clock of the multiprocessors"),
+    ("power", "W", "power of the board"),
+    ("temperature", "degC", "temperature of the GPU"),
+    ("throttle_reasons", "1", "NVML's reasons for a clock below the highest, as bits"),
+)
+
+_ROW = ("row",)
+_OF_RUNS = ("created", "backend", "device", "versions", "git_commit", "git_dirty", "kernels_sha256")
+
+TABLE: tuple[Entry, ...] = (
+    Entry("/@schema", f"`{NAME}`", "str"),
+    Entry("/@schema_version", f"the version of this layout, {VERSION}", "i8"),
+    *(each for each in schema.TABLE if each.parent == "/" and each.name in _OF_RUNS),
+    Entry("/@options", "JSON: the keys of the command", "str"),
+    Entry("/@flush", "how the cache was emptied before a cold sample", "str"),
+    Entry("/@flush_effect", "time to read a small array after the flush, over the time without; must be above 1", "f8"),
+    Entry("/@absent", "JSON list: what could not be measured here, and why", "str"),
+    Entry(ROWS, "a row per way to compute something, shape and state of the cache"),
+    Entry(f"{ROWS}/row", "index of the row", "i8", _ROW),
+    Entry(f"{ROWS}/case", "`ceiling`, `kernels` or `pass`", "str", _ROW),
+    Entry(f"{ROWS}/stage", "stage of the pipeline; of a ceiling its name, of a pass `pass`", "str", _ROW),
+    Entry(f"{ROWS}/variant", "which of the stage's kernels, or how a ceiling was measured", "str", _ROW),
+    Entry(f"{ROWS}/by", "whose code: `awq_pycuda`, or a peer such as `torch eager`", "str", _ROW),
+    Entry(f"{ROWS}/tokens", "M", "i8", _ROW),
+    Entry(f"{ROWS}/out_features", "N", "i8", _ROW),
+    Entry(f"{ROWS}/in_features", "K", "i8", _ROW),
+    Entry(f"{ROWS}/candidates", "scales that a search compares", "i8", _ROW),
+    Entry(f"{ROWS}/group_size", "input channels of a group; 0: all of a row", "i8", _ROW),
+    Entry(f"{ROWS}/cache", "`cold`: emptied before each sample; `warm`: right after another launch", "str", _ROW),
+    Entry(f"{ROWS}/read", "bytes that must be read", "f8", _ROW, "bytes"),
+    Entry(f"{ROWS}/written", "bytes that must be written", "f8", _ROW, "bytes"),
+    Entry(f"{ROWS}/operations", "operations that must be done", "f8", _ROW),
+    Entry(f"{ROWS}/unit", "what does them, and so which ceiling counts", "str", _ROW),
+    Entry(f"{ROWS}/error", "worst error against float64; NaN where nothing was compared", "f8", _ROW),
+    Entry(f"{ROWS}/tolerance", "the most that it may be", "f8", _ROW),
+    Entry(f"{ROWS}/state", "`timed`; `failed`: not right, so there are no samples", "str", _ROW),
+    Entry(f"{ROWS}/reason", "why it failed", "str", _ROW),
+    Entry(f"{ROWS}/stopped", "`noise`: it was certain enough; `time`: the time was up", "str", _ROW),
+    Entry(f"{ROWS}/noise", "half of the median's 95 % interval as a share of the median", "f8", _ROW),
+    Entry(f"{ROWS}/limit_us", "its bytes or its operations at the ceilings, whichever takes longer", "f8", _ROW, "us"),
+    Entry(f"{ROWS}/floor_us", "what no time can be below; the cache may keep what is written", "f8", _ROW, "us"),
+    Entry(SAMPLES, "every sample, in the order taken within its row"),
+    Entry(f"{SAMPLES}/sample", "index of the sample", "i8", ("sample",)),
+    Entry(f"{SAMPLES}/of_row", "the row that it is of", "i8", ("sample",)),
+    Entry(f"{SAMPLES}/us", "time of one launch", "f8", ("sample",), "us"),
+    Entry(
+        f"{SAMPLES}/late",
+        "1 where the device waited for the launch, so that its cost is in the time",
+        "i1",
+        ("sample",),
+    ),
+    *(
+        Entry(f"{SAMPLES}/{name}", f"{what}, right after; NaN where nothing told it", "f8", ("sample",), units)
+        for name, units, what in CONDITIONS
+    ),
+    *(replace(each, since=1) for each in schema.TABLE if each.path == schema.DIGEST),
+)
+
+
+def entry(path: str) -> Entry:
+    """The entry of this path.
+
+    Raises:
+        KeyError: there is none.
+    """
+    return schema.entry_of(TABLE, path, "a benchmark")
