@@ -121,20 +121,26 @@ def test_propagation_has_a_line_per_combination_over_its_seeds(sweep):
     assert law[0] - law[2] == pytest.approx(10 * np.log10(3))
 
 
-def test_the_rate_of_the_product_is_work_over_time(sweep, tmp_path):
+def test_the_rate_of_the_product_is_work_over_time_with_its_quartiles_over_layers_and_passes(sweep, tmp_path):
     assert product_rate(sweep) is None  # no GPU times
     for n in (16, 32):
         for tile in (8, 16):
             path = make_run(tmp_path / f"{n}-{tile}", f"n={n}", f"tile={tile}")
             with editing(path) as file:
                 file.attrs.update(backend="cuda", device_name="GPU")
-                file["timings/gpu_ms"][...] = n / tile
+                layers, stages, repeats = file["timings/gpu_ms"].shape
+                slower = np.linspace(1, 3, layers * repeats).reshape(layers, 1, repeats)
+                file["timings/gpu_ms"][...] = np.broadcast_to(slower * n / tile, (layers, stages, repeats))
     found = collect([tmp_path])
     (panel,) = product_rate(found).axes
     for series, tile in enumerate((8, 16)):
         x, y = points(panel, series)
         assert list(x) == [16, 32]
-        assert y == pytest.approx([2 * n**3 / (n / tile * 1e-3) / 1e12 for n in (16, 32)])
+        rates = np.array([2 * n**3 / (n / tile * 1e-3) / 1e12 for n in (16, 32)])
+        assert y == pytest.approx(rates / 2)
+        bars = np.array(panel.collections[series].get_segments())
+        assert bars[:, :, 0].tolist() == [[16, 16], [32, 32]]
+        assert np.sort(bars[:, :, 1]) == pytest.approx(np.stack([rates / 2.5, rates / 1.5], axis=1))
 
 
 def test_they_are_among_the_files(sweep, tmp_path):

@@ -4,9 +4,11 @@ import re
 
 import pandas as pd
 import pytest
-from result_files import H100
+from result_files import H100, editing, make_run
 
 from awq_pycuda.analysis import roofline
+from awq_pycuda.analysis.collect import collect
+from awq_pycuda.analysis.report_data import page_data
 
 
 def test_ceilings_are_those_of_the_data_sheets():
@@ -27,3 +29,19 @@ def test_groups_of_a_row_add_to_the_least_bytes():
     flop, moved = roofline.work("dequantizeTiled", shapes)
     assert flop.tolist() == [96, 96]
     assert moved.tolist() == [64 + 24 + 32 + 12 + 24, 64 + 24 + 32 + 24 + 24]
+
+
+def test_the_page_gets_the_medians_of_all_passes_and_layers_and_their_quartiles(tmp_path):
+    path = make_run(tmp_path, "n=16", "layers=2", "timing.repeats=3")
+    with editing(path) as file:
+        file.attrs.update(backend="cuda", device=H100, device_name="H100")
+        for stage, factor in enumerate(range(1, 7)):
+            file["timings/gpu_ms"][:, stage] = [[factor * 1, factor * 2, factor * 3], [factor * 4, factor * 5, 0]]
+    failures = []
+    (roof,) = page_data(collect([path]), failures)["roofs"]
+    assert failures == []
+    assert roof["stage"] == list(roofline.KERNELS)
+    product = roof["stage"].index("dequantizeTiled")
+    factor = 5  # the fifth stage; a time of 0 is none
+    rates = [2 * 16**3 / (factor * ms) / 1e6 for ms in (4, 3, 2)]
+    assert [roof[name][product] for name in ("low", "rate", "high")] == pytest.approx(rates, rel=1e-4)

@@ -273,9 +273,9 @@ def roofline(collection: Collection) -> Figure | None:
     columns = 1 if len(devices) == 1 else 2
     rows = -(-len(devices) // columns)
     note = (
-        "A point per kernel, its variant and layer shape: medians over runs. Work from the shapes, each array moved "
-        "once. A stage's time on the stream includes launching. Layers that fit the L2 cache may lie above the memory "
-        "roof."
+        "A point per kernel, its variant and layer shape: medians over runs, layers and passes, bars between their "
+        "quartiles. Work from the shapes, each array moved once. A stage's time on the stream includes launching. "
+        "Layers that fit the L2 cache may lie above the memory roof."
     )
     figure = look.new_figure(7.0 if columns == 1 else 10.0, 4.2 * rows, "Roofline of the kernels", note)
     axes = figure.subplots(rows, columns, squeeze=False)
@@ -290,12 +290,14 @@ def roofline(collection: Collection) -> Figure | None:
 
 def _roof(panel: Axes, table: pd.DataFrame, limit: Ceilings, styles: dict[str, dict[str, Any]]) -> None:
     dot: dict[str, Any] = {"linestyle": "none", "markersize": 6.5, "markeredgecolor": "white", "markeredgewidth": 0.5}
+    bar: dict[str, Any] = {"linewidth": 2.4, "alpha": 0.4}
     for stage, style in styles.items():
         mine = table[table["stage"] == stage]
         if len(mine):
+            panel.vlines(mine["intensity"], mine["gflops_low"], mine["gflops_high"], color=style["color"], **bar)
             panel.plot(mine["intensity"], mine["gflops"], label=stage, **style, **dot)
     low, high = table["intensity"].min() / 2, table["intensity"].max() * 2
-    top = table["gflops"].max()
+    top = table["gflops_high"].max()
     if limit.gflops and limit.gbytes:
         high = max(high, 4 * limit.gflops / limit.gbytes)
     small: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8, "color": "#444444"}
@@ -315,7 +317,7 @@ def _roof(panel: Axes, table: pd.DataFrame, limit: Ceilings, styles: dict[str, d
     if missing:
         text = f"no ceiling for {' and '.join(missing)}: not in the result files"
         panel.annotate(text, (0, 1), xytext=(4, -4), xycoords="axes fraction", va="top", **small)
-    bottom = table["gflops"].min() / 3
+    bottom = table["gflops_low"].min() / 3
     look.log_axis(panel, "x", [low, high])
     look.log_axis(panel, "y", [bottom, 4 * top])
     panel.set_xlim(low, high)

@@ -192,9 +192,8 @@ def _roofs(collection: Collection) -> list[dict[str, Any]]:
     found = []
     for device, mine in table.groupby("device_name", sort=False):
         limits = roofline.ceilings(roofline.device_of(collection, str(device)))
-        variant = mine.drop(
-            columns=["device_name", "stage", "tokens", "out_features", "in_features", "ms", "intensity", "gflops"]
-        )
+        shape = ["device_name", "stage", "tokens", "out_features", "in_features"]
+        variant = mine.drop(columns=[*shape, "ms", "intensity", "gflops", "gflops_low", "gflops_high"])
         found.append(
             {
                 "device": device,
@@ -203,6 +202,8 @@ def _roofs(collection: Collection) -> list[dict[str, Any]]:
                 "stage": list(mine["stage"]),
                 "intensity": _numbers(mine["intensity"]),
                 "rate": _numbers(mine["gflops"]),
+                "low": _numbers(mine["gflops_low"]),
+                "high": _numbers(mine["gflops_high"]),
                 "text": [
                     f"{row.out_features} × {row.in_features}, {row.tokens} tokens; {row.ms:.4g} ms; {settings}"
                     for row, settings in zip(mine.itertuples(), _settings(variant), strict=True)

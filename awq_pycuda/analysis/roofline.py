@@ -12,6 +12,7 @@ import pandas as pd
 from awq_pycuda.analysis.collect import Collection
 from awq_pycuda.analysis.selection import complete_layers, complete_runs
 from awq_pycuda.kernels.work import WORK, Sizes
+from awq_pycuda.spread import QUARTILES
 
 KERNELS = ("accum_stats", "quantize_awq", "dequantizeTiled", "relu")  # the other stages run on the host
 _SHAPE = ["tokens", "out_features", "in_features"]
@@ -52,27 +53,51 @@ def ceilings(device: str) -> Ceilings:
     )
 
 
-def points(collection: Collection) -> pd.DataFrame:
-    """One row per device, kernel and shape: medians over runs and layers of the complete runs with GPU times.
+def samples(collection: Collection) -> pd.DataFrame:
+    """One row per time of a kernel on a GPU's stream, of every layer and pass of the complete runs.
 
     Returns:
-        device_name, stage, tokens, out_features, in_features, ms, intensity (flop per byte), gflops (GFLOP/s), and the
-        config keys that select a kernel. Bytes are the least that a kernel must move, each array once.
+        device_name, stage, tokens, out_features, in_features, the config keys that select a kernel, ms, and the work:
+        flop and moved (bytes).
     """
     layers = complete_layers(collection)
-    layers = layers[layers["clock"] == "gpu"]
+    layers = layers[layers["clock"] == "gpu"][["run", "layer", *_keys(layers)]]
+    timings = collection.timings[(collection.timings["clock"] == "gpu") & (collection.timings["ms"] > 0)]
     found = []
-    for stage in KERNELS:
-        column = f"ms.{stage}"
-        if column not in layers or layers.empty:
-            continue
-        keys = ["device_name", *_SHAPE, *(key for key in _KERNEL_KEYS if key in layers)]
-        medians = layers.groupby(keys, dropna=False, as_index=False)[column].median().rename(columns={column: "ms"})
-        medians = medians[medians["ms"] > 0]
-        flop, moved = work(stage, medians)
-        seconds = medians["ms"] / 1e3
-        found.append(medians.assign(stage=stage, intensity=flop / moved, gflops=flop / seconds / 1e9))
-    return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=["device_name"])
+    for stage in KERNELS if len(layers) else ():  # without any the columns have no type
+        mine = timings.loc[timings["stage"] == stage, ["run", "layer", "stage", "ms"]].merge(
+            layers, on=["run", "layer"]
+        )
+        if len(mine):
+            flop, moved = work(stage, mine)
+            found.append(mine.assign(flop=flop, moved=moved).drop(columns=["run", "layer"]))
+    return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=["device_name", "stage"])
+
+
+def points(collection: Collection) -> pd.DataFrame:
+    """One row per device, kernel and shape: medians and quartiles over the complete runs' layers and passes on a GPU.
+
+    Returns:
+        device_name, stage, tokens, out_features, in_features, ms, intensity (flop per byte), gflops (GFLOP/s) with its
+        quartiles gflops_low and gflops_high, and the config keys that select a kernel. Bytes are the least that a
+        kernel must move, each array once.
+    """
+    table = samples(collection)
+    found = []
+    for stage, mine in table.groupby("stage", sort=False):
+        keys = _keys(mine)
+        spread = mine.groupby(keys, dropna=False)["ms"].quantile(list(QUARTILES)).unstack().reset_index()
+        spread.columns = pd.Index([*keys, "fast", "ms", "slow"])
+        flop, moved = work(str(stage), spread)
+        rates = {"gflops": "ms", "gflops_low": "slow", "gflops_high": "fast"}
+        shown = {name: flop / (spread[time] / 1e3) / 1e9 for name, time in rates.items()}
+        found.append(spread.drop(columns=["fast", "slow"]).assign(stage=stage, intensity=flop / moved, **shown))
+    return pd.concat(found, ignore_index=True) if found else table
+
+
+def _keys(table: pd.DataFrame) -> list[str]:
+    """The columns that tell a kernel's device, shape and variant."""
+    return ["device_name", *_SHAPE, *(key for key in _KERNEL_KEYS if key in table)]
 
 
 def work(stage: str, shapes: pd.DataFrame) -> tuple[Any, Any]:
