@@ -306,6 +306,7 @@ def test_channels(real, tmp_path):
     with h5py.File(real) as file:
         for name in ("stats/abs_mean", "stats/sq_mean", "scales/s"):
             assert table[name.split("/")[1]].tolist() == file["layers/001"][name][:].tolist()
+    assert table["rms"].tolist() == np.sqrt(table["sq_mean"]).tolist()
     assert table["channel"].tolist() == list(range(32))
     assert table["channel"][table["salient"]].tolist() == [int(table["abs_mean"].argmax())]
     wide = make_run(tmp_path, "n=300", "layers=1")

@@ -117,7 +117,8 @@ def channels(path: Path, layer: int) -> pd.DataFrame:
     """Statistics and scales of one layer by input channel, read from the file.
 
     Returns:
-        channel, abs_mean, sq_mean, s, salient: whether the channel is of the top 1 % (at least one) by abs_mean.
+        channel, abs_mean, sq_mean, s, rms (√sq_mean), salient: whether the channel is of the top 1 % (at least one) by
+        abs_mean.
 
     Raises:
         InputError: the file is no result, or has no such layer.
@@ -144,7 +145,8 @@ def _channel_table(vectors: Mapping[str, Any]) -> pd.DataFrame:
     abs_mean = vectors["abs_mean"]
     salient = np.zeros(abs_mean.size, bool)
     salient[np.argsort(-abs_mean, kind="stable")[: max(1, round(SALIENT_SHARE * abs_mean.size))]] = True
-    return pd.DataFrame({"channel": np.arange(abs_mean.size), **vectors, "salient": salient})
+    rms = np.sqrt(vectors["sq_mean"])
+    return pd.DataFrame({"channel": np.arange(abs_mean.size), **vectors, "rms": rms, "salient": salient})
 
 
 def find_files(paths: Sequence[Path], left_out: list[LeftOut]) -> list[Path]:

@@ -1,4 +1,12 @@
-"""Figures of a collection as files, PNG and SVG each."""
+"""Figures of a collection as files, PNG and SVG each, drawn by matplotlib: 0.3 s a figure, the same bytes every time.
+
+The page's are drawn a second time, by plotly.js in the reader's browser, by the choices made there. Nothing makes one
+drawing of both without a browser. Plotly writes pictures through Kaleido: Kaleido 1.5 starts a Chrome of the machine,
+takes 4 to 6 s a figure and gives other bytes of SVG each time; 0.2.1, the last to bring its own (80 MB, Chromium 88 of
+2021), fails on the plotly.js of Plotly 7, which refuses it. vl-convert 1.9 needs no browser and repeats its bytes
+(34 MB, 0.1 s a figure after the first), but draws Vega-Lite, not Plotly's figures. So only what is drawn has one home:
+the tables of `collect`, and what `selection` and `roofline` make of them.
+"""
 
 from __future__ import annotations
 

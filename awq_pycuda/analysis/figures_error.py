@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from awq_pycuda.analysis import figure_style as look
 from awq_pycuda.analysis.collect import Collection
 from awq_pycuda.analysis.selection import complete_layers, layer_labels, starts_chain, variants, who
+from awq_pycuda.spread import QUARTILES
 
 _MOST_ROWS = 60
-_QUARTILES = [0.25, 0.5, 0.75]
 
 
 def _finite_layers(collection: Collection, columns: list[str]) -> pd.DataFrame:
@@ -67,7 +67,7 @@ def _dumbbells(left: Axes, right: Axes, rows: pd.DataFrame, y: Any, colour: str)
 
 
 def _quartiles_and_points(left: Axes, right: Axes, layers: pd.DataFrame, y: Any) -> None:
-    spread = layers.groupby(y)[["rtn_output_sqnr_db", "output_sqnr_db"]].quantile(_QUARTILES).unstack()
+    spread = layers.groupby(y)[["rtn_output_sqnr_db", "output_sqnr_db"]].quantile(list(QUARTILES)).unstack()
     for name, beside, face in (("rtn_output_sqnr_db", -0.14, "white"), ("output_sqnr_db", 0.14, look.BLUE)):
         rows = spread.index.to_numpy() + beside
         left.hlines(rows, spread[name, 0.25], spread[name, 0.75], color=look.BLUE, linewidth=2.2, alpha=0.45)
@@ -114,7 +114,7 @@ def propagation(collection: Collection) -> Figure | None:
         handles += look.variant_handles(groups) if len(groups) > 1 else []
     else:
         for series, (column, name), options in zip((1, 0), kinds.items(), styles, strict=True):
-            band = layers.groupby("layer")[column].quantile(_QUARTILES).unstack()
+            band = layers.groupby("layer")[column].quantile(list(QUARTILES)).unstack()
             axes.fill_between(band.index, band[0.25], band[0.75], color=look.SERIES[series], alpha=0.15, linewidth=0)
             middle = _with_breaks(band.reset_index(), pd.Series(fresh).groupby(layers["layer"].to_numpy()).all())
             look.marked_line(axes, middle["layer"], middle[0.5], series, **options)

@@ -22,12 +22,13 @@ from awq_pycuda.analysis.selection import (
     key_name,
     numeric,
     plural,
+    removed_medians,
     starts_chain,
     swept_keys,
 )
 from awq_pycuda.names import shorten
+from awq_pycuda.spread import QUARTILES
 
-_QUARTILES = [0.25, 0.5, 0.75]
 _MOST_PANELS = 9
 _SAME = 5e-5  # a share of RTN's error below which a key is taken to change nothing: kernels sum in different orders
 
@@ -45,11 +46,11 @@ def error_removed_against(collection: Collection) -> Iterator[tuple[str, Callabl
     if layers.empty:
         return
     keys = swept_keys(collection)
-    runs = complete_runs(collection).set_index("run")
-    removed = layers.groupby("run", sort=False)["error_removed"].median().astype(float)
-    by_run = runs.loc[removed.index].assign(removed=removed)
+    removed = removed_medians(collection)
+    by_run = complete_runs(collection).set_index("run").assign(removed=removed)[np.isfinite(removed)]
+    layers = layers[layers["run"].isin(by_run.index)]
     # A row per layer, and not per run, where the layers are all that spreads.
-    by_layer = runs.loc[layers["run"]].assign(removed=layers["error_removed"].to_numpy(float))
+    by_layer = by_run.loc[layers["run"]].assign(removed=layers["error_removed"].to_numpy(float))
     for key, along in keys.items():
         others = [other for other in keys if other not in (key, "seed")]
         if key != "seed" and _matters(by_run, key, [other for other in keys if other != key]):
@@ -102,13 +103,14 @@ def _figure(
         for series, label in enumerate(labels):
             mine = combinations == label
             beside = 0.0 if to_scale else 0.6 * ((series + 0.5) / len(labels) - 0.5)
-            spread = rows["removed"][mine].groupby(x[mine]).quantile([0.0, 0.5, 1.0] if seeds else _QUARTILES).unstack()
+            shares = (0.0, 0.5, 1.0) if seeds else QUARTILES
+            spread = rows["removed"][mine].groupby(x[mine]).quantile(list(shares)).unstack()
             _line(panel, spread, series, to_scale, beside)
         if len(labels) > 1:
             handles = [look.handle(series, label, **_series_style(series)) for series, label in enumerate(labels)]
             look.legend_below(figure, handles)
     else:
-        spread = rows["removed"].groupby(x).quantile(_QUARTILES).unstack()
+        spread = rows["removed"].groupby(x).quantile(list(QUARTILES)).unstack()
         _line(panel, spread, 0, to_scale, 0.0)
     panel.axhline(0, color=look.BLACK, linewidth=0.9, linestyle=":")
     panel.set_xlabel(" = ".join(map(key_name, [key, *along])) if _equal(rows, [key, *along]) else key_name(key))

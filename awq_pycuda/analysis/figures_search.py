@@ -31,6 +31,7 @@ from awq_pycuda.analysis.selection import (
     who,
 )
 from awq_pycuda.names import shorten
+from awq_pycuda.spread import QUARTILES
 
 _MOST_PANELS = 9
 _MOST_CHANNEL_LAYERS = 4
@@ -168,7 +169,7 @@ def _curves_of_many(curves: pd.DataFrame, labels: dict[int, str]) -> Figure:
         chosen = mine[mine["chosen"]]["gamma"].value_counts(normalize=True)
         share.bar(chosen.index, chosen.to_numpy(), width=width, color=look.ORANGE)
         share.set_title(label)
-        band = mine.groupby("gamma")["error_relative"].quantile([0.25, 0.5, 0.75]).unstack()
+        band = mine.groupby("gamma")["error_relative"].quantile(list(QUARTILES)).unstack()
         panel.fill_between(band.index, band[0.25], band[0.75], color=look.BLUE, alpha=0.22, linewidth=0)
         panel.plot(band.index, band[0.5], color=look.BLUE)
         limits.append(band.to_numpy().ravel())
@@ -243,7 +244,7 @@ def channel_scales(collection: Collection) -> Figure | None:
 
 
 def _lift_zeros(tables: list[pd.DataFrame]) -> str:
-    """Adds the column rms, √(mean x²), and moves channels of zeros to where a logarithmic axis can show them.
+    """Moves channels of zeros to where a logarithmic axis can show them.
 
     Returns:
         The sentence that says so, if there are any.
@@ -251,7 +252,6 @@ def _lift_zeros(tables: list[pd.DataFrame]) -> str:
     positive = np.concatenate([table["abs_mean"] for table in tables])
     lowest = positive[positive > 0].min(initial=np.inf)
     for table in tables:
-        table["rms"] = np.sqrt(table["sq_mean"])
         if np.isfinite(lowest):
             table[["abs_mean", "rms"]] = table[["abs_mean", "rms"]].replace(0, lowest / 2)
     zeros = positive.size - np.count_nonzero(positive)

@@ -20,6 +20,7 @@ from awq_pycuda.analysis.selection import (
     key_name,
     layer_labels,
     numeric,
+    removed_medians,
     run_labels,
     run_stages,
     significant,
@@ -47,7 +48,6 @@ def page_data(collection: Collection, failures: list[Failure]) -> dict[str, Any]
     place = {run: index for index, run in enumerate(ids)}
     labels = run_labels(collection)
     layers = complete_layers(collection).reset_index(drop=True)
-    paths = dict(zip(ids, runs["path"], strict=True))
     return {
         "runs": ids,
         "labels": [labels[run] for run in ids],
@@ -63,8 +63,8 @@ def page_data(collection: Collection, failures: list[Failure]) -> dict[str, Any]
         "sums": _sums(collection, ids),
         "layerNames": layer_labels(layers),
         "layers": _layers(layers, place),
-        **attempt("error curves", failures, lambda: _curves(collection.curves, layers, place), _NO_CURVES),
-        "channels": attempt("channels", failures, lambda: _channels(paths, layers, place), _NOTHING),
+        **attempt("error curves", failures, lambda: _curves(collection, layers, place), _NO_CURVES),
+        "channels": attempt("channels", failures, lambda: _channels(collection, layers, place), _NOTHING),
         "salientShare": SALIENT_SHARE,
         "roofs": attempt("roofline", failures, lambda: _roofs(collection), _NOTHING),
     }
@@ -126,13 +126,12 @@ def _layers(layers: pd.DataFrame, place: dict[str, int]) -> dict[str, Any]:
     }
 
 
-def _held(layers: pd.DataFrame, sizes: pd.Series, most: int) -> pd.DataFrame:
+def _held(layers: pd.DataFrame, medians: pd.Series, sizes: pd.Series, most: int) -> pd.DataFrame:
     """The layers whose vectors (of these sizes) the page holds: whole runs, those with the most error removed first.
 
     Of a run that is too large alone, the layers with the most error removed.
     """
-    median = layers.groupby("run")["error_removed"].transform("median").fillna(-np.inf)
-    ranked = layers.assign(median=median, size=sizes).sort_values(
+    ranked = layers.assign(median=layers["run"].map(medians), size=sizes).sort_values(
         ["median", "run", "error_removed"], ascending=[False, True, False], kind="stable"
     )
     fits = ranked["size"].cumsum() <= most
@@ -140,11 +139,12 @@ def _held(layers: pd.DataFrame, sizes: pd.Series, most: int) -> pd.DataFrame:
     return ranked[whole].sort_index()
 
 
-def _curves(curves: pd.DataFrame, layers: pd.DataFrame, place: dict[str, int]) -> dict[str, Any]:
+def _curves(collection: Collection, layers: pd.DataFrame, place: dict[str, int]) -> dict[str, Any]:
     """One curve per run and layer; grids of gammas are few and stand once."""
+    curves = collection.curves
     groups = curves.groupby(["run", "layer"], sort=False).indices
     sizes = pd.Series([len(groups[key]) for key in zip(layers["run"], layers["layer"], strict=True)], layers.index)
-    held = _held(layers, sizes, MOST_CURVE_POINTS)
+    held = _held(layers, removed_medians(collection), sizes, MOST_CURVE_POINTS)
     gamma, relative, chosen = (curves[name].to_numpy() for name in ("gamma", "error_relative", "chosen"))
     grids: dict[tuple[float, ...], int] = {}
     found = []
@@ -163,12 +163,14 @@ def _curves(curves: pd.DataFrame, layers: pd.DataFrame, place: dict[str, int]) -
     return {"grids": [_numbers(grid, 15) for grid in grids], "curves": found}
 
 
-def _channels(paths: dict[str, str], layers: pd.DataFrame, place: dict[str, int]) -> list[dict[str, Any]]:
+def _channels(collection: Collection, layers: pd.DataFrame, place: dict[str, int]) -> list[dict[str, Any]]:
+    paths = complete_runs(collection).set_index("run")["path"]
     # Each layer is a read of its file besides: no more than so many runs.
-    medians = layers.groupby("run")["error_removed"].median().fillna(-np.inf)
+    medians = removed_medians(collection)
+    medians = medians[medians.index.isin(layers["run"])]
     best = medians.sort_values(ascending=False, kind="stable")
     some = layers[layers["run"].isin(best.index[:MOST_CHANNEL_RUNS])]
-    held = _held(some, some["in_features"], MOST_CHANNELS)
+    held = _held(some, medians, some["in_features"], MOST_CHANNELS)
     tables = channels_of(
         [(Path(paths[run]), int(layer)) for run, layer in held[["run", "layer"]].itertuples(index=False)]
     )
@@ -179,7 +181,7 @@ def _channels(paths: dict[str, str], layers: pd.DataFrame, place: dict[str, int]
                 "run": place[run],
                 "layer": int(layer),
                 "absMean": _numbers(table["abs_mean"], 4),
-                "rms": _numbers(np.sqrt(table["sq_mean"]), 4),
+                "rms": _numbers(table["rms"], 4),
                 "s": _numbers(table["s"], 4),
                 "salient": np.flatnonzero(table["salient"]).tolist(),
             }

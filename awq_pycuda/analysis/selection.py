@@ -260,10 +260,14 @@ def significant(values: NDArray[Any], digits: int) -> NDArray[Any]:
     return np.where(np.isfinite(rounded), rounded, values)
 
 
+def removed_medians(collection: Collection) -> pd.Series:
+    """By complete run: the error removed, as the median over its layers; minus infinity where there is none."""
+    return complete_runs(collection).set_index("run")["error_removed_median"].astype(float).fillna(-np.inf)
+
+
 def best_run(collection: Collection) -> str:
     """The complete run in which AWQ removes the most of RTN's error, as the median over its layers."""
-    removed = complete_runs(collection).set_index("run")["error_removed_median"].astype(float)
-    return str(removed.fillna(-np.inf).idxmax())
+    return str(removed_medians(collection).idxmax())
 
 
 def numeric(values: pd.Series) -> bool:
