@@ -13,7 +13,7 @@ from version_2 import write_version_2
 from awq_pycuda import hdf5
 from awq_pycuda.analysis.load import load
 from awq_pycuda.hdf5 import UnreadableError
-from awq_pycuda.results import schema, write
+from awq_pycuda.results import filled, schema
 from awq_pycuda.results.files import read_files
 from awq_pycuda.results.reader import read, read_channels
 from awq_pycuda.results.status import read_status
@@ -48,7 +48,7 @@ def test_every_dataset_that_can_have_a_checksum_has_one(real):
 
 
 def test_large_datasets_are_in_chunks_that_hdf5_can_hold(monkeypatch, tmp_path):
-    monkeypatch.setattr(write, "_CHUNK_BYTES", 100)
+    monkeypatch.setattr(filled, "_CHUNK_BYTES", 100)
     path = make_run(tmp_path, "layers=1", "save=full")
     with h5py.File(path) as file:
         assert file["layers/000/weights/Wq"].chunks == (6, 16)

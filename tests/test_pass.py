@@ -50,6 +50,28 @@ def test_a_pass_is_handles_only(compose, search):
     assert pipeline.layers[0].search.gamma_chosen > 0
 
 
+class Telling(Sealed):
+    """Its conditions are told once a measured pass, when the pass is over; power only every second time."""
+
+    asked = 0
+
+    def conditions(self):
+        assert not self.in_pass
+        self.asked += 1
+        return {"sm_clock": 1000.0 + self.asked} | ({"power": 7.0} if self.asked % 2 == 0 else {})
+
+
+def test_conditions_are_told_beside_each_measured_pass_and_outside_of_it(compose):
+    backend = Telling()
+    pipeline = Pipeline(backend, spec_of(compose(*QUICK)))
+    pipeline.run()
+    told = pipeline.timings.conditions
+    assert backend.asked == 2
+    assert told["sm_clock"].tolist() == [1001, 1002]
+    assert np.array_equal(told["power"], [np.nan, 7], equal_nan=True)
+    assert Pipeline(CpuBackend(), spec_of(compose(*QUICK))).timings.conditions == {}
+
+
 def test_the_seal_holds():
     backend = Sealed()
     backend.mark()

@@ -116,7 +116,8 @@ def test_every_value_stands_where_it_belongs(tmp_path):
     layer.metrics["output_mse"] = 2.0
     grouped = Steps(draw((4, 2)).astype("f4"), Format(2))
     layers = [layer, replace(layer, quantized=grouped)]
-    timings = Timings(tuple(STAGES), draw((1, len(STAGES), 2)), draw((1, len(STAGES), 2)), draw(2), 7.0)
+    told = {"sm_clock": draw(2), "throttle_reasons": np.array([0.0, 4.0])}
+    timings = Timings(tuple(STAGES), draw((1, len(STAGES), 2)), draw((1, len(STAGES), 2)), draw(2), 7.0, told)
     with h5py.File(write(tmp_path, RunRecord({"status": "complete"}, layers, timings))) as file:
         group = file["layers/000"]
         assert dict(group.attrs) == {"name": "a", "tokens": 5, "in_features": 3, "out_features": 4}
@@ -136,6 +137,10 @@ def test_every_value_stands_where_it_belongs(tmp_path):
         assert "weights" not in file["layers/001"]
         for name in ("gpu_ms", "host_ms", "pipeline_ms", "cold_ms"):
             assert np.array_equal(file["timings"][name][()], getattr(timings, name)), name
+        assert file["timings/conditions"].keys() == told.keys()
+        for name, values in told.items():
+            assert np.array_equal(file["timings/conditions"][name][()], values), name
+            assert file["timings/conditions"][name].dims[0].keys() == ["repeat"]
 
 
 def test_xarray_reads_it_without_this_package(result):

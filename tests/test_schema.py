@@ -14,6 +14,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 import schema_tables
 from renew_docs import Block, parse
 
+from awq_pycuda.backends.cpu import CpuBackend
 from awq_pycuda.engine import verify
 from awq_pycuda.engine.stages import NO_TIMINGS
 from awq_pycuda.hdf5 import UnreadableError
@@ -112,9 +113,26 @@ def test_a_file_has_what_the_table_says_and_nothing_else(tmp_path, given):
 
 
 def test_the_full_file_leaves_nothing_of_the_table_out(tmp_path):
-    """Only what a failed run says of itself."""
+    """Only what a failed run says of itself, and what a GPU tells."""
     found = contents(make_run(tmp_path, "layers=1", *RUNS["all of it"]))
-    assert {entry.path for entry in schema.TABLE} - set(found) == {"/@error"}
+    of_gpu = {entry.path for entry in schema.under(schema.CONDITIONS)}
+    assert {entry.path for entry in schema.TABLE} - set(found) == {"/@error"} | of_gpu
+
+
+def test_what_a_gpu_tells_is_stored_and_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(CpuBackend, "conditions", lambda self: {"power": 300.0, "throttle_reasons": 4.0})
+    path = make_run(tmp_path, "layers=1", "timing.repeats=2")
+    found = read(path)
+    assert {name: values.tolist() for name, values in found.conditions.items()} == {
+        "power": [300, 300],
+        "throttle_reasons": [4, 4],
+    }
+    with editing(path) as file:
+        values = file["timings/conditions/power"][:1]
+        del file["timings/conditions/power"]
+        file["timings/conditions/power"] = values
+    with pytest.raises(UnreadableError, match=r"/timings/conditions/power has shape \(1,\), not that of pipeline_ms"):
+        read(path)
 
 
 def test_what_is_verified_has_its_entries():

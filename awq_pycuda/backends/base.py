@@ -79,6 +79,10 @@ class Backend(ABC, Generic[H]):
     def versions(self) -> dict[str, str]:
         """Versions of the libraries that only this backend uses."""
 
+    def conditions(self) -> dict[str, float]:
+        """What clock, power and temperature are now, by the names of the result file; empty where nothing tells."""
+        return {}
+
     @abstractmethod
     def available_bytes(self) -> int | None:
         """Free memory of the device that the arrays live on; None where that is the host's own."""

@@ -33,6 +33,7 @@ class Pipeline(Generic[H]):
         self.handles: Run[H] | None = None  # once there are inputs
         self._cold_ms = float("nan")
         self._samples: list[tuple[float, NDArray[np.float64], NDArray[np.float64]]] = []
+        self._conditions: list[dict[str, float]] = []
 
     @property
     def timings(self) -> Timings:
@@ -42,7 +43,9 @@ class Pipeline(Generic[H]):
         for repeat, (_, gpu_ms, host_ms) in enumerate(self._samples):
             gpu[:, :, repeat], host[:, :, repeat] = gpu_ms, host_ms
         whole = np.array([sample[0] for sample in self._samples])
-        return Timings(STAGE_NAMES, gpu, host, whole, self._cold_ms)
+        told = dict.fromkeys(name for each in self._conditions for name in each)
+        conditions = {name: np.array([each.get(name, np.nan) for each in self._conditions]) for name in told}
+        return Timings(STAGE_NAMES, gpu, host, whole, self._cold_ms, conditions)
 
     def run(self, on_progress: Callable[[str, int, int], None] = lambda what, done, total: None) -> None:
         """Inputs, the cold pass, warm-up, the measured passes; then results and metrics from what the last pass left.
@@ -84,6 +87,7 @@ class Pipeline(Generic[H]):
             marks = self._pass(self.handles)
             if index > timing.warmup:
                 self._samples.append(self._sample(marks))
+                self._conditions.append(self.backend.conditions())
         for index, layer in enumerate(self.handles.layers):
             self._collect(index, layer)
 

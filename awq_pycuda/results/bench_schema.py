@@ -12,13 +12,6 @@ VERSION = 1
 
 ROWS = "/rows"
 SAMPLES = "/samples"
-CONDITIONS = (
-    ("sm_clock", "MHz", "clock of the multiprocessors"),
-    ("power", "W", "power of the board"),
-    ("temperature", "degC", "temperature of the GPU"),
-    ("throttle_reasons", "1", "NVML's reasons for a clock below the highest, as bits"),
-)
-
 _ROW = ("row",)
 _OF_RUNS = ("created", "backend", "device", "versions", "git_commit", "git_dirty", "kernels_sha256")
 
@@ -66,7 +59,7 @@ TABLE: tuple[Entry, ...] = (
     ),
     *(
         Entry(f"{SAMPLES}/{name}", f"{what}, right after; NaN where nothing told it", "f8", ("sample",), units)
-        for name, units, what in CONDITIONS
+        for name, units, what in schema.TOLD
     ),
     *(replace(each, since=1) for each in schema.TABLE if each.path == schema.DIGEST),
 )

@@ -8,7 +8,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from awq_pycuda.results import bench_schema
+from awq_pycuda.results import bench_schema, schema
 from awq_pycuda.results.bench_record import BenchRecord
 from awq_pycuda.results.filled import fill, write_whole
 
@@ -45,7 +45,7 @@ def _samples(record: BenchRecord) -> dict[str, Any]:
         "us": _joined([row.us for row in record.rows]),
         "late": _joined([row.late for row in record.rows]),
     }
-    for name, *_ in bench_schema.CONDITIONS:
+    for name, *_ in schema.TOLD:
         values[name] = _joined([row.conditions.get(name, np.full(row.us.size, np.nan)) for row in record.rows])
     return values
 

@@ -45,7 +45,7 @@ class ResultFile:
 
     `root` are the scalar attributes of the file, `config` the resolved config by dotted key. `gpu_ms` and `host_ms`
     are (layers, stages, repeats) float64, `timed_layers` and `stages` name their first two axes, `pipeline_ms` is
-    (repeats,), `cold_ms` NaN where the cold pass did not finish.
+    (repeats,), `cold_ms` NaN where the cold pass did not finish, `conditions` (repeats,) by name where a GPU told them.
     """
 
     path: Path
@@ -59,6 +59,7 @@ class ResultFile:
     host_ms: Array = field(default_factory=lambda: np.empty((0, 0, 0)))
     pipeline_ms: Array = field(default_factory=lambda: np.empty(0))
     cold_ms: float = float("nan")
+    conditions: Mapping[str, Array] = field(default_factory=dict)
 
 
 def read(path: Path) -> ResultFile:
@@ -171,4 +172,10 @@ def _read_timings(file: File) -> dict[str, Any]:
     for name in ("gpu_ms", "host_ms"):
         if samples[name].shape != shape:
             raise UnreadableError(f"{where}/{name} has shape {samples[name].shape}, not {shape}")
-    return {"stages": stages, "timed_layers": layers, **samples, "cold_ms": float(samples["cold_ms"])}
+    paths = [each.path for each in schema.under(schema.CONDITIONS) if each.type is not None]
+    conditions = {path.rpartition("/")[2]: file.numbers(path) for path in paths if path in file.found}
+    for name, values in conditions.items():
+        if values.shape != samples["pipeline_ms"].shape:
+            raise UnreadableError(f"{schema.CONDITIONS}/{name} has shape {values.shape}, not that of pipeline_ms")
+    whole = {"cold_ms": float(samples["cold_ms"]), "conditions": conditions}
+    return {"stages": stages, "timed_layers": layers, **samples, **whole}

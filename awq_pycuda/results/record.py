@@ -35,7 +35,8 @@ class LayerResult:
 class Timings:
     """Milliseconds: `gpu_ms` and `host_ms` (layers, stages, repeats), `pipeline_ms` (repeats,), `cold_ms` once.
 
-    `stages` are the names of the stages, in the order run.
+    `stages` are the names of the stages, in the order run; `conditions` what the device told after each pass, by name,
+    (repeats,) each; nothing where it told nothing.
     """
 
     stages: tuple[str, ...]
@@ -43,6 +44,7 @@ class Timings:
     host_ms: NDArray[np.float64]
     pipeline_ms: NDArray[np.float64]
     cold_ms: float
+    conditions: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 NAME = "awq_pycuda"
-VERSION = 2
+VERSION = 3
 FILE_NAME = "results.h5"
 
 LAYER = "/layers/000"  # stands for every layer
@@ -19,6 +19,14 @@ METRICS = f"{LAYER}/metrics"
 VERIFY = f"{LAYER}/verify"
 TIMINGS = "/timings"
 DIGEST = "/sha256"
+CONDITIONS = f"{TIMINGS}/conditions"
+# What a GPU tells beside its times: name, unit and meaning.
+TOLD = (
+    ("sm_clock", "MHz", "clock of the multiprocessors"),
+    ("power", "W", "power of the board"),
+    ("temperature", "degC", "temperature of the GPU"),
+    ("throttle_reasons", "1", "NVML's reasons for a clock below the highest, as bits"),
+)
 
 Type = Literal["f8", "f4", "i8", "i1", "bool", "str", "S64"]
 Presence = Literal["always", "complete", "optional"]
@@ -265,6 +273,8 @@ TABLE: tuple[Entry, ...] = (
         "ms",
         note="; NaN if it did not finish",
     ),
+    Entry(CONDITIONS, "what the GPU told right after each measured pass", presence="optional", since=3),
+    *(Entry(f"{CONDITIONS}/{name}", what, "f8", ("repeat",), units, "optional", since=3) for name, units, what in TOLD),
     # The digest.
     Entry(DIGEST, "SHA-256 of all bytes but these and what datasets with fletcher32 hold", "S64", since=2),
 )

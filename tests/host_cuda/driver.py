@@ -59,6 +59,9 @@ class Gpu:
     def current(self) -> Iterator[None]:
         yield
 
+    def conditions(self) -> dict[str, float]:
+        return {"sm_clock": 1000.0, "throttle_reasons": 0.0}
+
 
 @lru_cache(maxsize=1)
 def host_device() -> HostDevice:

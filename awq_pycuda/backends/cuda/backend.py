@@ -102,6 +102,10 @@ class CudaBackend(HostStages[ManagedArray]):
             "nvcc": toolchain().version,
         }
 
+    def conditions(self) -> dict[str, float]:
+        """See `Backend.conditions`."""
+        return self._gpu.conditions()
+
     def available_bytes(self) -> int:
         """See `Backend.available_bytes`."""
         free, _ = cuda.mem_get_info()

@@ -10,6 +10,7 @@ from typing import Any
 
 import pycuda.driver as cuda
 
+from awq_pycuda.backends.cuda.conditions import Conditions
 from awq_pycuda.kernels.variant import Device
 
 _ATTRIBUTES = cuda.device_attribute
@@ -23,6 +24,7 @@ class Gpu:
         self.device = cuda.Device(0)
         self.context = self.device.retain_primary_context()
         self.modules: dict[Any, Any] = {}
+        self._conditions = Conditions(self.device.pci_bus_id())
 
     @contextmanager
     def current(self) -> Iterator[None]:
@@ -65,6 +67,10 @@ class Gpu:
             "pci_bus_id": self.device.pci_bus_id(),
             "driver_cuda": f"{driver // 1000}.{driver % 1000 // 10}",
         }
+
+    def conditions(self) -> dict[str, float]:
+        """Clock, power, temperature and what holds the clock down, now; see `Conditions`."""
+        return self._conditions.now()
 
     def close(self) -> None:
         """Unloads the modules and releases the context."""
