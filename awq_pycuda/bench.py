@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,7 +94,11 @@ class BenchOptions:
         "SECONDS", "time limit for all that computes the same, on one shape", "a number above 0", positive, 1.0
     )
     out: str = option(
-        "FILE", "HDF5 file to write; pictures lie beside it", "a path where no file is", nonempty, "bench.h5"
+        "FILE",
+        "HDF5 file to write; pictures lie beside it",
+        "a path in a folder that can be written to, where no file is",
+        nonempty,
+        "bench.h5",
     )
 
 
@@ -107,7 +112,8 @@ its own limit. Writes every sample, with clock, power and temperature where a GP
 
 {describe(BenchOptions)}
 {SYNTAX}
-Exit codes: 0 done, 1 a kernel of ours is wrong or writing failed, 2 bad input, 128 + number stopped by a signal.
+Exit codes: 0 done, 1 anything of ours is wrong or faster than can be, or writing failed, 2 bad input, 128 + number
+stopped by a signal.
 """
 
 
@@ -121,18 +127,29 @@ def _work(arguments: Sequence[str]) -> int:
     out = Path(options.out)
     if os.path.lexists(out):
         raise refusal(BenchOptions, "out", out, "is there already")
+    try:
+        with tempfile.TemporaryFile(dir=out.parent):  # root passes every permission check, so only trying tells
+            pass
+    except OSError as error:
+        raise refusal(BenchOptions, "out", out, error.strerror or str(error)) from None
+    import psutil
+
     from awq_pycuda.analysis.figures_bench import write_roofline
     from awq_pycuda.benchmarks import printing
     from awq_pycuda.benchmarks.peers import Peers
     from awq_pycuda.benchmarks.places import CpuPlace
-    from awq_pycuda.benchmarks.session import measure
+    from awq_pycuda.benchmarks.session import host_bytes, layer_bytes, measure
+    from awq_pycuda.limits import refuse_beyond_memory
     from awq_pycuda.results.bench_write import write_bench
 
     plan = _plan(options)
+    key = f"shapes={','.join(options.shapes)}"
+    on_host = host_bytes(plan) + layer_bytes(plan)
+    refuse_beyond_memory(key, on_host, psutil.virtual_memory().available, "host's memory")
     place = CpuPlace()
     peers = Peers(_wanted(options.peers), place.torch_device)
     console = make_console()
-    print_line(console, "backend cpu")
+    print_line(console, f"backend {place.backend.name}")
     with place, progress(console) as on_progress:
         record = measure(place, peers, plan, on_progress)
     write_bench(out, record)

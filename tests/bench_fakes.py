@@ -24,6 +24,8 @@ class FakeMachine:
 
     cache_bytes = 1 << 20
     flush = "is made up"
+    certainty = 0.95
+    probe_bytes = 1 << 10
 
     def __init__(self, flushes=True, persisting=None, faster=None):
         self.flushes, self.persisting, self.faster = flushes, persisting, faster or {}

@@ -88,10 +88,23 @@ def test_bad_input_is_one_line(keys, error, capsys, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_folder_that_is_not_there_is_told_before_any_work(tmp_path, capsys):
+    assert bench.main([f"out={tmp_path / 'none' / 'a.h5'}"]) == 2
+    assert capsys.readouterr().err == (
+        f"error: out={tmp_path / 'none' / 'a.h5'}: No such file or directory; allowed: a path in a folder that can be "
+        "written to, where no file is\n"
+    )
+
+
+def test_shapes_beyond_the_memory_are_told_before_any_work(tmp_path, capsys):
+    assert bench.main(["shapes=999999", f"out={tmp_path / 'a.h5'}"]) == 2
+    assert capsys.readouterr().err.startswith("error: shapes=999999: needs ")
+
+
 def test_a_file_that_is_there_is_not_replaced(tmp_path, capsys):
     (tmp_path / "a.h5").write_text("mine")
     assert bench.main([f"out={tmp_path / 'a.h5'}"]) == 2
-    assert "is there already; allowed: a path where no file is" in capsys.readouterr().err
+    assert "is there already; allowed: a path in a folder that can be written to" in capsys.readouterr().err
     assert (tmp_path / "a.h5").read_text() == "mine"
 
 

@@ -74,7 +74,7 @@ def test_shares_of_the_limit():
     assert row([3.0]).of_limit == 1.0  # what was written may still lie in the cache
     assert np.isnan(row([1.0]).of_limit)
     assert row([1.0]).impossible
-    assert not row([1.95]).impossible
+    assert not row([2.0]).impossible
     assert np.isnan(row([8.0], limit_us=0.0).of_limit)
 
 

@@ -15,6 +15,7 @@ from awq_pycuda.parallel import map_row_blocks
 _LARGEST_FLUSH = 256 << 20  # on the host: what a last cache has beyond is most often other processes' share of it
 _UNKNOWN_CACHE = 32 << 20
 _TIMES_THE_CACHE = 2
+_LARGEST_PROBE = 4 << 20
 _LINE = 64  # bytes
 
 
@@ -36,10 +37,14 @@ class Machine(Protocol):
     Attributes:
         cache_bytes: of the last cache before memory.
         flush: how it is emptied, in a few words.
+        probe_bytes: of an array that the cache holds easily, and that takes longer to read from memory.
+        certainty: share of a time at the ceilings that no honest time is below: ceilings vary.
     """
 
     cache_bytes: int
     flush: str
+    probe_bytes: int
+    certainty: float
 
     def sample(self, launch: Callable[[], object], cold: bool) -> Sample:
         """Times one launch: with the cache emptied, or right after another launch of the same."""
@@ -52,10 +57,13 @@ class CpuMachine:
     for them.
     """
 
+    certainty = 0.7  # clocks rise and fall with what other processes do, and other machines share the memory
+
     def __init__(self, cache_bytes: int | None = None) -> None:
         self.cache_bytes = cache_bytes or _last_cache() or _UNKNOWN_CACHE
         size = min(_TIMES_THE_CACHE * self.cache_bytes, _LARGEST_FLUSH)
         self._buffer = np.ones((size // _LINE, _LINE // 8))
+        self.probe_bytes = min(self.cache_bytes // 8, _LARGEST_PROBE)
         self.flush = f"reads {size >> 20} MB; the last cache has {self.cache_bytes >> 20} MB"
 
     def empty_cache(self) -> None:

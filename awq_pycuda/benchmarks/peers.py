@@ -5,6 +5,7 @@ PyTorch is imported late and only here: a benchmark without it has no peers, and
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from awq_pycuda.benchmarks.oracle import Exact
 from awq_pycuda.benchmarks.passes import PASS, chain_weights, pass_work
 from awq_pycuda.benchmarks.places import KERNELS
 from awq_pycuda.benchmarks.shapes import Shape
+from awq_pycuda.benchmarks.streams import on_stream
 from awq_pycuda.benchmarks.subjects import Key, Subject, Verdict, unwritten, verdict
 from awq_pycuda.kernels.work import Unit, Work
 from awq_pycuda.quant.conventions import Convention
@@ -40,9 +42,11 @@ class TorchSubject:
         function: Callable[..., Tensors],
         judge: Callable[[Exact, dict[str, Any]], Verdict],
         device: str,
+        stream: int | None,
     ) -> None:
         self.key, self.work, self.unit = key, work, unit
         self._given, self._function, self._judge, self._device = given, function, judge, device
+        self._stream = stream
         self._exact: Exact | None = None
         self._tensors: Tensors = {}
         self._left: Tensors | None = None
@@ -67,13 +71,17 @@ class TorchSubject:
         """See `Subject.launch`."""
         import torch
 
-        with torch.inference_mode():
+        with torch.inference_mode(), on_stream(self._stream):
             self._left = self._function(**self._tensors)
 
     def judge(self) -> Verdict:
         """See `Subject.judge`."""
         assert self._exact is not None
         assert self._left is not None
+        if self._stream is not None:
+            import torch
+
+            torch.cuda.synchronize()
         return self._judge(self._exact, {name: value.cpu().numpy() for name, value in self._left.items()})
 
 
@@ -89,6 +97,19 @@ class Peers:
         self.absent: list[str] = []
         self._wanted, self._device = wanted, device
         self._there = bool(wanted) and self._find(device)
+        self._stream: int | None = None
+
+    def use_stream(self, stream: int | None) -> None:
+        """Launches on this stream from now on; None: on PyTorch's own."""
+        self._stream = stream
+
+    def ceilings(self) -> list[Subject]:
+        """The rates of the library behind PyTorch: what a peer reaches is no more than possible."""
+        if not self._there:
+            return []
+        from awq_pycuda.benchmarks import torch_stages
+
+        return torch_stages.ceilings(self._device, self._stream)
 
     def _find(self, device: str) -> bool:
         try:
@@ -100,6 +121,7 @@ class Peers:
             self.absent.append("PyTorch and what is behind it: this build of PyTorch finds no GPU")
             return False
         torch.backends.cuda.matmul.allow_tf32 = False
+        warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")  # they are left out on purpose
         return True
 
     def kernels(self, stage: str, shape: Shape, convention: Convention) -> list[Subject]:
@@ -130,6 +152,7 @@ class Peers:
                 made,
                 judged,
                 self._device,
+                self._stream,
             )
             for how, made in self._ways(function)
         ]
@@ -159,6 +182,7 @@ class Peers:
                 made,
                 judged,
                 self._device,
+                self._stream,
             )
             for how, made in self._ways(torch_stages.pass_function(convention))
         ]
@@ -185,6 +209,7 @@ class Peers:
                 each.function,
                 each.judge,
                 self._device,
+                self._stream,
             )
             for name, each in torch_stages.PRODUCTS.items()
             if name != "int8" or (m > 16 and k % 8 == 0 and n % 8 == 0)

@@ -29,11 +29,17 @@ class Place(Protocol):
         backend: one that tells device and versions, and allocates.
         machine: times launches.
         torch_device: where PyTorch finds the same machine.
+        absent: what cannot be measured there, a line each.
     """
 
     backend: Backend[Any]
     machine: Machine
     torch_device: str
+    absent: list[str]
+
+    @property
+    def stream(self) -> int | None:
+        """Address of the stream that all which is timed must run on; None where there is none."""
 
     def __enter__(self) -> Self:
         """Takes the machine."""
@@ -44,8 +50,8 @@ class Place(Protocol):
     def reader(self, nbytes: int) -> Callable[[], object]:
         """What reads an array of so many bytes, and nothing else."""
 
-    def ceilings(self) -> tuple[list[Subject], list[str]]:
-        """What it can do at most, and lines that say what cannot be measured."""
+    def ceilings(self) -> list[Subject]:
+        """What it can do at most."""
 
     def kernels(
         self, shape: Shape, convention: Convention, stages: Sequence[str]
@@ -65,6 +71,8 @@ class CpuPlace:
     def __init__(self, backend: Backend[Any] | None = None, machine: Machine | None = None) -> None:
         self.backend: Backend[Any] = backend or CpuBackend()
         self.machine: Machine = machine or CpuMachine()
+        self.absent: list[str] = []
+        self.stream = None
 
     def __enter__(self) -> Self:
         """See `Place`."""
@@ -83,9 +91,9 @@ class CpuPlace:
         values = np.ones(nbytes // 8)
         return values.max
 
-    def ceilings(self) -> tuple[list[Subject], list[str]]:
+    def ceilings(self) -> list[Subject]:
         """See `Place.ceilings`."""
-        return host_ceilings(), []
+        return host_ceilings()
 
     @contextmanager
     def kernels(

@@ -13,6 +13,7 @@ from rich.table import Table
 from awq_pycuda.benchmarks.ceilings import CASE, MOVES
 from awq_pycuda.benchmarks.subjects import OURS
 from awq_pycuda.benchmarks.timing import COLD, WARM
+from awq_pycuda.names import listed
 from awq_pycuda.results.bench_record import BenchRecord, BenchRow
 from awq_pycuda.spread import percent
 from awq_pycuda.summary import print_line, table_style
@@ -55,8 +56,9 @@ def remarks(record: BenchRecord) -> list[str]:
                 f"IMPOSSIBLE {_name(row)}, {row.cache}: {row.median_us:.2f} us, but its work takes at least "
                 f"{row.floor_us:.2f} us; not a time of all of its work"
             )
-        if count := int(row.throttled.sum()):
-            lines.append(f"throttled {_name(row)}, {row.cache}: {count} of {row.us.size} samples")
+    if throttled := [row for row in record.rows if row.throttled.any()]:
+        names = listed([f"{_name(row)}, {row.cache} ({row.throttled.mean():.0%})" for row in throttled], 6)
+        lines.append(f"samples with the clock held down: {names}")
     unsure = [row for row in record.rows if row.stopped == "time"]
     if unsure:
         worst = max(row.noise for row in unsure)
@@ -65,7 +67,7 @@ def remarks(record: BenchRecord) -> list[str]:
         )
     late = list(dict.fromkeys(_name(row) for row in record.rows if row.us.size and row.late.mean() > 0.5))
     if late:
-        lines.append(f"with the time of launching, or of the host: {', '.join(late)}")
+        lines.append(f"with the time of launching, or of the host: {listed(late, 6)}")
     return lines + [f"absent: {line}" for line in json.loads(str(record.root["absent"]))]
 
 
@@ -74,7 +76,8 @@ def _ceiling(row: BenchRow, prefix: str, factor: float) -> str:
     if row.stage in MOVES:
         rate = (row.read + row.written) / fastest / factor
         return f"ceiling {row.stage}: {rate:.3g} {prefix}B/s, {row.variant}"
-    return f"ceiling {row.stage}: {row.operations / fastest / factor:.3g} {prefix}FLOP/s, {row.variant}"
+    unit = "OP" if row.stage.startswith("int") else "FLOP"
+    return f"ceiling {row.stage}: {row.operations / fastest / factor:.3g} {prefix}{unit}/s, {row.variant}"
 
 
 def _shape(row: BenchRow) -> tuple[object, ...]:
@@ -90,7 +93,10 @@ def _title(row: BenchRow) -> str:
 
 def _name(row: BenchRow) -> str:
     parts = (row.stage, row.variant, "" if row.by == OURS else row.by)
-    return f"{' '.join(part for part in parts if part)} at {row.out_features} x {row.in_features} x {row.tokens}"
+    name = " ".join(part for part in parts if part)
+    if row.case == CASE:
+        return f"ceiling {name}"
+    return f"{name} at {row.out_features} x {row.in_features} x {row.tokens}"
 
 
 def _table(console: Console, rows: Sequence[BenchRow], prefix: str, factor: float) -> Table:

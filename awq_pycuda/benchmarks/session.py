@@ -14,21 +14,21 @@ from awq_pycuda import provenance
 from awq_pycuda.benchmarks.ceilings import measured
 from awq_pycuda.benchmarks.groups import Measured, measure_group
 from awq_pycuda.benchmarks.limits import Ceilings, floor_us, limit_us
+from awq_pycuda.benchmarks.machine import Machine
 from awq_pycuda.benchmarks.oracle import Exact
 from awq_pycuda.benchmarks.passes import PassSubject
 from awq_pycuda.benchmarks.peers import Peers
 from awq_pycuda.benchmarks.places import KERNELS, Place
 from awq_pycuda.benchmarks.shapes import Shape
-from awq_pycuda.benchmarks.subjects import Subject
+from awq_pycuda.benchmarks.subjects import Subject, spec_for
 from awq_pycuda.benchmarks.timing import COLD, WARM, Track
+from awq_pycuda.engine.arrays import kept_bytes
 from awq_pycuda.quant.conventions import Convention
 from awq_pycuda.quant.format import Format
 from awq_pycuda.results.bench_record import BenchRecord, BenchRow
 
 LEAST_EFFECT = 1.1  # of the flush: without it the probe takes as long cold as warm
 _CEILING_SECONDS = 0.3
-_PROBE_SHARE = 8  # of the cache
-_LARGEST_PROBE = 4 << 20
 
 Progress = Callable[[str, int, int], None]
 
@@ -74,7 +74,8 @@ def measure(place: Place, peers: Peers, plan: Plan, on_progress: Progress = lamb
         on_progress(what, next(step), steps)
 
     tell("ceilings")
-    subjects, absent = place.ceilings()
+    peers.use_stream(place.stream)
+    subjects = [*place.ceilings(), *peers.ceilings()]
     effect = flush_effect(place)
     before = _measure_ceilings(place, subjects)
     found: list[Measured] = []
@@ -87,22 +88,40 @@ def measure(place: Place, peers: Peers, plan: Plan, on_progress: Progress = lamb
         for track, again in zip(one.tracks, other.tracks, strict=False):
             track.samples += again.samples
     limits = ceilings_of(before)
-    rows = [row for each in (*before, *found) for row in _rows(each, limits, place.machine.cache_bytes)]
+    rows = [row for each in (*before, *found) for row in _rows(each, limits, place.machine)]
     if not effect >= LEAST_EFFECT:
-        absent.append(f"cold times: the flush has no effect (an array is read in {effect:.2f} of its time without)")
+        place.absent.append(
+            f"cold times: the flush has no effect (an array is read in {effect:.2f} of its time without)"
+        )
         rows = [row for row in rows if row.cache != COLD or row.case == "ceiling"]
     root = _origin(place) | {
         "options": json.dumps(_plain(plan)),
         "flush": place.machine.flush,
         "flush_effect": effect,
-        "absent": json.dumps([*absent, *peers.absent]),
+        "absent": json.dumps([*place.absent, *peers.absent]),
     }
     return BenchRecord(root, rows)
 
 
+def layer_bytes(plan: Plan) -> int:
+    """What the arrays of a place take for the largest shape; a pass has layers of its own for each set of inputs."""
+    layers = 1 + 2 * plan.layers * ("pass" in plan.cases)
+    return layers * max(kept_bytes([spec_for(shape)], convention_for(shape)) for shape in plan.shapes)
+
+
+def host_bytes(plan: Plan) -> int:
+    """What the largest shape takes on the host besides: two sets of inputs, and in float64 what must come of them."""
+    found = []
+    for shape in plan.shapes:
+        inputs, outputs = shape.tokens * shape.in_features, shape.tokens * shape.out_features
+        weights = shape.out_features * shape.in_features
+        found.append(2 * (12 * inputs + 5 * weights + 24 * outputs) + 24 * weights + 16 * outputs)
+    return max(found)
+
+
 def flush_effect(place: Place) -> float:
     """How much longer reading a small array takes with the cache emptied than right after it was read."""
-    read = place.reader(min(place.machine.cache_bytes // _PROBE_SHARE, _LARGEST_PROBE))
+    read = place.reader(place.machine.probe_bytes)
     cold, warm = (np.median([place.machine.sample(read, cold=cold).us for _ in range(9)]) for cold in (True, False))
     return float(cold / warm) if warm > 0 else math.inf
 
@@ -144,9 +163,9 @@ def _measure_subjects(place: Place, subjects: Sequence[Subject], plan: Plan, sha
     return measure_group(place.machine, subjects, inputs, plan.noise, plan.seconds)
 
 
-def _rows(each: Measured, limits: Ceilings, cache_bytes: int) -> Iterator[BenchRow]:
+def _rows(each: Measured, limits: Ceilings, machine: Machine) -> Iterator[BenchRow]:
     subject = each.subject
-    key, work = subject.key, subject.work
+    key, work, cache_bytes = subject.key, subject.work, machine.cache_bytes
     tracks: list[Track | None] = [*each.tracks] or [None]
     for track in tracks:
         cold = track is None or track.cache == COLD
@@ -174,7 +193,7 @@ def _rows(each: Measured, limits: Ceilings, cache_bytes: int) -> Iterator[BenchR
             stopped="" if track is None else track.stopped,
             noise=math.nan if track is None else track.noise,
             limit_us=limit_us(work, subject.unit, limits) if cold else _warm_limit(subject, limits, cache_bytes),
-            floor_us=floor_us(work, subject.unit, limits, cache_bytes, cold),
+            floor_us=machine.certainty * floor_us(work, subject.unit, limits, cache_bytes, cold),
             us=np.array([sample.us for sample in samples]),
             late=np.array([sample.late for sample in samples], bool),
             conditions={

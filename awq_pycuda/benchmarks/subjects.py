@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -84,8 +84,10 @@ class StageSubject:
         case: Case,
         key: Key,
         unit: Unit,
+        passes: int = 1,
     ) -> None:
-        self.key, self.work, self.unit = key, key.shape.work(key.stage), unit
+        work = key.shape.work(key.stage)
+        self.key, self.work, self.unit = key, replace(work, operations=passes * work.operations), unit
         self._backend, self._layer, self._convention, self._case = backend, layer, convention, case
         self._exact: Exact | None = None
         self._returned: Any = None
@@ -148,11 +150,16 @@ def _share(error: float, tolerance: float) -> float:
     return error / tolerance if tolerance else 0.0
 
 
-def layer_of(backend: Backend[Any], shape: Shape, convention: Convention) -> Layer[Any]:
-    """A layer's arrays, none of them filled or frozen."""
+def spec_for(shape: Shape) -> LayerSpec:
+    """A layer of this shape that is never filled from its plan."""
     weight, activations = (
         np.broadcast_to(np.float32(0), (rows, shape.in_features)) for rows in (shape.out_features, shape.tokens)
     )
-    arrays = layer_arrays([LayerSpec("", shape.tokens, weight, activations)], 0, convention)
+    return LayerSpec("", shape.tokens, weight, activations)
+
+
+def layer_of(backend: Backend[Any], shape: Shape, convention: Convention) -> Layer[Any]:
+    """A layer's arrays, none of them filled or frozen."""
+    arrays = layer_arrays([spec_for(shape)], 0, convention)
     made = {name: backend.empty(each.shape, each.dtype) for name, each in arrays.items()}
     return as_layer(made, convention.quantizer, shape.tokens * shape.out_features)

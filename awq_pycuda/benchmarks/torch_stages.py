@@ -9,15 +9,22 @@ from typing import Any
 import numpy as np
 import torch
 
+from awq_pycuda.benchmarks.ceilings import CeilingSubject
 from awq_pycuda.benchmarks.oracle import Exact
-from awq_pycuda.benchmarks.subjects import Verdict
+from awq_pycuda.benchmarks.streams import on_stream
+from awq_pycuda.benchmarks.subjects import Subject, Verdict
 from awq_pycuda.engine.verify import frobenius_error, over_channels
-from awq_pycuda.kernels.work import Unit
+from awq_pycuda.kernels.work import Unit, Work
 from awq_pycuda.quant.conventions import Convention
 
 Tensor = Any
 Tensors = dict[str, Tensor]
 _FP16_TOLERANCE = 1e-2
+# By device and unit: side and type of the products that are taken for its rate.
+_SIDES: dict[str, dict[Unit, tuple[int, Any]]] = {
+    "cuda": {"fp16 matrix": (8192, torch.float16), "int8 matrix": (8192, torch.int8)},
+    "cpu": {"fp32": (1024, torch.float32), "fp64": (512, torch.float64)},
+}
 
 
 def stage_function(stage: str, convention: Convention) -> Callable[..., Tensors] | None:
@@ -48,7 +55,7 @@ def stage_function(stage: str, convention: Convention) -> Callable[..., Tensors]
             errors.append((off.square().sum(0) * sq_mean / s.square()).sum())
             candidates.append(s)
         error = torch.stack(errors)
-        s = torch.stack(candidates)[error.argmin()]
+        s = torch.stack(candidates).index_select(0, error.argmin(0, keepdim=True))[0]  # without a word to the host
         return {"error": error.double(), "s": s, "inv_s": 1 / s}
 
     def compute_scale_b(w: Tensor, s: Tensor) -> Tensors:
@@ -111,6 +118,34 @@ _GIVEN = {
     "dequantizeTiled": ("x", "codes", "steps", "inv_s"),
     "relu": ("y",),
 }
+
+
+def ceilings(device: str, stream: int | None) -> list[Subject]:
+    """The rates of large products by the library behind PyTorch: of halves and int8 by cuBLAS, or by the CPU's own."""
+    return [_ceiling(unit, device, stream) for unit in _SIDES[device]]
+
+
+def _ceiling(unit: Unit, device: str, stream: int | None) -> Subject:
+    side, dtype = _SIDES[device][unit]
+    random = torch.Generator(device).manual_seed(1)
+    x, w = (torch.rand((side, side), device=device, generator=random) - 0.5 for _ in range(2))
+    if dtype is torch.int8:
+        x, w = 254 * x, 254 * w
+    x, w = x.to(dtype), w.to(dtype)
+    multiply = torch._int_mm if dtype is torch.int8 else torch.mm
+    left: list[Tensor] = []
+
+    def launch() -> None:
+        with torch.inference_mode(), on_stream(stream):
+            left[:] = [multiply(x, w.T)]
+
+    def check() -> str | None:
+        launch()
+        return None if bool(left[0].float().isfinite().all()) else "leaves a wrong result"
+
+    return CeilingSubject(
+        unit, "cuBLAS" if device == "cuda" else "torch", Work(0, 0, 2 * side**3), unit, launch, check, "torch"
+    )
 
 
 @dataclass(frozen=True)

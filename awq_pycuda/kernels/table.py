@@ -124,6 +124,7 @@ VARIANTS = (
         macros=_STATS,
         scratch={"partial_abs": _partial, "partial_sq": _partial},
         tolerance=2**-24,  # nothing but the rounding of the mean to float32
+        unit="fp64",
     ),
     Variant(
         stage="accum_stats",
@@ -230,6 +231,7 @@ VARIANTS = (
         ),
         macros=_REFERENCE,
         tolerance=1e-6,
+        unit="fp64",
     ),
     Variant(
         stage="error_sums",
@@ -253,6 +255,7 @@ VARIANTS = (
         derived={"count": lambda v: v["tokens"] * v["out_features"]},
         scratch={"partial": lambda v: 16 * _ERROR_BLOCKS},
         tolerance=1e-12,
+        unit="fp64",
     ),
 )
 

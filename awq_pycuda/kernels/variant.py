@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from awq_pycuda.kernels.work import Unit
+
 Capability = tuple[int, int]
 Values = Mapping[str, int]  # sizes and macros by their names
 
@@ -118,6 +120,8 @@ class Variant:
         capability: the least that it runs on; None for any that nvcc compiles for. With a suffix, the only one.
         suffix: of the architecture; such code runs on one capability alone.
         group_multiple: what the size of a group must be a multiple of, where a row has several.
+        unit: what does most of its arithmetic; a benchmark holds it against the rate of that.
+        passes: operations of that unit for each one that the stage asks for.
     """
 
     stage: str
@@ -134,6 +138,8 @@ class Variant:
     capability: Capability | None = None
     suffix: str = ""
     group_multiple: int = 1
+    unit: Unit = "fp32"
+    passes: int = 1
 
     def chosen(self, values: Values) -> dict[str, int]:
         """All macros: the constants, and those of `values` that are parameters."""

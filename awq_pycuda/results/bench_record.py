@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-_IMPOSSIBLE = 0.95  # of the floor: the ceilings themselves have a spread of a few percent
 # Of NVML's reasons for a clock below the highest: power cap, hardware slowdown, heat (two kinds), power brake.
 _THROTTLED = 0x4 | 0x8 | 0x20 | 0x40 | 0x80
 
@@ -62,7 +61,7 @@ class BenchRow:
     @property
     def impossible(self) -> bool:
         """Whether its median is below what its work takes at the least: then it was not measured right."""
-        return self.median_us < _IMPOSSIBLE * self.floor_us
+        return self.median_us < self.floor_us
 
     @property
     def of_limit(self) -> float:
