@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from awq_pycuda import signals
 from awq_pycuda.kernels.work import WORK
 from awq_pycuda.options import (
     SYNTAX,
@@ -113,7 +114,7 @@ its own limit. Writes every sample, with clock, power and temperature where a GP
 {describe(BenchOptions)}
 {SYNTAX}
 Exit codes: 0 done, 1 anything of ours is wrong or faster than can be, or writing failed, 2 bad input, 128 + number
-stopped by a signal.
+stopped by a signal; then, too, the file holds what was measured.
 """
 
 
@@ -150,15 +151,18 @@ def _work(arguments: Sequence[str]) -> int:
     peers = Peers(_wanted(options.peers), place.torch_device)
     console = make_console()
     print_line(console, f"backend {place.backend.name}")
-    with place, progress(console) as on_progress:
-        record = measure(place, peers, plan, on_progress)
-    write_bench(out, record)
+    with signals.held():
+        with place, progress(console) as on_progress:
+            record = measure(place, peers, plan, on_progress, signals.released())
+        write_bench(out, record)
     pictures = write_roofline(record, out)
     printing.print_record(console, record)
     print_line(console, f"results {out}")
     for picture in pictures:
         print_line(console, f"picture {picture}")
     print_line(console, f"next: python -m awq_pycuda.analyze compare {shlex.quote(str(out))} OTHER.h5")
+    if record.stopped is not None:
+        raise record.stopped
     return int(printing.ours_failed(record))
 
 

@@ -1,6 +1,7 @@
 """The benchmark as a command, and the ways in which a kernel could cheat it: each is seen."""
 
 import json
+import signal
 
 import numpy as np
 import pytest
@@ -8,10 +9,11 @@ from bench_fakes import FakeMachine, plan
 
 from awq_pycuda import bench
 from awq_pycuda.backends.cpu import CpuBackend
-from awq_pycuda.benchmarks import ceilings, machine, printing, session
+from awq_pycuda.benchmarks import ceilings, machine, places, printing, session
 from awq_pycuda.benchmarks.cases import CASES, WITHIN
 from awq_pycuda.benchmarks.peers import Peers
 from awq_pycuda.benchmarks.places import CpuPlace
+from awq_pycuda.benchmarks.shapes import Shape
 from awq_pycuda.kernels import table
 from awq_pycuda.kernels.work import WORK
 from awq_pycuda.results.bench_reader import read_bench
@@ -197,6 +199,34 @@ def test_a_kernel_that_fails_while_it_is_timed_has_no_times():
     assert row.state == "failed"
     assert row.reason == "while timed: RuntimeError: an illegal memory access was encountered"
     assert row.us.size == 0
+
+
+def test_what_keeps_it_from_going_on_leaves_what_was_measured():
+    class Gone(CpuBackend):
+        def empty(self, shape, dtype=None):
+            if shape == (30, 30):
+                raise MemoryError("no room")
+            return super().empty(shape, dtype)
+
+    record = measured(Gone(), stages=("relu",), shapes=(Shape(32, 40, 24), Shape(30, 30, 30), Shape(8, 8, 8)))
+    assert [(row.tokens, row.state) for row in of_stage(record, "relu")] == [(32, "timed"), (32, "timed")]
+    assert record.root["error"] == "MemoryError: no room"
+    assert printing.remarks(record)[0] == "STOPPED: MemoryError: no room"
+    assert printing.ours_failed(record)
+
+
+def test_a_signal_leaves_what_was_measured(tmp_path, monkeypatch, capsys):
+    class Pressed(CpuBackend):
+        def quantize_awq(self, w, s, quantized):
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(places, "CpuBackend", Pressed)
+    keys = ["shapes=24", "seconds=0.001", "peers=none", "kernels=relu,quantize_awq,init"]
+    assert bench.main([*keys, f"out={tmp_path / 'a.h5'}"]) == 130
+    record = read_bench(tmp_path / "a.h5")
+    assert {row.stage for row in record.rows if row.case == "kernels"} == {"init"}
+    assert record.root["error"] == "Stopped: interrupted by SIGINT"
+    assert capsys.readouterr().err == "interrupted by SIGINT\n"
 
 
 def test_a_cache_that_is_not_emptied_gives_no_cold_times():

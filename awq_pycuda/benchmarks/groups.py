@@ -7,15 +7,21 @@ from dataclasses import dataclass, field, replace
 
 from awq_pycuda.benchmarks.machine import Machine
 from awq_pycuda.benchmarks.oracle import Exact
-from awq_pycuda.benchmarks.subjects import Subject, Verdict
+from awq_pycuda.benchmarks.subjects import Key, Subject, Verdict
 from awq_pycuda.benchmarks.timing import COLD, WARM, Track, interleave
+from awq_pycuda.kernels.work import Unit, Work
 
 
 @dataclass
 class Measured:
-    """A subject's verdict, and its samples cold and warm; none where the verdict has a reason."""
+    """What became of a subject: its verdict, and its samples cold and warm; none where the verdict has a reason.
 
-    subject: Subject
+    The subject itself is not kept: its arrays may fill a device.
+    """
+
+    key: Key
+    work: Work
+    unit: Unit
     verdict: Verdict
     tracks: list[Track] = field(default_factory=list)
 
@@ -49,20 +55,26 @@ def measure_group(
             verdict = _worse(verdict, _verify(subject, exact))
             if verdict.reason is not None:
                 break
-        found.append(Measured(subject, verdict))
-    right = [each for each in found if each.verdict.reason is None]
-    for each in right:
-        each.tracks = [Track(each.subject.launch, cache) for cache in caches]
-    interleave(machine, [track for each in right for track in each.tracks], noise, seconds)
-    for each in right:
+        found.append(Measured(subject.key, subject.work, subject.unit, verdict))
+    right = [pair for pair in zip(subjects, found, strict=True) if pair[1].verdict.reason is None]
+    for subject, each in right:
+        each.tracks = [Track(subject.launch, cache) for cache in caches]
+    interleave(machine, [track for _, each in right for track in each.tracks], noise, seconds)
+    for subject, each in right:
         failure = next((track.failure for track in each.tracks if track.failure), None)
-        again = Verdict(reason=f"while timed: {failure}") if failure else _verify(each.subject, None)
+        again = Verdict(reason=f"while timed: {failure}") if failure else _verify(subject, None)
         if again.reason is not None and not failure:
             again = replace(again, reason=f"launched again on the same inputs: {again.reason}")
         each.verdict = _worse(each.verdict, again)
+        for track in each.tracks:
+            track.launch = _ended
         if each.verdict.reason is not None:
             each.tracks = []
     return found
+
+
+def _ended() -> None:
+    """In place of the launch of a subject that may be gone."""
 
 
 def _verify(subject: Subject, exact: Exact | None) -> Verdict:

@@ -41,13 +41,15 @@ def print_record(console: Console, record: BenchRecord) -> None:
 
 
 def ours_failed(record: BenchRecord) -> bool:
-    """Whether anything of ours is wrong, or was measured as it cannot be."""
-    return any(row.by == OURS and (row.state == "failed" or row.impossible) for row in record.rows)
+    """Whether anything of ours is wrong, or was measured as it cannot be, or not all could be measured."""
+    return "error" in record.root or any(
+        row.by == OURS and (row.state == "failed" or row.impossible) for row in record.rows
+    )
 
 
 def remarks(record: BenchRecord) -> list[str]:
     """What failed, what cannot be, what was not certain, and what is absent; a line each."""
-    lines = []
+    lines = [f"STOPPED: {record.root['error']}"] if "error" in record.root else []
     for row in record.rows:
         if row.state == "failed":
             lines.append(f"FAILED {_name(row)}: {row.reason}; not timed")

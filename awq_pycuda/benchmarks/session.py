@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,6 +24,7 @@ from awq_pycuda.benchmarks.shapes import Shape
 from awq_pycuda.benchmarks.subjects import Subject, spec_for
 from awq_pycuda.benchmarks.timing import COLD, WARM, Track
 from awq_pycuda.engine.arrays import kept_bytes
+from awq_pycuda.kernels.work import Work
 from awq_pycuda.quant.conventions import Convention
 from awq_pycuda.quant.format import Format
 from awq_pycuda.results.bench_record import BenchRecord, BenchRow
@@ -61,11 +63,25 @@ def convention_for(shape: Shape) -> Convention:
     return Convention(gammas=gammas, quantizer=Format(shape.group_size))
 
 
-def measure(place: Place, peers: Peers, plan: Plan, on_progress: Progress = lambda *_: None) -> BenchRecord:
+def measure(
+    place: Place,
+    peers: Peers,
+    plan: Plan,
+    on_progress: Progress = lambda *_: None,
+    interruptible: AbstractContextManager[None] = nullcontext(),  # noqa: B008  # a nullcontext has no state
+) -> BenchRecord:
     """Measures all of a plan on an entered place.
 
     Ceilings are measured before and after everything else, and the best of both counts: a limit that a busy moment has
-    lowered would make honest times impossible.
+    lowered would make honest times impossible. Where a fault or a signal keeps it from going on, the record holds what
+    there is, and the error.
+
+    Args:
+        place: entered.
+        peers: on the same machine.
+        plan: what to measure.
+        on_progress: told what is going on, how many steps are done, and of how many.
+        interruptible: held while it measures.
     """
     steps = 2 + len(plan.shapes) * (len(plan.stages) * (KERNELS in plan.cases) + ("pass" in plan.cases))
     step = iter(range(steps))
@@ -73,23 +89,31 @@ def measure(place: Place, peers: Peers, plan: Plan, on_progress: Progress = lamb
     def tell(what: str) -> None:
         on_progress(what, next(step), steps)
 
-    tell("ceilings")
-    peers.use_stream(place.stream)
-    subjects = [*place.ceilings(), *peers.ceilings()]
-    effect = flush_effect(place)
-    before = _measure_ceilings(place, subjects)
+    before: list[Measured] = []
     found: list[Measured] = []
-    for shape in plan.shapes:
-        for group in _groups(place, peers, plan, shape, tell):
-            found += _measure_subjects(place, group, plan, shape)
-    tell("ceilings")
-    after = _measure_ceilings(place, subjects)
-    for one, other in zip(before, after, strict=True):
+    after: list[Measured] = []
+    effect = math.nan
+    error: Exception | KeyboardInterrupt | None = None
+    try:
+        with interruptible:
+            tell("ceilings")
+            peers.use_stream(place.stream)
+            subjects = [*place.ceilings(), *peers.ceilings()]
+            effect = flush_effect(place)
+            before = _measure_ceilings(place, subjects)
+            for shape in plan.shapes:
+                for group in _groups(place, peers, plan, shape, tell):
+                    found += _measure_subjects(place, group, plan, shape)
+            tell("ceilings")
+            after = _measure_ceilings(place, subjects)
+    except (Exception, KeyboardInterrupt) as caught:  # a fault of a GPU leaves nothing that works
+        error = caught
+    for one, other in zip(before, after, strict=False):
         for track, again in zip(one.tracks, other.tracks, strict=False):
             track.samples += again.samples
     limits = ceilings_of(before)
     rows = [row for each in (*before, *found) for row in _rows(each, limits, place.machine)]
-    if not effect >= LEAST_EFFECT:
+    if effect < LEAST_EFFECT:
         place.absent.append(
             f"cold times: the flush has no effect (an array is read in {effect:.2f} of its time without)"
         )
@@ -100,7 +124,9 @@ def measure(place: Place, peers: Peers, plan: Plan, on_progress: Progress = lamb
         "flush_effect": effect,
         "absent": json.dumps([*place.absent, *peers.absent]),
     }
-    return BenchRecord(root, rows)
+    if error is not None:
+        root["error"] = f"{type(error).__name__}: {error}"
+    return BenchRecord(root, rows, error if isinstance(error, KeyboardInterrupt) else None)
 
 
 def layer_bytes(plan: Plan) -> int:
@@ -132,7 +158,7 @@ def ceilings_of(found: Sequence[Measured]) -> Ceilings:
     for each in found:
         times = [sample.us for track in each.tracks for sample in track.samples]
         if times:
-            rates.append((each.subject.key.stage, each.subject.work, each.subject.unit, min(times)))
+            rates.append((each.key.stage, each.work, each.unit, min(times)))
     return measured(rates)
 
 
@@ -164,8 +190,7 @@ def _measure_subjects(place: Place, subjects: Sequence[Subject], plan: Plan, sha
 
 
 def _rows(each: Measured, limits: Ceilings, machine: Machine) -> Iterator[BenchRow]:
-    subject = each.subject
-    key, work, cache_bytes = subject.key, subject.work, machine.cache_bytes
+    key, work, cache_bytes = each.key, each.work, machine.cache_bytes
     tracks: list[Track | None] = [*each.tracks] or [None]
     for track in tracks:
         cold = track is None or track.cache == COLD
@@ -185,15 +210,15 @@ def _rows(each: Measured, limits: Ceilings, machine: Machine) -> Iterator[BenchR
             read=float(work.read),
             written=float(work.written),
             operations=float(work.operations),
-            unit=subject.unit,
+            unit=each.unit,
             error=each.verdict.error,
             tolerance=each.verdict.tolerance,
             state="timed" if each.verdict.reason is None else "failed",
             reason=each.verdict.reason or "",
             stopped="" if track is None else track.stopped,
             noise=math.nan if track is None else track.noise,
-            limit_us=limit_us(work, subject.unit, limits) if cold else _warm_limit(subject, limits, cache_bytes),
-            floor_us=machine.certainty * floor_us(work, subject.unit, limits, cache_bytes, cold),
+            limit_us=limit_us(work if cold else _warm(work, cache_bytes), each.unit, limits),
+            floor_us=machine.certainty * floor_us(work, each.unit, limits, cache_bytes, cold),
             us=np.array([sample.us for sample in samples]),
             late=np.array([sample.late for sample in samples], bool),
             conditions={
@@ -202,14 +227,11 @@ def _rows(each: Measured, limits: Ceilings, machine: Machine) -> Iterator[BenchR
         )
 
 
-def _warm_limit(subject: Subject, limits: Ceilings, cache_bytes: int) -> float:
-    """The same where the cache holds what it can: its bytes cost nothing, since the rate of no cache is measured."""
-    moved = subject.work.read + subject.work.written
-    if moved <= cache_bytes:
-        return limit_us(replace(subject.work, read=0, written=0), subject.unit, limits)
-    share = 1 - cache_bytes / moved
-    left = replace(subject.work, read=subject.work.read * share, written=subject.work.written * share)
-    return limit_us(left, subject.unit, limits)
+def _warm(work: Work, cache_bytes: int) -> Work:
+    """What is left of it where the cache holds what it can: that costs nothing, since the rate of no cache is known."""
+    moved = work.read + work.written
+    share = max(0.0, 1 - cache_bytes / moved) if moved else 0.0
+    return replace(work, read=share * work.read, written=share * work.written)
 
 
 def _origin(place: Place) -> dict[str, str | int | bool | float]:

@@ -83,7 +83,11 @@ class BenchRow:
 
 @dataclass(frozen=True)
 class BenchRecord:
-    """Everything that a benchmark's file holds: attributes of the file, and its rows in the order printed."""
+    """Everything that a benchmark's file holds: attributes of the file, and its rows in the order printed.
+
+    `stopped`, which is not stored, is what the user stopped it by.
+    """
 
     root: Mapping[str, str | int | float | bool]
     rows: Sequence[BenchRow]
+    stopped: KeyboardInterrupt | None = None
