@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -14,6 +14,12 @@ from awq_pycuda.parallel import map_row_blocks, scratch
 
 H = TypeVar("H")
 T = TypeVar("T")
+Parts = tuple[tuple[slice, NDArray[Any]], ...]
+
+
+def _side_by_side(of_parts: list[NDArray[Any]]) -> NDArray[Any]:
+    """(rows, groups) of the parts as one array."""
+    return of_parts[0] if len(of_parts) == 1 else np.concatenate(of_parts, axis=1)
 
 
 @dataclass(frozen=True)
@@ -50,31 +56,30 @@ class Format:
         """Groups of a row, the last one full or not."""
         return -(-in_features // self.size(in_features))
 
-    def parts(self, matrix: NDArray[Any]) -> Iterator[tuple[slice, NDArray[Any]]]:
+    def parts(self, matrix: NDArray[Any]) -> Parts:
         """Views of a (rows, K) matrix by groups: which groups, and (rows, these groups, channels of one).
 
-        All full groups come first, then the last one where it is not full.
+        All full groups come first, then the last one where it is not full. What is called in a loop takes them made.
         """
         rows, in_features = matrix.shape
         size = self.size(in_features)
         full = in_features // size
-        if full:
-            yield slice(0, full), matrix[:, : full * size].reshape(rows, full, size)
-        if in_features % size:
-            yield slice(full, full + 1), matrix[:, full * size :].reshape(rows, 1, in_features % size)
+        rest = in_features % size
+        found = [(slice(0, full), matrix[:, : full * size].reshape(rows, full, size))] if full else []
+        if rest:
+            found.append((slice(full, full + 1), matrix[:, full * size :].reshape(rows, 1, rest)))
+        return tuple(found)
 
-    def steps(self, magnitude: NDArray[Any]) -> NDArray[Any]:
-        """Steps `max |W·s| / largest` of every group: (rows, K) magnitudes to (rows, groups), in their dtype.
+    def steps(self, magnitudes: Parts) -> NDArray[Any]:
+        """Steps `max |W·s| / largest` of every group: parts of (rows, K) magnitudes to (rows, groups), in their dtype.
 
         A group of zeros gets 1. A group of denormals whose quotient underflows gets the smallest positive number: a
         step of zero would make its codes inf.
         """
-        steps = np.empty((magnitude.shape[0], self.groups(magnitude.shape[1])), magnitude.dtype)
-        for groups, part in self.parts(magnitude):
-            part.max(axis=2, out=steps[:, groups])
+        steps = _side_by_side([part.max(axis=2) for _, part in magnitudes])
         nothing = steps == 0
-        steps /= magnitude.dtype.type(self.largest)
-        np.maximum(steps, np.finfo(magnitude.dtype).smallest_subnormal, out=steps)
+        steps /= steps.dtype.type(self.largest)
+        np.maximum(steps, np.finfo(steps.dtype).smallest_subnormal, out=steps)
         steps[nothing] = 1
         return steps
 
@@ -103,29 +108,31 @@ class Format:
         for groups, part in self.parts(out):
             np.multiply(part, steps[:, groups, None], out=part)
 
-    def squared_roundings(self, magnitude: NDArray[Any], steps: NDArray[Any], work: NDArray[Any]) -> None:
-        """Turns (rows, K) magnitudes of scaled weights into `(rint(U) - U)²`, U = magnitude / step, in place.
+    def weighted_errors(
+        self, magnitude: NDArray[Any], magnitudes: Parts, work: NDArray[Any], weights: Parts
+    ) -> np.float64:
+        """`Σ_n Σ_k weights[k] · (rint(U) - U)² · step²` with U = magnitude / step, over scaled weights of (rows, K).
 
         Signs do not matter: rounding to even is odd. U is at most `largest`, so nothing overflows.
 
         Args:
-            magnitude: overwritten with the result.
-            steps: (rows, groups), of these magnitudes.
+            magnitude: overwritten.
+            magnitudes: its parts.
             work: overwritten, of the same shape and dtype.
+            weights: the parts of (1, K).
+
+        Returns:
+            The sum, within a group in the dtype of the magnitudes, else in float64.
         """
-        for groups, part in self.parts(magnitude):
+        steps = self.steps(magnitudes)
+        for groups, part in magnitudes:
             np.divide(part, steps[:, groups, None], out=part)
         np.rint(magnitude, out=work)
         np.subtract(magnitude, work, out=magnitude)
         np.multiply(magnitude, magnitude, out=magnitude)
-
-    def weighted_sums(self, matrix: NDArray[Any], weights: NDArray[Any]) -> NDArray[Any]:
-        """`Σ_k matrix[n, k] · weights[k]` over every group: (rows, K) and (K,) to (rows, groups)."""
-        sums = np.empty((matrix.shape[0], self.groups(matrix.shape[1])), matrix.dtype)
-        by_group = self.parts(weights[None, :])
-        for (groups, part), (_, of_group) in zip(self.parts(matrix), by_group, strict=True):
-            np.einsum("ngk,gk->ng", part, of_group[0], out=sums[:, groups])
-        return sums
+        pairs = zip(magnitudes, weights, strict=True)
+        per_step = _side_by_side([np.einsum("ngk,gk->ng", part, of_group[0]) for (_, part), (_, of_group) in pairs])
+        return np.float64(np.sum(per_step * steps.astype(np.float64) ** 2, dtype=np.float64))
 
     def saturated(self, codes: NDArray[Any]) -> int:
         """How many codes are at either end of the range; each group has at least one, by its step."""
@@ -194,7 +201,7 @@ def steps_of(w: NDArray[Any], s: NDArray[Any], form: Format) -> NDArray[Any]:
         scaled = scratch((block.stop - block.start, w.shape[1]), w.dtype)
         np.multiply(w[block], s, out=scaled)
         np.abs(scaled, out=scaled)
-        steps[block] = form.steps(scaled)
+        steps[block] = form.steps(form.parts(scaled))
 
     map_row_blocks(of_block, w.shape)
     return steps

@@ -138,18 +138,16 @@ def diag_errors(w: NDArray[Any], scales: NDArray[Any], sq_mean: NDArray[Any], fo
     importance = sq_mean.astype(np.float64) / scales.astype(np.float64) ** 2
     largest = importance.max(axis=1)
     largest[largest == 0] = 1
-    weighting = (importance / largest[:, None]).astype(w.dtype)
+    weighting = [form.parts(row[None, :].astype(w.dtype)) for row in importance / largest[:, None]]
 
     def block_errors(block: slice) -> NDArray[np.float64]:
         magnitude, scaled, work = scratch((3, block.stop - block.start, w.shape[1]), w.dtype)
         np.abs(w[block], out=magnitude)
+        parts = form.parts(scaled)
         errors = np.empty(len(scales))
         for index, s in enumerate(scales):
             np.multiply(magnitude, s, out=scaled)
-            steps = form.steps(scaled)
-            form.squared_roundings(scaled, steps, work)
-            per_step = form.weighted_sums(scaled, weighting[index])
-            errors[index] = np.sum(per_step * steps.astype(np.float64) ** 2, dtype=np.float64)
+            errors[index] = form.weighted_errors(scaled, parts, work, weighting[index])
         return errors
 
     with np.errstate(over="ignore", invalid="ignore"):
