@@ -1,14 +1,11 @@
 """Figures: they show the numbers of the files, and stay readable from one layer to hundreds of runs."""
 
 import itertools
-import re
 import xml.etree.ElementTree as ElementTree
-from importlib import resources
 
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 from matplotlib.text import Text
 from result_files import H100, editing, make_run, vary
@@ -355,24 +352,6 @@ def test_the_same_results_give_the_same_bytes_whatever_the_user_s_settings(folde
     monkeypatch.setitem(mpl.rcParams, "font.size", 20.0)
     assert [path.read_bytes() for path in write_figures(collection, tmp_path / "b")[0]] == first
     assert mpl.rcParams["font.size"] == 20.0
-
-
-def test_colours_are_apart_for_the_colour_blind():
-    """As seen without red or green cones: F. Viénot, H. Brettel, J. Mollon, "Digital video colourmaps", 1999."""
-    seen = [
-        np.eye(3),
-        np.array([[0.29275, 0.70725, 0], [0.29275, 0.70725, 0], [-0.02234, 0.02234, 1]]),
-        np.array([[0.11238, 0.88762, 0], [0.11238, 0.88762, 0], [0.00401, -0.00401, 1]]),
-    ]
-    sheet = (resources.files("awq_pycuda.analysis") / "templates/report.css.j2").read_text()
-    pages = [colours.split() for colours in re.findall(r"--(?:series|stages):([^;]+);", sheet)]
-    assert len(pages) == 4
-    for palette in (figure_style.SERIES, figure_style.STAGE_COLOURS, *pages):
-        rgb = np.array([to_rgb(colour) for colour in palette])
-        linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
-        for matrix in seen:
-            for a, b in itertools.combinations(np.clip(linear @ matrix.T, 0, 1) ** (1 / 2.2), 2):
-                assert np.abs(a - b).max() > 0.095  # Okabe and Ito's closest pair: 0.099
 
 
 def test_runs_with_the_same_results_are_one_variant_named_by_what_they_share(folders):
