@@ -14,7 +14,7 @@ from test_pipeline import Kept
 
 from awq_pycuda import philox
 from awq_pycuda.backends.cpu import CpuBackend
-from awq_pycuda.kernels import table
+from awq_pycuda.kernels import bench_table, table
 from awq_pycuda.paths import resource_dir
 from awq_pycuda.quant.format import Format, Quantized
 
@@ -180,6 +180,20 @@ def sums_agree(backend):
     np.testing.assert_allclose(backend.error_sums(*handles), CpuBackend(np.float64).error_sums(*values), rtol=1e-12)
 
 
+def moves_agree(_backend):
+    """Counts that the four accesses in flight divide, and that they do not; what is beyond stays as it was."""
+    folder = resource_dir("cuda")
+    for count in (4, 64 * 16, 64 * 20 + 4):
+        data, out = RNG.normal(size=count).astype("f4"), np.full(count + 4, 9, np.float32)
+        for entry, given, wanted in (
+            ("bench_read", (data, out), np.full(count, 9)),
+            ("bench_copy", (data, out), data),
+            ("bench_write", (out,), np.full(count, 2.5)),
+        ):
+            call(entry, *given, count, blocks=2, threads=32, source=folder / "bench_memory.cu")
+            assert np.array_equal(out, [*wanted, 9, 9, 9, 9]), (entry, count)
+
+
 PRODUCTS = {variant.file: variant for variant in table.variants("dequantizeTiled").values()}
 for file in not_run(resource_dir("cuda")):
     PRODUCTS.pop(file, None)
@@ -192,6 +206,7 @@ CHECKS = {
     "relu.cu": relu_agrees,
     "reference.cu references": references_agree,
     "reference.cu sums": sums_agree,
+    "bench_memory.cu": moves_agree,
 }
 
 
@@ -215,7 +230,9 @@ def test_a_whole_run_agrees_with_the_oracle(compose):
 
 def test_no_kernel_is_left_out():
     checked = {kernel.split()[0] for kernel in CHECKS}
-    assert checked | not_run(resource_dir("cuda")).keys() == {variant.file for variant in table.VARIANTS}
+    assert checked | not_run(resource_dir("cuda")).keys() == {
+        variant.file for variant in (*table.VARIANTS, *bench_table.VARIANTS)
+    }
 
 
 def test_what_cannot_run_is_told(tmp_path):

@@ -13,7 +13,7 @@ from awq_pycuda.backends.choose import refuse_variants
 from awq_pycuda.backends.cuda.toolchain import find_toolchain
 from awq_pycuda.engine.spec import spec_of
 from awq_pycuda.errors import InputError
-from awq_pycuda.kernels import table
+from awq_pycuda.kernels import bench_table, table
 from awq_pycuda.kernels.variant import MAX_INT, Argument, Device, Kernel, Parameter, Source, Variant
 from awq_pycuda.paths import resource_dir
 
@@ -24,6 +24,7 @@ CUDA = resource_dir("cuda")
 H100 = Device((9, 0), 227 * 1024)
 SIGNATURE = re.compile(r'extern "C" __global__ void (?:__launch_bounds__\([^)]*\) )?(\w+)\(([^)]*)\)')
 BLOCKED = table.find("dequantizeTiled", "blocked")
+ALL = (*table.VARIANTS, *bench_table.VARIANTS)
 
 
 def test_the_table_needs_neither_pycuda_nor_numpy():
@@ -40,13 +41,13 @@ def test_every_kernel_of_the_sources_is_in_the_table_with_its_arguments():
             declared[path.name, entry] = tuple(plain.split(", "))
     listed = {
         (variant.file, kernel.entry): tuple(f"{each.type} {each.name}" for each in kernel.arguments)
-        for variant in table.VARIANTS
+        for variant in ALL
         for kernel in variant.kernels
     }
     assert listed == declared
 
 
-@pytest.mark.parametrize("variant", table.VARIANTS, ids=lambda variant: f"{variant.stage}-{variant.name}")
+@pytest.mark.parametrize("variant", ALL, ids=lambda variant: f"{variant.stage}-{variant.name}")
 def test_a_source_demands_its_macros_and_says_their_rules(variant):
     text = (CUDA / variant.file).read_text(encoding="utf-8")
     demanded = set(re.findall(r"defined\((\w+)\)|#ifndef (\w+)", text.partition("#error")[0]))
@@ -146,7 +147,7 @@ def test_a_kernel_that_the_device_cannot_run_is_refused_in_one_line(compose, mon
 
 PLANTED = """
 import dataclasses, sys
-from awq_pycuda.kernels import table
+from awq_pycuda.kernels import bench_table, table
 from awq_pycuda.kernels.variant import Parameter
 
 tile = {"TILE": Parameter(range(8, 65, 8), compiled=(8,))}
@@ -193,7 +194,7 @@ def test_the_kernels_hash_tells_their_constants(monkeypatch):
 
 
 def test_each_entry_is_compiled_for_what_it_runs_on():
-    jobs = [str(job) for job in compile_kernels.jobs_for(table.VARIANTS)]
+    jobs = [str(job) for job in compile_kernels.jobs_for(ALL)]
     assert len(jobs) == len(set(jobs))
     assert {job.split()[0] for job in jobs} == {path.name for path in CUDA.glob("*.cu")}
     assert "matmul_blocked.cu -DMICRO=4 -DTILE=32 sm_90" in jobs

@@ -20,6 +20,7 @@ sys.path.insert(0, str(ROOT))  # so that it runs from a bare checkout, without t
 
 from awq_pycuda.backends.cuda.toolchain import Toolchain, find_toolchain  # noqa: E402
 from awq_pycuda.errors import InputError  # noqa: E402
+from awq_pycuda.kernels import bench_table  # noqa: E402
 from awq_pycuda.kernels.table import ARCHITECTURES, VARIANTS  # noqa: E402
 from awq_pycuda.kernels.variant import Source, Variant  # noqa: E402
 
@@ -114,7 +115,7 @@ def compile_all(variants: Sequence[Variant], folder: Path) -> int:
 
 def main() -> int:
     """See `compile_all`."""
-    return compile_all(VARIANTS, ROOT / "cuda")
+    return compile_all((*VARIANTS, *bench_table.VARIANTS), ROOT / "cuda")
 
 
 if __name__ == "__main__":

@@ -33,6 +33,8 @@ Tensors = dict[str, Any]
 class TorchSubject:
     """A function of tensors that leaves tensors by the names of a case's arrays."""
 
+    passes = 1
+
     def __init__(
         self,
         key: Key,
