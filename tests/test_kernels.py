@@ -206,6 +206,17 @@ def test_each_entry_is_compiled_for_what_it_runs_on():
     ]
 
 
+def test_a_parameter_can_take_all_that_is_allowed():
+    tile = {"TILE": Parameter(range(4, 13, 4), (8,)), "DEPTH": Parameter(range(1, 9), (2, 3))}
+    third = dataclasses.replace(BLOCKED, capability=(10, 0), parameters=tile)
+    assert [str(job).partition("DEPTH=")[2] for job in compile_kernels.jobs_for([third], "TILE")] == [
+        *(f"2 -DMICRO=4 -DTILE={tile} sm_100" for tile in (4, 8, 12)),
+        "3 -DMICRO=4 -DTILE=8 sm_100",
+    ]
+    tiles = {job.source.macros for job in compile_kernels.jobs_for([BLOCKED], "TILE")}
+    assert tiles == {(("MICRO", 4), ("TILE", tile)) for tile in range(1, 33)}
+
+
 SPILLING = """
 extern "C" __global__ void __launch_bounds__(1024, 2) spilling(float* y, int n) {
     float values[64];

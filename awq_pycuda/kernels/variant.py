@@ -149,9 +149,17 @@ class Variant:
         """What to compile, given the values of the parameters."""
         return Source(self.file, tuple(sorted(self.chosen(values).items())), self.suffix)
 
-    def compiled(self) -> list[Source]:
-        """What `make kernels` compiles: each parameter takes its values, the others staying at their first."""
-        varied = [{name: value} for name, parameter in self.parameters.items() for value in parameter.compiled]
+    def compiled(self, every: str = "") -> list[Source]:
+        """What `make kernels` compiles: each parameter takes its values, the others staying at their first.
+
+        Args:
+            every: a parameter that takes all that are allowed.
+        """
+        varied = [
+            {name: value}
+            for name, parameter in self.parameters.items()
+            for value in (parameter.allowed if name == every else parameter.compiled)
+        ]
         return list(dict.fromkeys(self.source(self.defaults() | change) for change in varied or [{}]))
 
     def defaults(self) -> dict[str, int]:
