@@ -108,15 +108,15 @@ def worst() -> Callable[[str, float, float], None]:
     return check
 
 
-def make_backend(name: str, tile: int = 16, **choices: str) -> Backend:
+def make_backend(name: str, tile: int = 16, search_on_host: bool = False, **choices: str) -> Backend:
     """A backend, not entered; tile and the variants by stage are those of kernels and mean nothing to NumPy."""
     if name == "cpu":
         return CpuBackend()
     if name == "host":
-        return host_backend({"TILE": tile}, choices)
+        return host_backend({"TILE": tile}, choices, search_on_host=search_on_host)
     from awq_pycuda.backends.cuda.backend import CudaBackend
 
-    backend = CudaBackend({"TILE": tile}, choices)
+    backend = CudaBackend({"TILE": tile}, choices, search_on_host)
     for stage, variant in choices.items():
         obstacle = table.find(stage, variant).obstacle({"TILE": tile}, backend.limits)
         if obstacle is not None:

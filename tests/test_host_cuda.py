@@ -10,10 +10,13 @@ from host_cuda.backend import host_backend
 from host_cuda.build import Builder, Source, not_run
 from host_cuda.device import KernelFault, Launch
 from host_cuda.driver import host_device
+from test_device_search import convention, layer_of, searched
 from test_pipeline import Kept
 
 from awq_pycuda import philox
 from awq_pycuda.backends.cpu import CpuBackend
+from awq_pycuda.config import Objective
+from awq_pycuda.engine.arrays import allocate
 from awq_pycuda.kernels import bench_table, table
 from awq_pycuda.paths import resource_dir
 from awq_pycuda.quant.format import Format, Quantized
@@ -180,6 +183,38 @@ def sums_agree(backend):
     np.testing.assert_allclose(backend.error_sums(*handles), CpuBackend(np.float64).error_sums(*values), rtol=1e-12)
 
 
+def steps_agree(backend):
+    for size in (None, 4, 3, 8):
+        codes = (np.zeros((9, 12), np.int8), *poisoned((9, Format(size).groups(12))), size)
+        inputs = [RNG.normal(size=(9, 12)).astype("f4"), RNG.uniform(0.2, 4, 12).astype("f4")]
+        agree_on_steps(backend, inputs, codes)
+
+
+def agree_on_steps(backend, inputs, codes):
+    form = Format(codes[2])
+    found = []
+    for each in (backend, CpuBackend()):
+        handles = [each.empty(values.shape) for values in (*inputs, codes[1])]
+        for handle, values in zip(handles, (*inputs, codes[1]), strict=True):
+            each.write(handle, values)
+        each.compute_scale_b(*handles[:2], Quantized(handles[2], form, codes=None))
+        found.append(each.read(handles[2]))
+    assert same_bits(*found)
+
+
+def search_agrees(size, points, objective=Objective.diag):
+    def agrees(backend):
+        spec, chosen = layer_of(21, 132), convention(points, size, objective=objective)
+        expected = searched(CpuBackend(np.float64), spec, chosen)
+        (layer,) = allocate(backend, [spec], chosen).layers
+        backend.accum_stats(layer.x, layer.abs_mean, layer.sq_mean)
+        backend.compute_s(layer, chosen)
+        np.testing.assert_allclose(backend.read(layer.error), expected[0], rtol=1e-5)
+        np.testing.assert_allclose(backend.read(layer.s), expected[1], rtol=2**-23)
+
+    return agrees
+
+
 def moves_agree(_backend):
     """Counts that the four accesses in flight divide, and that they do not; what is beyond stays as it was."""
     folder = resource_dir("cuda")
@@ -203,6 +238,11 @@ CHECKS = {
     "stats.cu atomic": atomic_stats_agree,
     "quantize.cu": codes_agree,
     **dict.fromkeys(PRODUCTS, products_agree),
+    "scale_b.cu": steps_agree,
+    "search_rows.cu": search_agrees(None, 11),
+    "search_groups.cu": search_agrees(128, 5),
+    "search_any.cu": search_agrees(10, 7),
+    "search_output.cu": search_agrees(None, 3, Objective.output),
     "relu.cu": relu_agrees,
     "reference.cu references": references_agree,
     "reference.cu sums": sums_agree,
@@ -311,6 +351,31 @@ FAULTS = {
         RACE,
     ),
     "no barrier of the sums": ("stats.cu", BARRIER, "\n", RACE),
+    "no barrier before the next tile of the maxima": (
+        "search_rows.cu",
+        "stage = 1 - stage;\n        " + BARRIER,
+        "stage = 1 - stage;\n",
+        RACE,
+    ),
+    "no barrier before the steps are read": (
+        "search_rows.cu",
+        "    }\n    " + BARRIER + "\n    const float* const column",
+        "    }\n\n    const float* const column",
+        RACE,
+    ),
+    "no barrier of the groups' sums": ("search_any.cu", BARRIER, "\n", RACE),
+    "no barrier between two rows' maxima": (
+        "scale_b.cu",
+        BARRIER + "            if (threadIdx.x == 0) {",
+        "\n            if (threadIdx.x == 0) {",
+        RACE,
+    ),
+    "scales of one channel too many": (
+        "search_groups.cu",
+        "const bool inside = k < in_features;",
+        "const bool inside = k <= in_features;",
+        "heap-buffer-overflow",
+    ),
     "barrier in divergent code": (
         "matmul_tiled.cu",
         "if (ty == 0) inv_s_tile[1 - buffer][tx] = load_inv_s(k + TILE);",
@@ -356,6 +421,11 @@ WRONG = {
     ),
     "unwritten last column": ("matmul_blocked.cu", "column < out_features) y[", "column + 1 < out_features) y["),
     "roundf for rintf": ("quantize.cu", "rintf(w * s / step)", "roundf(w * s / step)"),
+    "roundf for rintf where no division is made": (
+        "quantize.cu",
+        "__fadd_rn(fmaf(scaled, inverse, MAGIC), -MAGIC)",
+        "roundf(scaled * inverse)",
+    ),
     "a step of the wrong group": ("matmul_tiled.cu", "steps_row[k / group_size]", "steps_row[0]"),
 }
 

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 from conftest import ROOT
+from host_cuda.build import with_headers
 
 from awq_pycuda import provenance
 from awq_pycuda.backends.choose import refuse_variants
@@ -14,6 +15,7 @@ from awq_pycuda.backends.cuda.toolchain import find_toolchain
 from awq_pycuda.engine.spec import spec_of
 from awq_pycuda.errors import InputError
 from awq_pycuda.kernels import bench_table, table
+from awq_pycuda.kernels.launches import ONLY
 from awq_pycuda.kernels.variant import MAX_INT, Argument, Device, Kernel, Parameter, Source, Variant
 from awq_pycuda.paths import resource_dir
 
@@ -22,7 +24,7 @@ import compile_kernels
 
 CUDA = resource_dir("cuda")
 H100 = Device((9, 0), 227 * 1024)
-SIGNATURE = re.compile(r'extern "C" __global__ void (?:__launch_bounds__\([^)]*\) )?(\w+)\(([^)]*)\)')
+SIGNATURE = re.compile(r'extern "C" __global__ void (?:__launch_bounds__\([^)]*\) )?(\w+)\( ?([^)]*)\)')
 BLOCKED = table.find("dequantizeTiled", "blocked")
 ALL = (*table.VARIANTS, *bench_table.VARIANTS)
 
@@ -36,7 +38,7 @@ def test_the_table_needs_neither_pycuda_nor_numpy():
 def test_every_kernel_of_the_sources_is_in_the_table_with_its_arguments():
     declared = {}
     for path in CUDA.glob("*.cu"):
-        for entry, arguments in SIGNATURE.findall(re.sub(r"\s+", " ", path.read_text(encoding="utf-8"))):
+        for entry, arguments in SIGNATURE.findall(re.sub(r"\s+", " ", with_headers(path))):
             plain = re.sub(r"\bconst | ?__restrict__", "", arguments.strip())
             declared[path.name, entry] = tuple(plain.split(", "))
     listed = {
@@ -49,8 +51,8 @@ def test_every_kernel_of_the_sources_is_in_the_table_with_its_arguments():
 
 @pytest.mark.parametrize("variant", ALL, ids=lambda variant: f"{variant.stage}-{variant.name}")
 def test_a_source_demands_its_macros_and_says_their_rules(variant):
-    text = (CUDA / variant.file).read_text(encoding="utf-8")
-    demanded = set(re.findall(r"defined\((\w+)\)|#ifndef (\w+)", text.partition("#error")[0]))
+    text = with_headers(CUDA / variant.file)
+    demanded = set(re.findall(r"!defined\((\w+)\)|#ifndef (\w+)", text))
     macros = {*variant.macros, *variant.parameters}
     assert {one or other for one, other in demanded} == macros
     assert {name for name in macros if re.search(rf"static_assert\([^;]*\b{name}\b", text)} == macros
@@ -59,7 +61,7 @@ def test_a_source_demands_its_macros_and_says_their_rules(variant):
 
 def test_variants_of_a_stage_have_one_signature_and_names_of_their_own():
     assert len({(variant.stage, variant.name) for variant in table.VARIANTS}) == len(table.VARIANTS)
-    assert {stage for stage in table.stages() if len(table.variants(stage)) > 1} == set(table.KEYS)
+    assert {stage for stage in table.stages() if len(table.variants(stage)) > 1} == {*table.KEYS, *table.BY_SIZES}
     for stage in table.stages():
         taken = {frozenset(variant.arrays()) for variant in table.variants(stage).values()}
         assert len(taken) == 1, stage
@@ -74,6 +76,9 @@ LAUNCHES = [
     ("init", None, 0, {"rows": 41, "cols": 25}, 2, (256, 1, 1)),
     ("matmul_reference", None, 0, {"tokens": 65, "out_features": 64}, 2, (16, 16, 1)),
     ("error_sums", None, 0, {"count": 3}, 1024, (256, 1, 1)),
+    ("search_diag", "rows", 0, {"candidates": 7, "in_features": 9}, 7, (1024, 1, 1)),
+    ("compute_scale_b", None, 0, {"out_features": 70}, 70, (256, 1, 1)),
+    ("compute_scale_b", None, 0, {"out_features": 7000}, 8 * 32, (256, 1, 1)),
 ]
 
 
@@ -98,9 +103,45 @@ def test_sizes_follow_from_the_shapes():
     sizes = {"tokens": 77, "out_features": 65, "in_features": 130, "groups": 5}
     assert BLOCKED.sizes(shapes) == sizes
     assert BLOCKED.sizes({**shapes, "wq": (65, 6)}) == sizes
-    assert table.find("error_sums").sizes({"reference": (7, 9), "value": (9, 7)})["count"] == 63
+    error_sums = table.find("error_sums")
+    assert error_sums.complete(error_sums.sizes({"reference": (7, 9), "value": (9, 7)}))["count"] == 63
     with pytest.raises(ValueError, match=r"x is of shape \(7, 7, 7\); the kernel needs \[tokens, in_features\]"):
         BLOCKED.sizes({**shapes, "x": (7, 7, 7)})
+
+
+SEARCHES = [
+    (4096, 4096, 4096, "rows", {"CHUNK": 20, "COLUMNS": 4, "rows_of_block": 128, "blocks": 4 * 32}),
+    (1024, 1024, 1024, "rows", {"CHUNK": 4, "COLUMNS": 2, "rows_of_block": 32, "blocks": 2 * 32}),
+    (130, 1024, 128, "groups", {"CHUNK": 5, "COLUMNS": 4, "rows_of_block": 8, "blocks": 17}),
+    (130, 576, 128, "groups", {"COLUMNS": 4}),  # the last group is not full
+    (130, 576, 64, "groups", {"CHUNK": 10, "COLUMNS": 2}),
+    (130, 1025, 1025, "any", {"CHUNK": 5}),
+    (130, 1024, 16, "any", {"blocks": 1040}),
+    (130, 1022, 128, "any", {}),
+]
+
+
+@pytest.mark.parametrize(("out_features", "in_features", "group_size", "name", "expected"), SEARCHES)
+def test_the_sizes_decide_how_scales_are_searched(out_features, in_features, group_size, name, expected):
+    sizes = {"out_features": out_features, "in_features": in_features, "group_size": group_size, "candidates": 20}
+    able = {}
+    for variant in table.candidates("search_diag"):
+        values = variant.complete({**sizes, "QMAX": 127})
+        if variant.obstacle(values, H100) is None:
+            able[variant.name] = values
+    assert next(iter(able)) == name
+    assert expected.items() <= able[name].items()
+    assert "any" in able
+
+
+@pytest.mark.parametrize("candidates", [1, 2, 5, 11, 20, 21, 64, 101])
+def test_no_chunk_of_candidates_leaves_more_places_empty_than_it_must(candidates):
+    for name, sizes in (("rows", range(4, 21, 4)), ("any", range(1, 9))):
+        variant = table.find("search_diag", name)
+        given = {"out_features": 64, "in_features": 64, "group_size": 64, "candidates": candidates}
+        chosen = variant.complete(given)["CHUNK"]
+        padded = {size: -(-candidates // size) * size for size in sizes}
+        assert padded[chosen] == min(padded.values())
 
 
 OBSTACLES = [
@@ -148,6 +189,7 @@ def test_a_kernel_that_the_device_cannot_run_is_refused_in_one_line(compose, mon
 PLANTED = """
 import dataclasses, sys
 from awq_pycuda.kernels import bench_table, table
+from awq_pycuda.kernels.launches import ONLY
 from awq_pycuda.kernels.variant import Parameter
 
 tile = {"TILE": Parameter(range(8, 65, 8), compiled=(8,))}
@@ -233,7 +275,7 @@ extern "C" __global__ void __launch_bounds__(1024, 2) spilling(float* y, int n) 
 def planted(folder, name, source):
     (folder / f"{name}.cu").write_text(source)
     arguments = (Argument("float*", "y", ("n",)), Argument("int", "n"))
-    return Variant(name, table.ONLY, f"{name}.cu", "", (Kernel(name, arguments, grid=lambda v: 1),), capability=(10, 0))
+    return Variant(name, ONLY, f"{name}.cu", "", (Kernel(name, arguments, grid=lambda v: 1),), capability=(10, 0))
 
 
 def test_make_kernels_fails_on_a_spill(capsys, tmp_path):

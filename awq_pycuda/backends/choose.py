@@ -8,7 +8,7 @@ from typing import Any
 
 from awq_pycuda.backends.base import Backend
 from awq_pycuda.backends.cpu import CpuBackend
-from awq_pycuda.config import BackendChoice
+from awq_pycuda.config import BackendChoice, SearchPlace
 from awq_pycuda.errors import InputError
 from awq_pycuda.kernels import table
 from awq_pycuda.kernels.variant import Device
@@ -50,7 +50,7 @@ def refuse_variants(choices: Mapping[str, str], tile: int, group_size: int | Non
 
 
 def choose_backend(
-    wanted: BackendChoice, variants: Mapping[str, str], tile: int, group_size: int | None
+    wanted: BackendChoice, variants: Mapping[str, str], tile: int, group_size: int | None, search: SearchPlace
 ) -> tuple[Backend[Any], str]:
     """The backend asked for, not yet entered, and one line that says which it is and why.
 
@@ -59,19 +59,23 @@ def choose_backend(
         variants: the kernel of each stage that has several, by the stage's name.
         tile: of the kernels that leave theirs to the config.
         group_size: of the format, which not every kernel takes.
+        search: where scales are to be searched.
 
     Raises:
-        InputError: backend=cuda where CUDA cannot be used, or a kernel that cannot do what it is chosen for.
+        InputError: backend=cuda where CUDA cannot be used, search.where=device without it, or a kernel that cannot do
+            what it is chosen for.
     """
     obstacle = None if wanted is BackendChoice.cpu else why_no_cuda()
     if wanted is BackendChoice.cuda and obstacle is not None:
         raise InputError(f"backend=cuda: {obstacle}; allowed here: auto, cpu")
     if wanted is BackendChoice.cpu or obstacle is not None:
         reason = "as asked" if obstacle is None else f"auto: {obstacle}"
+        if search is SearchPlace.device:
+            raise InputError(f"search.where=device: the backend is cpu ({reason}); allowed here: auto, host")
         return CpuBackend(), f"backend cpu ({reason})"
     from awq_pycuda.backends.cuda.backend import CudaBackend
 
-    backend = CudaBackend({"TILE": tile}, variants)
+    backend = CudaBackend({"TILE": tile}, variants, search is SearchPlace.host)
     refuse_variants(variants, tile, group_size, backend.limits)
     reason = "as asked" if wanted is BackendChoice.cuda else "auto: a driver and a device are there"
     return backend, f"backend cuda ({reason}): {backend.device()['name']}"

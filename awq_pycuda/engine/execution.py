@@ -63,7 +63,7 @@ def prepared(spec: RunSpec) -> Prepared:
         InputError: the backend cannot be had, or cannot do what is asked.
     """
     group_size = spec.convention.quantizer.group_size
-    return Prepared(spec, *choose_backend(spec.backend, spec.variants, spec.tile, group_size))
+    return Prepared(spec, *choose_backend(spec.backend, spec.variants, spec.tile, group_size, spec.search))
 
 
 def validate(config: Config) -> Prepared:
