@@ -9,11 +9,11 @@ from typing import Any, Self
 import numpy as np
 import pycuda.driver as cuda
 
-from awq_pycuda.backends.base import Backend
+from awq_pycuda.backends.base import Backend, Layer
 from awq_pycuda.backends.cuda.backend import CudaBackend
 from awq_pycuda.backends.cuda.device import Gpu, open_gpu
 from awq_pycuda.backends.cuda.meter import Meter
-from awq_pycuda.benchmarks.cases import CASES
+from awq_pycuda.benchmarks.cases import CASES, case_of
 from awq_pycuda.benchmarks.ceilings import MOVES, CeilingSubject
 from awq_pycuda.benchmarks.machine import Machine, Sample
 from awq_pycuda.benchmarks.places import KERNELS
@@ -21,11 +21,12 @@ from awq_pycuda.benchmarks.shapes import Shape
 from awq_pycuda.benchmarks.subjects import OURS, Key, StageSubject, Subject, layer_of
 from awq_pycuda.kernels import bench_table, table
 from awq_pycuda.kernels.variant import Variant
-from awq_pycuda.kernels.work import Unit, Work
+from awq_pycuda.kernels.work import Work
 from awq_pycuda.parallel import use_threads
 from awq_pycuda.quant.conventions import Convention
 
-HOST = "host"  # the variant of a stage that has no kernel
+DEVICE, HOST = "device", "host"  # the variants of a search, as search.where names them
+HOST_STAGES = ("compute_s", "compute_scale_b")  # those that search.where=host runs on the host
 _MOST_BYTES = 2 << 30  # of each array that a ceiling moves; what stays in the L2 at the end is then little of it
 
 
@@ -150,38 +151,40 @@ class CudaPlace:
     def kernels(
         self, shape: Shape, convention: Convention, stages: Sequence[str]
     ) -> Iterator[dict[str, list[Subject]]]:
-        """See `Place.kernels`: the i-th backend has the i-th variant of every stage."""
-        variants = {stage: list(table.variants(stage).values()) for stage in table.stages()}
-        found: dict[str, list[Subject]] = {case.name: [] for case in CASES if case.name in stages}
+        """See `Place.kernels`: the i-th backend has the i-th variant of every stage; the last searches on the host."""
+        variants = {case.name: list(table.variants(case.name).values()) for case in CASES if case.name in stages}
+        found: dict[str, list[Subject]] = {stage: [] for stage in variants}
         with ExitStack() as stack:
-            for index in range(max(map(len, variants.values()))):
+            for index in range(max((1, *map(len, variants.values())))):
                 own = {stage: each[index] for stage, each in variants.items() if index < len(each)}
                 backend = self._entered(stack, {stage: each.name for stage, each in own.items()})
                 layer = layer_of(backend, shape, convention)
-                for case in CASES:
-                    if case.name not in found:
+                for stage, variant in own.items():
+                    if obstacle := self._obstacle(variant, shape):
+                        self.absent.append(f"{stage} {variant.name} at {shape}: {obstacle}")
                         continue
-                    variant = own.get(case.name)
-                    if variant is None and (index or case.name in variants):
-                        continue
-                    if variant is not None and (obstacle := self._obstacle(variant, shape)):
-                        self.absent.append(f"{case.name} {variant.name} at {shape}: {obstacle}")
-                        continue
-                    unit: Unit = "fp32" if variant is None else variant.unit
-                    key = Key(KERNELS, case.name, HOST if variant is None else variant.name, OURS, shape)
-                    passes = 1 if variant is None else variant.passes
-                    found[case.name].append(StageSubject(backend, layer, convention, case, key, unit, passes))
+                    key = Key(KERNELS, stage, variant.name, OURS, shape)
+                    unit, passes = variant.unit, variant.passes
+                    found[stage].append(StageSubject(backend, layer, convention, case_of(stage), key, unit, passes))
+                if not index and "compute_s" in found:
+                    found["compute_s"].append(_searching(backend, layer, convention, "compute_s", DEVICE, shape))
+            if on_host := [stage for stage in HOST_STAGES if stage in found]:
+                backend = self._entered(stack, {}, search_on_host=True)
+                layer = layer_of(backend, shape, convention)
+                for stage in on_host:
+                    found[stage].append(_searching(backend, layer, convention, stage, HOST, shape))
             yield found
 
     @contextmanager
     def backends(self) -> Iterator[dict[str, Backend[Any]]]:
-        """See `Place.backends`: one for each variant of the product."""
+        """See `Place.backends`: one for each variant of the product, and one that searches on the host."""
         with ExitStack() as stack:
-            yield {
+            made = {
                 name: self._entered(stack, {"dequantizeTiled": name})
                 for name, variant in table.variants("dequantizeTiled").items()
                 if variant.runs_on(self._gpu.limits.capability)
             }
+            yield {**made, "search on the host": self._entered(stack, {}, search_on_host=True)}
 
     def _obstacle(self, variant: Variant, shape: Shape) -> str | None:
         size = shape.group_size or shape.in_features
@@ -194,10 +197,17 @@ class CudaPlace:
         }
         return variant.obstacle({**variant.defaults(), "TILE": self._tile, **sizes}, self._gpu.limits)
 
-    def _made(self, choices: Mapping[str, str]) -> CudaBackend:
-        return CudaBackend({"TILE": self._tile}, choices)
+    def _made(self, choices: Mapping[str, str], search_on_host: bool = False) -> CudaBackend:
+        return CudaBackend({"TILE": self._tile}, choices, search_on_host)
 
-    def _entered(self, stack: ExitStack, choices: Mapping[str, str]) -> CudaBackend:
-        backend = stack.enter_context(self._made(choices))
+    def _entered(self, stack: ExitStack, choices: Mapping[str, str], search_on_host: bool = False) -> CudaBackend:
+        backend = stack.enter_context(self._made(choices, search_on_host))
         backend.stream = self._meter.stream  # where events are recorded, all of it runs
         return backend
+
+
+def _searching(
+    backend: Backend[Any], layer: Layer[Any], convention: Convention, stage: str, where: str, shape: Shape
+) -> Subject:
+    key = Key(KERNELS, stage, where, OURS, shape)
+    return StageSubject(backend, layer, convention, case_of(stage), key, "fp32")
