@@ -66,7 +66,7 @@ class SearchPlace(Enum):
 
 
 class MatmulKernel(Enum):
-    """Which variant of `dequantizeTiled` in the table of kernels multiplies on the GPU."""
+    """Which variant of `dequantizeTiled` in the table of kernels multiplies on the GPU; `auto` is the best there is."""
 
     vars().update(table.names("dequantizeTiled"))
 
@@ -144,7 +144,7 @@ class SearchConfig:
 class MatmulConfig:
     """The multiplication with on-the-fly dequantization."""
 
-    kernel: MatmulKernel = MatmulKernel["tiled"]
+    kernel: MatmulKernel = MatmulKernel[table.AUTO]
 
 
 @dataclass

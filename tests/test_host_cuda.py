@@ -1,6 +1,7 @@
 """What stands for the GPU where there is none: what it gives to kernels, and that it sees what is wrong with one."""
 
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -157,11 +158,11 @@ def codes_agree(backend):
         agree(backend, "quantize_awq", [levels, np.ones(channels, "f4")], [codes], 0)
 
 
-def products_agree(backend):
-    codes = RNG.integers(-127, 128, (30, 20), np.int8)
-    for size in (None, 5, 4):
-        inv_s, steps = (RNG.uniform(0.2, 4, shape).astype("f4") for shape in ((20,), (30, Format(size).groups(20))))
-        inputs = [RNG.normal(size=(33, 20)).astype("f4"), (codes, steps, size), inv_s]
+def products_agree(backend, multiple):
+    codes = RNG.integers(-127, 128, (30, 40), np.int8)
+    for size in (None, *(size for size in (5, 8, 32) if size % multiple == 0)):
+        inv_s, steps = (RNG.uniform(0.2, 4, shape).astype("f4") for shape in ((40,), (30, Format(size).groups(40))))
+        inputs = [RNG.normal(size=(33, 40)).astype("f4"), (codes, steps, size), inv_s]
         agree(backend, "dequantize_tiled", inputs, poisoned((33, 30)), 1e-6)
 
 
@@ -237,7 +238,7 @@ CHECKS = {
     "stats.cu": stats_agree,
     "stats.cu atomic": atomic_stats_agree,
     "quantize.cu": codes_agree,
-    **dict.fromkeys(PRODUCTS, products_agree),
+    **{file: partial(products_agree, multiple=variant.group_multiple) for file, variant in PRODUCTS.items()},
     "scale_b.cu": steps_agree,
     "search_rows.cu": search_agrees(None, 11),
     "search_groups.cu": search_agrees(128, 5),
@@ -392,8 +393,8 @@ FAULTS = {
     ),
     "two threads, one element": (
         "quantize.cu",
-        "wq[i] = quantize(",
-        "wq[i / 2] = quantize(",
+        "wq[first + k] = quantize(",
+        "wq[first + k / 2] = quantize(",
         r"writes byte \d+ of an array at {file}:\d+, which thread \(\d+, 0, 0\) wrote at {file}:\d+",
     ),
     "two blocks, one element": (
@@ -420,11 +421,11 @@ WRONG = {
         "if (row_there && column < out_features && blockIdx.x != 1)",
     ),
     "unwritten last column": ("matmul_blocked.cu", "column < out_features) y[", "column + 1 < out_features) y["),
-    "roundf for rintf": ("quantize.cu", "rintf(w * s / step)", "roundf(w * s / step)"),
-    "roundf for rintf where no division is made": (
+    "roundf for rintf": ("quantize.cu", "rintf(scaled / step)", "roundf(scaled / step)"),
+    "no division where it decides": (
         "quantize.cu",
-        "__fadd_rn(fmaf(scaled, inverse, MAGIC), -MAGIC)",
-        "roundf(scaled * inverse)",
+        "if (!(fabsf(fmaf(-code, step, scaled)) < CLEAR * step)) code",
+        "if (step < 0.0f) code",
     ),
     "a step of the wrong group": ("matmul_tiled.cu", "steps_row[k / group_size]", "steps_row[0]"),
 }

@@ -10,9 +10,8 @@ from conftest import ROOT
 from host_cuda.build import with_headers
 
 from awq_pycuda import provenance
-from awq_pycuda.backends.choose import refuse_variants
+from awq_pycuda.backends.choose import settle_variants
 from awq_pycuda.backends.cuda.toolchain import find_toolchain
-from awq_pycuda.engine.spec import spec_of
 from awq_pycuda.errors import InputError
 from awq_pycuda.kernels import bench_table, table
 from awq_pycuda.kernels.launches import ONLY
@@ -24,7 +23,7 @@ import compile_kernels
 
 CUDA = resource_dir("cuda")
 H100 = Device((9, 0), 227 * 1024)
-SIGNATURE = re.compile(r'extern "C" __global__ void (?:__launch_bounds__\([^)]*\) )?(\w+)\( ?([^)]*)\)')
+SIGNATURE = re.compile(r'extern "C" __global__ void (?:__\w+__\([^)]*\) )*(\w+)\( ?([^)]*)\)')
 BLOCKED = table.find("dequantizeTiled", "blocked")
 ALL = (*table.VARIANTS, *bench_table.VARIANTS)
 
@@ -52,7 +51,7 @@ def test_every_kernel_of_the_sources_is_in_the_table_with_its_arguments():
 @pytest.mark.parametrize("variant", ALL, ids=lambda variant: f"{variant.stage}-{variant.name}")
 def test_a_source_demands_its_macros_and_says_their_rules(variant):
     text = with_headers(CUDA / variant.file)
-    demanded = set(re.findall(r"!defined\((\w+)\)|#ifndef (\w+)", text))
+    demanded = set(re.findall(r"!defined\((\w+)\)|#ifndef ([A-Z]\w+)", text))
     macros = {*variant.macros, *variant.parameters}
     assert {one or other for one, other in demanded} == macros
     assert {name for name in macros if re.search(rf"static_assert\([^;]*\b{name}\b", text)} == macros
@@ -67,9 +66,18 @@ def test_variants_of_a_stage_have_one_signature_and_names_of_their_own():
         assert len(taken) == 1, stage
 
 
+ODD_PRODUCT = {"tokens": 77, "out_features": 130, "in_features": 100, "group_size": 100}
 LAUNCHES = [
     ("dequantizeTiled", "tiled", 0, {"TILE": 16, "tokens": 77, "out_features": 130}, 5 * 9, (16, 16, 1)),
     ("dequantizeTiled", "blocked", 0, {"TILE": 16, "tokens": 77, "out_features": 130}, 2 * 3, (16, 16, 1)),
+    ("dequantizeTiled", "digits", 0, ODD_PRODUCT, 128 + 4, (128, 1, 1)),
+    ("dequantizeTiled", "digits", 0, {**ODD_PRODUCT, "tokens": 33 * 128 - 64}, 33 * 128 - 64 + 4, (128, 1, 1)),
+    ("dequantizeTiled", "digits", 0, {**ODD_PRODUCT, "tokens": 33 * 128 + 1}, 34 * 128 + 4, (128, 1, 1)),
+    ("dequantizeTiled", "digits", 0, {**ODD_PRODUCT, "group_size": 32}, 96 + 4, (128, 1, 1)),
+    ("dequantizeTiled", "digits", 1, ODD_PRODUCT, 2 * 2, (384, 1, 1)),
+    ("dequantizeTiled", "digits", 1, {**ODD_PRODUCT, "tokens": 4096, "multiprocessors": 15}, 14, (384, 1, 1)),
+    ("dequantizeTiled", "digits_mma", 0, ODD_PRODUCT, 128 + 4, (128, 1, 1)),
+    ("dequantizeTiled", "digits_mma", 1, ODD_PRODUCT, 2 * 2, (256, 1, 1)),
     ("accum_stats", "deterministic", 0, {"tokens": 130, "in_features": 70}, 3 * 3, (32, 8, 1)),
     ("accum_stats", "deterministic", 1, {"tokens": 130, "in_features": 70}, 1, (256, 1, 1)),
     ("init", None, 0, {"rows": 4096, "cols": 4096, "multiprocessors": 132}, 32 * 132, (256, 1, 1)),
@@ -176,14 +184,41 @@ def test_more_shared_memory_than_the_device_has():
     assert variant.obstacle({"TILE": 17}, Device((8, 6), 64 * 1024)) == beyond
 
 
-def test_a_kernel_that_the_device_cannot_run_is_refused_in_one_line(compose, monkeypatch):
+def test_a_kernel_that_the_device_cannot_run_is_refused_in_one_line(monkeypatch):
     third = dataclasses.replace(BLOCKED, name="tiled", capability=(9, 0), suffix="a", group_multiple=16)
     monkeypatch.setattr(table, "VARIANTS", (table.find("accum_stats"), third, BLOCKED))
-    choices = spec_of(compose()).variants
+    choices = {"accum_stats": "deterministic", "dequantizeTiled": "tiled"}
     for device, why in (((8, 0), "needs a GPU"), ((9, 0), "takes groups of a multiple of 16")):
         with pytest.raises(InputError, match=rf"^matmul\.kernel=tiled: {why}.*; allowed here: blocked$"):
-            refuse_variants(choices, 16, 24, Device(device, 0))
-    refuse_variants(choices, 16, 32, H100)
+            settle_variants(choices, 16, 24, Device(device, 0))
+    assert settle_variants(choices, 16, 32, H100) == (choices, [])
+
+
+OLDER, OLDEST = Device((8, 6), 99 * 1024), Device((7, 5), 64 * 1024)
+NO_GROUPS = "{} takes groups of a multiple of 32 input channels, not 24"
+TOO_OLD = "{} needs a GPU of compute capability {}, not {}"
+AUTOMATIC = [
+    (H100, None, "digits", "auto"),
+    (H100, 128, "digits", "auto"),
+    (OLDER, 128, "digits_mma", "auto: " + TOO_OLD.format("digits", "9.0", "8.6")),
+    (H100, 24, "blocked", f"auto: {NO_GROUPS.format('digits')}; {NO_GROUPS.format('digits_mma')}"),
+    (
+        *(OLDEST, None, "blocked"),
+        f"auto: {TOO_OLD.format('digits', '9.0', '7.5')}; {TOO_OLD.format('digits_mma', '8.0 or later', '7.5')}",
+    ),
+]
+
+
+@pytest.mark.parametrize(("device", "group_size", "name", "why"), AUTOMATIC)
+def test_auto_is_the_first_that_can_and_says_why(device, group_size, name, why):
+    settled = settle_variants({"dequantizeTiled": "auto"}, 16, group_size, device)
+    unused = "" if name == "blocked" else ", which has no tile"
+    assert settled == ({"dequantizeTiled": name}, [f"matmul.kernel {name} ({why}){unused}"])
+
+
+def test_auto_where_none_can():
+    with pytest.raises(InputError, match=r"^matmul\.kernel=auto: takes TILE from 1 to 32, not 33; allowed here: back"):
+        settle_variants({"dequantizeTiled": "auto"}, 33, None, OLDEST)
 
 
 PLANTED = """
@@ -199,7 +234,7 @@ table.VARIANTS += (third,)
 from awq_pycuda import run
 sys.exit(run.main())
 """
-NAMES = [*table.variants("dequantizeTiled")]
+NAMES = [*table.names("dequantizeTiled")]
 OPTIONS = ", ".join(sorted([*NAMES, "third"]))
 SMALL = ("backend=cpu", "n=8", "layers=1", "timing=once")
 

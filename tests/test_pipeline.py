@@ -20,7 +20,7 @@ class Kept:
 
     def __init__(self, name: str, config: Config) -> None:
         spec = spec_of(config)
-        with make_backend(name, spec.tile, **spec.variants) as backend:
+        with make_backend(name, spec.tile, spec.convention.quantizer.group_size, **spec.variants) as backend:
             pipeline = Pipeline(backend, spec)
             pipeline.run()
             self.layers, self.timings = pipeline.layers, pipeline.timings

@@ -232,7 +232,7 @@ def test_memory_is_refused_beyond_80_percent_of_what_is_free(cli, monkeypatch, t
 def test_a_device_s_own_memory_is_checked_before_the_host_s(cli, monkeypatch, where, arrays):
     # A CPU backend that says what a GPU's would; the arrays then do not count against the host, the weights do.
     monkeypatch.setattr(CpuBackend, "available_bytes", lambda self: 2**20)
-    overrides = ("backend=cpu", "threads=1", f"search.where={where}")
+    overrides = ("backend=cpu", "threads=1", "matmul=blocked", f"search.where={where}")
     code, _, err = cli(*overrides)
     assert code == 2
     assert "GiB of the GPU's memory" in err

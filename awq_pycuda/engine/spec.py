@@ -22,7 +22,7 @@ class RunSpec:
         convention: how scales are chosen, and in which format.
         backend: where it is to run.
         search: where its scales are to be searched.
-        variants: the kernel of each stage that has several, by the stage's name.
+        variants: the kernel of each stage that has several, by the stage's name; `auto` until the device is known.
         tile: the tile of the kernels that leave theirs to the config.
         threads: host threads; None for all cores that the process may use.
         timing: how many passes.

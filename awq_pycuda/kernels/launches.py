@@ -35,3 +35,16 @@ def arguments(*declared: str) -> tuple[Argument, ...]:
         kind, _, name = before.rpartition(" ")
         found.append(Argument(kind, name, tuple(shape.split(", ")) if shape else ()))
     return tuple(found)
+
+
+PRODUCT = arguments(
+    "float* x[tokens, in_features]",
+    "signed char* wq[out_features, in_features]",
+    "float* inv_s[in_features]",
+    "float* scale_b[out_features, groups]",
+    "float* y[tokens, out_features]",
+    "int tokens",
+    "int out_features",
+    "int in_features",
+    "int group_size",
+)

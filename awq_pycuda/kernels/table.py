@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from awq_pycuda.kernels.launches import MEANS, ONLY, QMAX, arguments, blocks_of, rows_of_blocks, walk
+from awq_pycuda.kernels.digits import DIGITS, DIGITS_MMA
+from awq_pycuda.kernels.launches import MEANS, ONLY, PRODUCT, QMAX, arguments, blocks_of, rows_of_blocks, walk
 from awq_pycuda.kernels.searches import DIAG_SEARCH, OUTPUT_SEARCH
 from awq_pycuda.kernels.variant import (
     WALK_THREADS,
@@ -25,6 +26,8 @@ from awq_pycuda.kernels.variant import (
 ARCHITECTURES: tuple[Capability, ...] = ((8, 0), (9, 0), (10, 0))
 KEYS = {"accum_stats": "stats", "dequantizeTiled": "matmul.kernel"}  # the config key that chooses a stage's variant
 BY_SIZES = ("search_diag",)  # stages of which the first variant is taken that can do the sizes
+AUTO = "auto"  # in place of a variant: the first of these that can
+BEST = {"dequantizeTiled": ("digits", "digits_mma", "blocked")}
 
 _ERROR_BLOCKS = 1024  # fixed, so that error_sums adds up in the same order on every device
 
@@ -34,17 +37,6 @@ def _tiles(side: Callable[[Values], int]) -> Callable[[Values], int]:
     return lambda v: blocks_of(v["tokens"], side(v)) * blocks_of(v["out_features"], side(v))
 
 
-_PRODUCT = arguments(
-    "float* x[tokens, in_features]",
-    "signed char* wq[out_features, in_features]",
-    "float* inv_s[in_features]",
-    "float* scale_b[out_features, groups]",
-    "float* y[tokens, out_features]",
-    "int tokens",
-    "int out_features",
-    "int in_features",
-    "int group_size",
-)
 _PARTIALS = ("double* partial_abs", "double* partial_sq")
 _STATS = {"CHANNELS": 32, "WARPS": 8, "ROWS_PER_BLOCK": 64}
 _REFERENCE = {"TILE": 16, "MICRO": 4, "THREADS": 256}
@@ -184,7 +176,7 @@ VARIANTS = (
         name="tiled",
         file="matmul_tiled.cu",
         help="one output per thread",
-        kernels=(Kernel("dequantizeTiled", _PRODUCT, grid=_tiles(lambda v: v["TILE"]), block=("TILE", "TILE")),),
+        kernels=(Kernel("dequantizeTiled", PRODUCT, grid=_tiles(lambda v: v["TILE"]), block=("TILE", "TILE")),),
         parameters=_TILE,
         tolerance=1e-5,
     ),
@@ -194,12 +186,14 @@ VARIANTS = (
         file="matmul_blocked.cu",
         help="4 x 4 outputs per thread",
         kernels=(
-            Kernel("dequantizeTiled", _PRODUCT, grid=_tiles(lambda v: v["TILE"] * v["MICRO"]), block=("TILE", "TILE")),
+            Kernel("dequantizeTiled", PRODUCT, grid=_tiles(lambda v: v["TILE"] * v["MICRO"]), block=("TILE", "TILE")),
         ),
         macros={"MICRO": 4},
         parameters=_TILE,
         tolerance=1e-5,
     ),
+    DIGITS,
+    DIGITS_MMA,
     Variant(
         stage="relu",
         name=ONLY,
@@ -292,19 +286,23 @@ def candidates(stage: str, name: str | None = None) -> list[Variant]:
 
 
 def names(stage: str) -> dict[str, str]:
-    """The names of a stage's variants, as the members of an enum."""
-    return {name: name for name in variants(stage)}
+    """What the config may say of a stage, as the members of an enum: its variants, and `auto` where there is a best."""
+    return {name: name for name in (*([AUTO] if stage in BEST else []), *variants(stage))}
 
 
 def choices(stage: str) -> str:
     """What the help says of a stage's variants: each with what sets it apart."""
-    return ", ".join(f"{variant.name} ({variant.help})" for variant in variants(stage).values())
+    best = {AUTO: f"the first that the GPU can of {', '.join(BEST[stage])}"} if stage in BEST else {}
+    helps = best | {variant.name: variant.help for variant in variants(stage).values()}
+    return ", ".join(f"{name} ({text})" for name, text in helps.items())
 
 
 def allowed(stage: str, parameter: str) -> dict[str, range]:
-    """The values of a parameter, by those of a stage's variants that have it."""
-    found = variants(stage).values()
-    return {variant.name: variant.parameters[parameter].allowed for variant in found if parameter in variant.parameters}
+    """The values of a parameter, by those of a stage's variants that have it; `auto` may come to any of its own."""
+    found = variants(stage)
+    ranges = {name: each.parameters[parameter].allowed for name, each in found.items() if parameter in each.parameters}
+    best = [ranges[name] for name in BEST.get(stage, ()) if name in ranges]
+    return {AUTO: min(best, key=len), **ranges} if best else ranges
 
 
 def allowed_words(stage: str, parameter: str) -> str:

@@ -31,7 +31,7 @@ INSTRUMENTED = {"address": (), "races": ("-fsanitize=thread",)}
 
 # `extern __shared__ float tile[];` is the one thing of a kernel that C++ has no word for.
 _DYNAMIC = re.compile(r"extern\s+__shared__\s+(?:(?:__align__|alignas)\(\d+\)\s+)?([\w ]+?)\s+(\w+)\[\]\s*;")
-_ENTRY = re.compile(r'extern "C" __global__ void\s+(?:__launch_bounds__\((?:[^()]|\([^()]*\))*\)\s*)?(\w+)\s*\(')
+_ENTRY = re.compile(r'extern "C" __global__ void\s+(?:__\w+__\((?:[^()]|\([^()]*\))*\)\s*)*(\w+)\s*\(')
 _INCLUDED = re.compile(r'^#include "([\w.]+)"', re.MULTILINE)
 _ASSEMBLY = re.compile(r"\basm\b")
 
@@ -65,7 +65,7 @@ def with_headers(path: Path) -> str:
 
 def not_run(folder: Path) -> dict[str, str]:
     """The sources of a folder that cannot run here, by name, and why."""
-    texts = {path.name: with_headers(path) for path in sorted(folder.glob("*.cu"))}
+    texts = {path.name: path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.cu"))}
     return {name: "it holds PTX (asm)" for name, text in texts.items() if _ASSEMBLY.search(text)}
 
 

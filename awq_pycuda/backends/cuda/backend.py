@@ -92,8 +92,8 @@ class CudaBackend(HostStages[ManagedArray]):
         self._stack.close()
 
     def device(self) -> dict[str, Any]:
-        """See `Backend.device`."""
-        return self._gpu.describe()
+        """See `Backend.device`; with the variants of the stages that have several."""
+        return {**self._gpu.describe(), "kernels": {stage: self._variants[stage][0].name for stage in table.KEYS}}
 
     @property
     def limits(self) -> Device:
