@@ -57,16 +57,8 @@ class Normalization(Enum):
     sqrt_max_min = "sqrt_max_min"
 
 
-class SearchPlace(Enum):
-    """Where the scales are searched; `auto`: where the pipeline runs."""
-
-    auto = "auto"
-    device = "device"
-    host = "host"
-
-
 class MatmulKernel(Enum):
-    """Which variant of `dequantizeTiled` in the table of kernels multiplies on the GPU; `auto` is the best there is."""
+    """Which variant of `dequantizeTiled` in the table of kernels multiplies on the GPU."""
 
     vars().update(table.names("dequantizeTiled"))
 
@@ -137,14 +129,13 @@ class SearchConfig:
 
     objective: Objective = Objective.diag
     normalization: Normalization = Normalization.mean
-    where: SearchPlace = SearchPlace.auto
 
 
 @dataclass
 class MatmulConfig:
     """The multiplication with on-the-fly dequantization."""
 
-    kernel: MatmulKernel = MatmulKernel[table.AUTO]
+    kernel: MatmulKernel = MatmulKernel["tiled"]
 
 
 @dataclass
@@ -210,7 +201,6 @@ ALLOWED: dict[str, str] = {
     "quant.group_size": f"null (one step per row) or a whole number from 1 to {MAX_SIZE}",
     "search.objective": _choices(Objective),
     "search.normalization": _choices(Normalization),
-    "search.where": _choices(SearchPlace),
     "matmul.kernel": _choices(MatmulKernel),
     "timing.warmup": f"a whole number from 0 to {MAX_PASSES}",
     "timing.repeats": f"a whole number from 1 to {MAX_PASSES}",

@@ -35,7 +35,6 @@ class BenchRow:
     written: float
     operations: float
     unit: str
-    passes: int
     error: float
     tolerance: float
     state: str
