@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from awq_pycuda.kernels.work import WORK, Sizes, Work
+from awq_pycuda.quant.format import Format
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,5 @@ class Shape:
 
     def work(self, stage: str) -> Work:
         """What a stage must do at the least on such a layer."""
-        size = self.in_features if self.group_size is None else min(self.group_size, self.in_features)
-        groups = -(-self.in_features // size)
+        groups = Format(self.group_size).groups(self.in_features)
         return WORK[stage](Sizes(self.tokens, self.out_features, self.in_features, groups, self.candidates))
