@@ -161,7 +161,7 @@ sanitize: $(CUDA_READY) $(DEV_READY)
 	done
 
 kernels: $(TOOLCHAIN_READY)
-	@$(PYTHON) tools/compile_kernels.py
+	@$(PYTHON) tools/compile_kernels.py $(ARGS)
 
 lint: $(DEV_READY)
 	$(PYTHON) -m ruff check .

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from awq_pycuda import signals
+from awq_pycuda.errors import InputError
 from awq_pycuda.kernels.work import WORK
 from awq_pycuda.options import (
     SYNTAX,
     describe,
     nonempty,
+    one_of,
     option,
     parse,
     positive,
@@ -30,11 +32,14 @@ from awq_pycuda.options import (
 from awq_pycuda.summary import make_console, print_line, progress
 
 if TYPE_CHECKING:  # NumPy and what stands on it take a moment to import; --help and bad input do without
+    from awq_pycuda.benchmarks.places import Place
     from awq_pycuda.benchmarks.session import Plan
     from awq_pycuda.benchmarks.shapes import Shape
 
 CASES = ("kernels", "pass")
-PEERS = ("auto", "none", "eager", "compiled")
+BACKENDS = ("auto", "cuda", "cpu")
+PEERS = ("auto", "none", "eager", "compiled", "libraries")
+_COPIES = 4  # of the arrays on a GPU: one for each variant of a stage, and those of the peers
 _SHAPE = re.compile(r"([1-9][0-9]{0,6})(?:x([1-9][0-9]{0,6})x([1-9][0-9]{0,6}))?")
 
 
@@ -75,11 +80,14 @@ class BenchOptions:
     group_size: int = option(
         "COUNT", "input channels of a group; 0: all of a row", "a whole number from 0", whole(0), 0
     )
+    tile: int = option("COUNT", "the tile of those products that have one", "a whole number from 1", whole(1), 16)
     layers: int = option("COUNT", "layers of a pass", "a whole number from 1", whole(1), 3)
     seed: int = option("NUMBER", "of the inputs", "a whole number from 0", whole(0), 0)
+    backend: str = option("NAME", "where to measure", ", ".join(BACKENDS), one_of(*BACKENDS), "auto")
     peers: tuple[str, ...] = option(
         "WORDS",
-        "what to compare with, by PyTorch where it is installed; auto: eager",
+        "what to compare with, by PyTorch where it is installed; auto: all on a GPU, eager on the CPU; libraries: "
+        "cuBLAS alone",
         ", ".join(PEERS),
         words(*PEERS),
         ("auto",),
@@ -138,7 +146,6 @@ def _work(arguments: Sequence[str]) -> int:
     from awq_pycuda.analysis.figures_bench import write_roofline
     from awq_pycuda.benchmarks import printing
     from awq_pycuda.benchmarks.peers import Peers
-    from awq_pycuda.benchmarks.places import CpuPlace
     from awq_pycuda.benchmarks.session import host_bytes, layer_bytes, measure
     from awq_pycuda.limits import refuse_beyond_memory
     from awq_pycuda.results.bench_write import write_bench
@@ -147,13 +154,16 @@ def _work(arguments: Sequence[str]) -> int:
     key = f"shapes={','.join(options.shapes)}"
     on_host = host_bytes(plan) + layer_bytes(plan)
     refuse_beyond_memory(key, on_host, psutil.virtual_memory().available, "host's memory")
-    place = CpuPlace()
-    peers = Peers(_wanted(options.peers), place.torch_device)
+    place, reason = _place(options)
+    peers = Peers(_wanted(options.peers, place.torch_device), place.torch_device)
     console = make_console()
-    print_line(console, f"backend {place.backend.name}")
+    print_line(console, reason)
     with signals.held():
-        with place, progress(console) as on_progress:
-            record = measure(place, peers, plan, on_progress, signals.released())
+        with place:
+            if (free := place.free_bytes()) is not None:
+                refuse_beyond_memory(key, _COPIES * layer_bytes(plan), free, "GPU's memory")
+            with progress(console) as on_progress:
+                record = measure(place, peers, plan, on_progress, signals.released())
         write_bench(out, record)
     pictures = write_roofline(record, out)
     printing.print_record(console, record)
@@ -191,11 +201,29 @@ def _shape(text: str, options: BenchOptions) -> Shape:
     return Shape(tokens, out_features, in_features, options.points, options.group_size or None)
 
 
-def _wanted(given: Sequence[str]) -> list[str]:
+def _place(options: BenchOptions) -> tuple[Place, str]:
+    """The machine to measure, not entered, and one line that says which it is and why."""
+    from awq_pycuda.backends.choose import why_no_cuda
+    from awq_pycuda.benchmarks.places import CpuPlace
+
+    obstacle = None if options.backend == "cpu" else why_no_cuda()
+    if options.backend == "cuda" and obstacle is not None:
+        raise InputError(f"backend=cuda: {obstacle}; allowed here: auto, cpu")
+    if options.backend == "cpu" or obstacle is not None:
+        return CpuPlace(), f"backend cpu ({'as asked' if obstacle is None else f'auto: {obstacle}'})"
+    from awq_pycuda.benchmarks.cuda_place import CudaPlace
+
+    place = CudaPlace(options.tile)
+    return place, f"backend cuda: {place.backend.device()['name']}"
+
+
+def _wanted(given: Sequence[str], device: str) -> list[str]:
     """The peers to look for."""
     if "none" in given:
         return []
-    return ["eager"] if "auto" in given else list(given)
+    if "auto" in given:
+        return ["eager"] if device == "cpu" else [each for each in PEERS if each not in ("auto", "none")]
+    return list(given)
 
 
 if __name__ == "__main__":

@@ -57,8 +57,16 @@ class Normalization(Enum):
     sqrt_max_min = "sqrt_max_min"
 
 
+class SearchPlace(Enum):
+    """Where the scales are searched; `auto`: where the pipeline runs."""
+
+    auto = "auto"
+    device = "device"
+    host = "host"
+
+
 class MatmulKernel(Enum):
-    """Which variant of `dequantizeTiled` in the table of kernels multiplies on the GPU."""
+    """Which variant of `dequantizeTiled` in the table of kernels multiplies on the GPU; `auto` is the best there is."""
 
     vars().update(table.names("dequantizeTiled"))
 
@@ -129,13 +137,14 @@ class SearchConfig:
 
     objective: Objective = Objective.diag
     normalization: Normalization = Normalization.mean
+    where: SearchPlace = SearchPlace.auto
 
 
 @dataclass
 class MatmulConfig:
     """The multiplication with on-the-fly dequantization."""
 
-    kernel: MatmulKernel = MatmulKernel["tiled"]
+    kernel: MatmulKernel = MatmulKernel[table.AUTO]
 
 
 @dataclass
@@ -201,6 +210,7 @@ ALLOWED: dict[str, str] = {
     "quant.group_size": f"null (one step per row) or a whole number from 1 to {MAX_SIZE}",
     "search.objective": _choices(Objective),
     "search.normalization": _choices(Normalization),
+    "search.where": _choices(SearchPlace),
     "matmul.kernel": _choices(MatmulKernel),
     "timing.warmup": f"a whole number from 0 to {MAX_PASSES}",
     "timing.repeats": f"a whole number from 1 to {MAX_PASSES}",

@@ -85,6 +85,17 @@ def positive(given: str) -> float:
     return value
 
 
+def one_of(*choices: str) -> Callable[[str], str]:
+    """For `option`: one of these words."""
+
+    def convert(given: str) -> str:
+        if given not in choices:
+            raise ValueError("is none of these" if given else "is missing")
+        return given
+
+    return convert
+
+
 def _number(given: str) -> float:
     if not re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?", given, re.IGNORECASE):
         raise ValueError("is no number" if given else "is missing")

@@ -13,8 +13,11 @@ static_assert(MICRO == 4, "MICRO is 4: the outputs of a thread along each side a
 
 constexpr int SIDE = MICRO * TILE;  // outputs of a block along each side
 constexpr int STRIDE = SIDE + 4;    // padded against bank conflicts of the transposed stores, 16-byte aligned
-// With 1,024 threads a block each has 64 registers: what is marked so keeps them from spilling.
-constexpr bool CROWDED = TILE == 32;
+// With 1,024 threads a block each has 64 registers, and of some tiles nvcc spills registers rather than take more: what
+// is marked so keeps them from spilling.
+constexpr bool CROWDED = TILE == 12 || TILE == 17 || (TILE >= 25 && TILE != 30);
+// Input channels whose products are unrolled: where all of them load more values ahead than there are registers, four.
+constexpr int UNROLL = TILE >= 26 && TILE <= 28 ? 4 : TILE;
 
 extern "C" __global__ void __launch_bounds__(TILE * TILE) dequantizeTiled(
     const float* __restrict__ x, const signed char* __restrict__ wq, const float* __restrict__ inv_s,
@@ -80,7 +83,7 @@ extern "C" __global__ void __launch_bounds__(TILE * TILE) dequantizeTiled(
         if (ty == 0) inv_s_tile[buffer][tx] = load_inv_s(k + TILE);
         __syncthreads();
         load_next(k + TILE);
-#pragma unroll
+#pragma unroll UNROLL
         for (int i = 0; i < TILE; ++i) {
             const float4 rows = *reinterpret_cast<const float4*>(&x_tile[i][MICRO * ty]);
             const float4 columns = *reinterpret_cast<const float4*>(&w_tile[i][MICRO * tx]);

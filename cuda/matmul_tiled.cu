@@ -14,8 +14,11 @@ static_assert(TILE >= 1 && TILE <= 32, "TILE is 1 to 32: a block has TILE * TILE
 // aligned and spreads the rows that a warp reads at once over the banks.
 constexpr int VECTOR = TILE % 4 == 0 ? 4 : 1;
 constexpr int STRIDE = TILE + VECTOR;
-// Before sm_90 each of 1,024 threads gets 32 registers: what is marked so keeps them from spilling.
-constexpr bool CROWDED = TILE == 32 && ARCHITECTURE < 900;
+// Before sm_90 each of 1,024 threads gets 32 registers, and with 784 nvcc spills some rather than take more: what is
+// marked so keeps them from spilling.
+constexpr bool CROWDED = (TILE == 32 && ARCHITECTURE < 900) || TILE == 28;
+// So do these tiles where all their products are unrolled.
+constexpr bool SPILLING = TILE % 4 == 3 && TILE >= 15;
 
 extern "C" __global__ void __launch_bounds__(TILE * TILE) dequantizeTiled(
     const float* __restrict__ x, const signed char* __restrict__ wq, const float* __restrict__ inv_s,
@@ -80,6 +83,9 @@ extern "C" __global__ void __launch_bounds__(TILE * TILE) dequantizeTiled(
                 sum = fmaf(a.z, b.z, sum);
                 sum = fmaf(a.w, b.w, sum);
             }
+        } else if constexpr (SPILLING) {
+#pragma unroll 4
+            for (int i = 0; i < TILE; ++i) sum = fmaf(x_tile[buffer][ty][i], w_tile[buffer][tx][i], sum);
         } else {
 #pragma unroll
             for (int i = 0; i < TILE; ++i) sum = fmaf(x_tile[buffer][ty][i], w_tile[buffer][tx][i], sum);

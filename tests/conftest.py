@@ -19,9 +19,11 @@ import numpy as np
 import pytest
 from host_cuda.backend import host_backend
 from host_cuda.build import not_run
+from host_cuda.driver import open_gpu as open_host
 
 from awq_pycuda import provenance, run
 from awq_pycuda.backends.base import Backend
+from awq_pycuda.backends.choose import settle_variants
 from awq_pycuda.backends.cpu import CpuBackend
 from awq_pycuda.config import Config
 from awq_pycuda.kernels import table
@@ -108,15 +110,22 @@ def worst() -> Callable[[str, float, float], None]:
     return check
 
 
-def make_backend(name: str, tile: int = 16, **choices: str) -> Backend:
+def make_backend(
+    name: str, tile: int = 16, group_size: int | None = None, search_on_host: bool = False, **choices: str
+) -> Backend:
     """A backend, not entered; tile and the variants by stage are those of kernels and mean nothing to NumPy."""
     if name == "cpu":
         return CpuBackend()
+    open_gpu = open_host
+    if name == "cuda":
+        from awq_pycuda.backends.cuda.device import open_gpu
+    left = {stage: variant for stage, variant in choices.items() if variant == table.AUTO}
+    choices |= settle_variants(left, tile, group_size, open_gpu().limits)[0]
     if name == "host":
-        return host_backend({"TILE": tile}, choices)
+        return host_backend({"TILE": tile}, choices, search_on_host=search_on_host)
     from awq_pycuda.backends.cuda.backend import CudaBackend
 
-    backend = CudaBackend({"TILE": tile}, choices)
+    backend = CudaBackend({"TILE": tile}, choices, search_on_host)
     for stage, variant in choices.items():
         obstacle = table.find(stage, variant).obstacle({"TILE": tile}, backend.limits)
         if obstacle is not None:

@@ -2,6 +2,7 @@
 
 import json
 import signal
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -28,11 +29,10 @@ def _small(monkeypatch):
     monkeypatch.setattr(session, "_CEILING_SECONDS", 1e-3)
 
 
-def measured(backend=None, timer=None, **wanted):
+def measured(backend=None, timer=None, place=CpuPlace, **wanted):
     """The record of a benchmark on this backend, by a machine whose times are made up."""
-    place = CpuPlace(backend, timer or FakeMachine())
-    with place:
-        return session.measure(place, Peers([], "cpu"), plan(**wanted))
+    with place(backend, timer or FakeMachine()) as entered:
+        return session.measure(entered, Peers([], "cpu"), plan(**wanted))
 
 
 def of_stage(record, stage):
@@ -221,7 +221,7 @@ def test_a_signal_leaves_what_was_measured(tmp_path, monkeypatch, capsys):
             signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(places, "CpuBackend", Pressed)
-    keys = ["shapes=24", "seconds=0.001", "peers=none", "kernels=relu,quantize_awq,init"]
+    keys = ["shapes=24", "seconds=0.001", "peers=none", "kernels=relu,quantize_awq,init", "backend=cpu"]
     assert bench.main([*keys, f"out={tmp_path / 'a.h5'}"]) == 130
     record = read_bench(tmp_path / "a.h5")
     assert {row.stage for row in record.rows if row.case == "kernels"} == {"init"}
@@ -253,3 +253,20 @@ def test_a_time_below_what_its_operations_take_is_impossible_in_a_warm_cache_too
     record = measured(timer=FakeMachine(faster={"matmul_reference": 1e-6}), stages=("matmul_reference",))
     assert [row.impossible for row in of_stage(record, "matmul_reference")] == [True, True]
     assert all(not row.of_limit > 1 for row in record.rows)
+
+
+def test_what_takes_several_operations_of_its_unit_has_as_much_higher_a_limit():
+    class Thrice(CpuPlace):
+        @contextmanager
+        def kernels(self, *given):
+            with super().kernels(*given) as found:
+                for (subject,) in found.values():
+                    subject.passes = 3
+                yield found
+
+    (once, _), (thrice, _) = (
+        of_stage(measured(place=place, stages=("matmul_reference",)), "matmul_reference")
+        for place in (CpuPlace, Thrice)
+    )
+    assert once.operations == thrice.operations == 2 * 32 * 40 * 24
+    assert thrice.limit_us == pytest.approx(3 * once.limit_us)

@@ -22,7 +22,15 @@ ROOT = {
 def row(us, stage="relu", cache="cold", **changed):
     us = np.array(us, float)
     values = {
-        **{"case": "kernels", "stage": stage, "variant": "only", "by": "awq_pycuda", "cache": cache, "unit": "fp32"},
+        **{
+            "case": "kernels",
+            "stage": stage,
+            "variant": "only",
+            "by": "awq_pycuda",
+            "cache": cache,
+            "unit": "fp32",
+            "passes": 1,
+        },
         **{"tokens": 8, "out_features": 16, "in_features": 32, "candidates": 5, "group_size": 0},
         **{"read": 512.0, "written": 512.0, "operations": 128.0, "error": 0.0, "tolerance": 1e-6},
         **{"state": "timed", "reason": "", "stopped": "noise", "noise": 0.01, "limit_us": 4.0, "floor_us": 2.0},

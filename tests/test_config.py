@@ -200,7 +200,7 @@ def test_the_hash_is_of_the_config_as_the_user_writes_it(compose):
         "verify": True,
         "inputs": {"kind": "synthetic", "weight_scale": "he"},
         "quant": {"group_size": 4},
-        "search": {"objective": "output", "normalization": "sqrt_max_min"},
+        "search": {"objective": "output", "normalization": "sqrt_max_min", "where": "auto"},
         "matmul": {"kernel": "blocked"},
         "timing": {"warmup": 1, "repeats": 3},
     }

@@ -1,6 +1,7 @@
 """What stands for the GPU where there is none: what it gives to kernels, and that it sees what is wrong with one."""
 
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,14 @@ from host_cuda.backend import host_backend
 from host_cuda.build import Builder, Source, not_run
 from host_cuda.device import KernelFault, Launch
 from host_cuda.driver import host_device
+from test_device_search import convention, layer_of, searched
 from test_pipeline import Kept
 
 from awq_pycuda import philox
 from awq_pycuda.backends.cpu import CpuBackend
-from awq_pycuda.kernels import table
+from awq_pycuda.config import Objective
+from awq_pycuda.engine.arrays import allocate
+from awq_pycuda.kernels import bench_table, table
 from awq_pycuda.paths import resource_dir
 from awq_pycuda.quant.format import Format, Quantized
 
@@ -154,11 +158,11 @@ def codes_agree(backend):
         agree(backend, "quantize_awq", [levels, np.ones(channels, "f4")], [codes], 0)
 
 
-def products_agree(backend):
-    codes = RNG.integers(-127, 128, (30, 20), np.int8)
-    for size in (None, 5, 4):
-        inv_s, steps = (RNG.uniform(0.2, 4, shape).astype("f4") for shape in ((20,), (30, Format(size).groups(20))))
-        inputs = [RNG.normal(size=(33, 20)).astype("f4"), (codes, steps, size), inv_s]
+def products_agree(backend, multiple):
+    codes = RNG.integers(-127, 128, (30, 40), np.int8)
+    for size in (None, *(size for size in (5, 8, 32) if size % multiple == 0)):
+        inv_s, steps = (RNG.uniform(0.2, 4, shape).astype("f4") for shape in ((40,), (30, Format(size).groups(40))))
+        inputs = [RNG.normal(size=(33, 40)).astype("f4"), (codes, steps, size), inv_s]
         agree(backend, "dequantize_tiled", inputs, poisoned((33, 30)), 1e-6)
 
 
@@ -180,6 +184,52 @@ def sums_agree(backend):
     np.testing.assert_allclose(backend.error_sums(*handles), CpuBackend(np.float64).error_sums(*values), rtol=1e-12)
 
 
+def steps_agree(backend):
+    for size in (None, 4, 3, 8):
+        codes = (np.zeros((9, 12), np.int8), *poisoned((9, Format(size).groups(12))), size)
+        inputs = [RNG.normal(size=(9, 12)).astype("f4"), RNG.uniform(0.2, 4, 12).astype("f4")]
+        agree_on_steps(backend, inputs, codes)
+
+
+def agree_on_steps(backend, inputs, codes):
+    form = Format(codes[2])
+    found = []
+    for each in (backend, CpuBackend()):
+        handles = [each.empty(values.shape) for values in (*inputs, codes[1])]
+        for handle, values in zip(handles, (*inputs, codes[1]), strict=True):
+            each.write(handle, values)
+        each.compute_scale_b(*handles[:2], Quantized(handles[2], form, codes=None))
+        found.append(each.read(handles[2]))
+    assert same_bits(*found)
+
+
+def search_agrees(size, points, objective=Objective.diag):
+    def agrees(backend):
+        spec, chosen = layer_of(21, 132), convention(points, size, objective=objective)
+        expected = searched(CpuBackend(np.float64), spec, chosen)
+        (layer,) = allocate(backend, [spec], chosen).layers
+        backend.accum_stats(layer.x, layer.abs_mean, layer.sq_mean)
+        backend.compute_s(layer, chosen)
+        np.testing.assert_allclose(backend.read(layer.error), expected[0], rtol=1e-5)
+        np.testing.assert_allclose(backend.read(layer.s), expected[1], rtol=2**-23)
+
+    return agrees
+
+
+def moves_agree(_backend):
+    """Counts that the four accesses in flight divide, and that they do not; what is beyond stays as it was."""
+    folder = resource_dir("cuda")
+    for count in (4, 64 * 16, 64 * 20 + 4):
+        data, out = RNG.normal(size=count).astype("f4"), np.full(count + 4, 9, np.float32)
+        for entry, given, wanted in (
+            ("bench_read", (data, out), np.full(count, 9)),
+            ("bench_copy", (data, out), data),
+            ("bench_write", (out,), np.full(count, 2.5)),
+        ):
+            call(entry, *given, count, blocks=2, threads=32, source=folder / "bench_memory.cu")
+            assert np.array_equal(out, [*wanted, 9, 9, 9, 9]), (entry, count)
+
+
 PRODUCTS = {variant.file: variant for variant in table.variants("dequantizeTiled").values()}
 for file in not_run(resource_dir("cuda")):
     PRODUCTS.pop(file, None)
@@ -188,10 +238,16 @@ CHECKS = {
     "stats.cu": stats_agree,
     "stats.cu atomic": atomic_stats_agree,
     "quantize.cu": codes_agree,
-    **dict.fromkeys(PRODUCTS, products_agree),
+    **{file: partial(products_agree, multiple=variant.group_multiple) for file, variant in PRODUCTS.items()},
+    "scale_b.cu": steps_agree,
+    "search_rows.cu": search_agrees(None, 11),
+    "search_groups.cu": search_agrees(128, 5),
+    "search_any.cu": search_agrees(10, 7),
+    "search_output.cu": search_agrees(None, 3, Objective.output),
     "relu.cu": relu_agrees,
     "reference.cu references": references_agree,
     "reference.cu sums": sums_agree,
+    "bench_memory.cu": moves_agree,
 }
 
 
@@ -215,7 +271,9 @@ def test_a_whole_run_agrees_with_the_oracle(compose):
 
 def test_no_kernel_is_left_out():
     checked = {kernel.split()[0] for kernel in CHECKS}
-    assert checked | not_run(resource_dir("cuda")).keys() == {variant.file for variant in table.VARIANTS}
+    assert checked | not_run(resource_dir("cuda")).keys() == {
+        variant.file for variant in (*table.VARIANTS, *bench_table.VARIANTS)
+    }
 
 
 def test_what_cannot_run_is_told(tmp_path):
@@ -294,6 +352,31 @@ FAULTS = {
         RACE,
     ),
     "no barrier of the sums": ("stats.cu", BARRIER, "\n", RACE),
+    "no barrier before the next tile of the maxima": (
+        "search_rows.cu",
+        "stage = 1 - stage;\n        " + BARRIER,
+        "stage = 1 - stage;\n",
+        RACE,
+    ),
+    "no barrier before the steps are read": (
+        "search_rows.cu",
+        "    }\n    " + BARRIER + "\n    const float* const column",
+        "    }\n\n    const float* const column",
+        RACE,
+    ),
+    "no barrier of the groups' sums": ("search_any.cu", BARRIER, "\n", RACE),
+    "no barrier between two rows' maxima": (
+        "scale_b.cu",
+        BARRIER + "            if (threadIdx.x == 0) {",
+        "\n            if (threadIdx.x == 0) {",
+        RACE,
+    ),
+    "scales of one channel too many": (
+        "search_groups.cu",
+        "const bool inside = k < in_features;",
+        "const bool inside = k <= in_features;",
+        "heap-buffer-overflow",
+    ),
     "barrier in divergent code": (
         "matmul_tiled.cu",
         "if (ty == 0) inv_s_tile[1 - buffer][tx] = load_inv_s(k + TILE);",
@@ -310,8 +393,8 @@ FAULTS = {
     ),
     "two threads, one element": (
         "quantize.cu",
-        "wq[i] = quantize(",
-        "wq[i / 2] = quantize(",
+        "wq[first + k] = quantize(",
+        "wq[first + k / 2] = quantize(",
         r"writes byte \d+ of an array at {file}:\d+, which thread \(\d+, 0, 0\) wrote at {file}:\d+",
     ),
     "two blocks, one element": (
@@ -338,7 +421,12 @@ WRONG = {
         "if (row_there && column < out_features && blockIdx.x != 1)",
     ),
     "unwritten last column": ("matmul_blocked.cu", "column < out_features) y[", "column + 1 < out_features) y["),
-    "roundf for rintf": ("quantize.cu", "rintf(w * s / step)", "roundf(w * s / step)"),
+    "roundf for rintf": ("quantize.cu", "rintf(scaled / step)", "roundf(scaled / step)"),
+    "no division where it decides": (
+        "quantize.cu",
+        "if (!(fabsf(fmaf(-code, step, scaled)) < CLEAR * step)) code",
+        "if (step < 0.0f) code",
+    ),
     "a step of the wrong group": ("matmul_tiled.cu", "steps_row[k / group_size]", "steps_row[0]"),
 }
 

@@ -7,13 +7,14 @@ import sys
 
 import pytest
 from conftest import ROOT
+from host_cuda.build import with_headers
 
 from awq_pycuda import provenance
-from awq_pycuda.backends.choose import refuse_variants
+from awq_pycuda.backends.choose import settle_variants
 from awq_pycuda.backends.cuda.toolchain import find_toolchain
-from awq_pycuda.engine.spec import spec_of
 from awq_pycuda.errors import InputError
-from awq_pycuda.kernels import table
+from awq_pycuda.kernels import bench_table, table
+from awq_pycuda.kernels.launches import ONLY
 from awq_pycuda.kernels.variant import MAX_INT, Argument, Device, Kernel, Parameter, Source, Variant
 from awq_pycuda.paths import resource_dir
 
@@ -22,8 +23,9 @@ import compile_kernels
 
 CUDA = resource_dir("cuda")
 H100 = Device((9, 0), 227 * 1024)
-SIGNATURE = re.compile(r'extern "C" __global__ void (?:__launch_bounds__\([^)]*\) )?(\w+)\(([^)]*)\)')
+SIGNATURE = re.compile(r'extern "C" __global__ void (?:__\w+__\([^)]*\) )*(\w+)\( ?([^)]*)\)')
 BLOCKED = table.find("dequantizeTiled", "blocked")
+ALL = (*table.VARIANTS, *bench_table.VARIANTS)
 
 
 def test_the_table_needs_neither_pycuda_nor_numpy():
@@ -35,21 +37,21 @@ def test_the_table_needs_neither_pycuda_nor_numpy():
 def test_every_kernel_of_the_sources_is_in_the_table_with_its_arguments():
     declared = {}
     for path in CUDA.glob("*.cu"):
-        for entry, arguments in SIGNATURE.findall(re.sub(r"\s+", " ", path.read_text(encoding="utf-8"))):
+        for entry, arguments in SIGNATURE.findall(re.sub(r"\s+", " ", with_headers(path))):
             plain = re.sub(r"\bconst | ?__restrict__", "", arguments.strip())
             declared[path.name, entry] = tuple(plain.split(", "))
     listed = {
         (variant.file, kernel.entry): tuple(f"{each.type} {each.name}" for each in kernel.arguments)
-        for variant in table.VARIANTS
+        for variant in ALL
         for kernel in variant.kernels
     }
     assert listed == declared
 
 
-@pytest.mark.parametrize("variant", table.VARIANTS, ids=lambda variant: f"{variant.stage}-{variant.name}")
+@pytest.mark.parametrize("variant", ALL, ids=lambda variant: f"{variant.stage}-{variant.name}")
 def test_a_source_demands_its_macros_and_says_their_rules(variant):
-    text = (CUDA / variant.file).read_text(encoding="utf-8")
-    demanded = set(re.findall(r"defined\((\w+)\)|#ifndef (\w+)", text.partition("#error")[0]))
+    text = with_headers(CUDA / variant.file)
+    demanded = set(re.findall(r"!defined\((\w+)\)|#ifndef ([A-Z]\w+)", text))
     macros = {*variant.macros, *variant.parameters}
     assert {one or other for one, other in demanded} == macros
     assert {name for name in macros if re.search(rf"static_assert\([^;]*\b{name}\b", text)} == macros
@@ -58,21 +60,33 @@ def test_a_source_demands_its_macros_and_says_their_rules(variant):
 
 def test_variants_of_a_stage_have_one_signature_and_names_of_their_own():
     assert len({(variant.stage, variant.name) for variant in table.VARIANTS}) == len(table.VARIANTS)
-    assert {stage for stage in table.stages() if len(table.variants(stage)) > 1} == set(table.KEYS)
+    assert {stage for stage in table.stages() if len(table.variants(stage)) > 1} == {*table.KEYS, *table.BY_SIZES}
     for stage in table.stages():
         taken = {frozenset(variant.arrays()) for variant in table.variants(stage).values()}
         assert len(taken) == 1, stage
 
 
+ODD_PRODUCT = {"tokens": 77, "out_features": 130, "in_features": 100, "group_size": 100}
 LAUNCHES = [
     ("dequantizeTiled", "tiled", 0, {"TILE": 16, "tokens": 77, "out_features": 130}, 5 * 9, (16, 16, 1)),
     ("dequantizeTiled", "blocked", 0, {"TILE": 16, "tokens": 77, "out_features": 130}, 2 * 3, (16, 16, 1)),
+    ("dequantizeTiled", "digits", 0, ODD_PRODUCT, 128 + 4, (128, 1, 1)),
+    ("dequantizeTiled", "digits", 0, {**ODD_PRODUCT, "tokens": 33 * 128 - 64}, 33 * 128 - 64 + 4, (128, 1, 1)),
+    ("dequantizeTiled", "digits", 0, {**ODD_PRODUCT, "tokens": 33 * 128 + 1}, 34 * 128 + 4, (128, 1, 1)),
+    ("dequantizeTiled", "digits", 0, {**ODD_PRODUCT, "group_size": 32}, 96 + 4, (128, 1, 1)),
+    ("dequantizeTiled", "digits", 1, ODD_PRODUCT, 2 * 2, (384, 1, 1)),
+    ("dequantizeTiled", "digits", 1, {**ODD_PRODUCT, "tokens": 4096, "multiprocessors": 15}, 14, (384, 1, 1)),
+    ("dequantizeTiled", "digits_mma", 0, ODD_PRODUCT, 128 + 4, (128, 1, 1)),
+    ("dequantizeTiled", "digits_mma", 1, ODD_PRODUCT, 2 * 2, (256, 1, 1)),
     ("accum_stats", "deterministic", 0, {"tokens": 130, "in_features": 70}, 3 * 3, (32, 8, 1)),
     ("accum_stats", "deterministic", 1, {"tokens": 130, "in_features": 70}, 1, (256, 1, 1)),
     ("init", None, 0, {"rows": 4096, "cols": 4096, "multiprocessors": 132}, 32 * 132, (256, 1, 1)),
     ("init", None, 0, {"rows": 41, "cols": 25}, 2, (256, 1, 1)),
     ("matmul_reference", None, 0, {"tokens": 65, "out_features": 64}, 2, (16, 16, 1)),
     ("error_sums", None, 0, {"count": 3}, 1024, (256, 1, 1)),
+    ("search_diag", "rows", 0, {"candidates": 7, "in_features": 9}, 7, (1024, 1, 1)),
+    ("compute_scale_b", None, 0, {"out_features": 70}, 70, (256, 1, 1)),
+    ("compute_scale_b", None, 0, {"out_features": 7000}, 8 * 32, (256, 1, 1)),
 ]
 
 
@@ -97,9 +111,45 @@ def test_sizes_follow_from_the_shapes():
     sizes = {"tokens": 77, "out_features": 65, "in_features": 130, "groups": 5}
     assert BLOCKED.sizes(shapes) == sizes
     assert BLOCKED.sizes({**shapes, "wq": (65, 6)}) == sizes
-    assert table.find("error_sums").sizes({"reference": (7, 9), "value": (9, 7)})["count"] == 63
+    error_sums = table.find("error_sums")
+    assert error_sums.complete(error_sums.sizes({"reference": (7, 9), "value": (9, 7)}))["count"] == 63
     with pytest.raises(ValueError, match=r"x is of shape \(7, 7, 7\); the kernel needs \[tokens, in_features\]"):
         BLOCKED.sizes({**shapes, "x": (7, 7, 7)})
+
+
+SEARCHES = [
+    (4096, 4096, 4096, "rows", {"CHUNK": 20, "COLUMNS": 4, "rows_of_block": 128, "blocks": 4 * 32}),
+    (1024, 1024, 1024, "rows", {"CHUNK": 4, "COLUMNS": 2, "rows_of_block": 32, "blocks": 2 * 32}),
+    (130, 1024, 128, "groups", {"CHUNK": 5, "COLUMNS": 4, "rows_of_block": 8, "blocks": 17}),
+    (130, 576, 128, "groups", {"COLUMNS": 4}),  # the last group is not full
+    (130, 576, 64, "groups", {"CHUNK": 10, "COLUMNS": 2}),
+    (130, 1025, 1025, "any", {"CHUNK": 5}),
+    (130, 1024, 16, "any", {"blocks": 1040}),
+    (130, 1022, 128, "any", {}),
+]
+
+
+@pytest.mark.parametrize(("out_features", "in_features", "group_size", "name", "expected"), SEARCHES)
+def test_the_sizes_decide_how_scales_are_searched(out_features, in_features, group_size, name, expected):
+    sizes = {"out_features": out_features, "in_features": in_features, "group_size": group_size, "candidates": 20}
+    able = {}
+    for variant in table.candidates("search_diag"):
+        values = variant.complete({**sizes, "QMAX": 127})
+        if variant.obstacle(values, H100) is None:
+            able[variant.name] = values
+    assert next(iter(able)) == name
+    assert expected.items() <= able[name].items()
+    assert "any" in able
+
+
+@pytest.mark.parametrize("candidates", [1, 2, 5, 11, 20, 21, 64, 101])
+def test_no_chunk_of_candidates_leaves_more_places_empty_than_it_must(candidates):
+    for name, sizes in (("rows", range(4, 21, 4)), ("any", range(1, 9))):
+        variant = table.find("search_diag", name)
+        given = {"out_features": 64, "in_features": 64, "group_size": 64, "candidates": candidates}
+        chosen = variant.complete(given)["CHUNK"]
+        padded = {size: -(-candidates // size) * size for size in sizes}
+        assert padded[chosen] == min(padded.values())
 
 
 OBSTACLES = [
@@ -134,19 +184,47 @@ def test_more_shared_memory_than_the_device_has():
     assert variant.obstacle({"TILE": 17}, Device((8, 6), 64 * 1024)) == beyond
 
 
-def test_a_kernel_that_the_device_cannot_run_is_refused_in_one_line(compose, monkeypatch):
+def test_a_kernel_that_the_device_cannot_run_is_refused_in_one_line(monkeypatch):
     third = dataclasses.replace(BLOCKED, name="tiled", capability=(9, 0), suffix="a", group_multiple=16)
     monkeypatch.setattr(table, "VARIANTS", (table.find("accum_stats"), third, BLOCKED))
-    choices = spec_of(compose()).variants
+    choices = {"accum_stats": "deterministic", "dequantizeTiled": "tiled"}
     for device, why in (((8, 0), "needs a GPU"), ((9, 0), "takes groups of a multiple of 16")):
         with pytest.raises(InputError, match=rf"^matmul\.kernel=tiled: {why}.*; allowed here: blocked$"):
-            refuse_variants(choices, 16, 24, Device(device, 0))
-    refuse_variants(choices, 16, 32, H100)
+            settle_variants(choices, 16, 24, Device(device, 0))
+    assert settle_variants(choices, 16, 32, H100) == (choices, [])
+
+
+OLDER, OLDEST = Device((8, 6), 99 * 1024), Device((7, 5), 64 * 1024)
+NO_GROUPS = "{} takes groups of a multiple of 32 input channels, not 24"
+TOO_OLD = "{} needs a GPU of compute capability {}, not {}"
+AUTOMATIC = [
+    (H100, None, "digits", "auto"),
+    (H100, 128, "digits", "auto"),
+    (OLDER, 128, "digits_mma", "auto: " + TOO_OLD.format("digits", "9.0", "8.6")),
+    (H100, 24, "blocked", f"auto: {NO_GROUPS.format('digits')}; {NO_GROUPS.format('digits_mma')}"),
+    (
+        *(OLDEST, None, "blocked"),
+        f"auto: {TOO_OLD.format('digits', '9.0', '7.5')}; {TOO_OLD.format('digits_mma', '8.0 or later', '7.5')}",
+    ),
+]
+
+
+@pytest.mark.parametrize(("device", "group_size", "name", "why"), AUTOMATIC)
+def test_auto_is_the_first_that_can_and_says_why(device, group_size, name, why):
+    settled = settle_variants({"dequantizeTiled": "auto"}, 16, group_size, device)
+    unused = "" if name == "blocked" else ", which has no tile"
+    assert settled == ({"dequantizeTiled": name}, [f"matmul.kernel {name} ({why}){unused}"])
+
+
+def test_auto_where_none_can():
+    with pytest.raises(InputError, match=r"^matmul\.kernel=auto: takes TILE from 1 to 32, not 33; allowed here: back"):
+        settle_variants({"dequantizeTiled": "auto"}, 33, None, OLDEST)
 
 
 PLANTED = """
 import dataclasses, sys
-from awq_pycuda.kernels import table
+from awq_pycuda.kernels import bench_table, table
+from awq_pycuda.kernels.launches import ONLY
 from awq_pycuda.kernels.variant import Parameter
 
 tile = {"TILE": Parameter(range(8, 65, 8), compiled=(8,))}
@@ -156,7 +234,7 @@ table.VARIANTS += (third,)
 from awq_pycuda import run
 sys.exit(run.main())
 """
-NAMES = [*table.variants("dequantizeTiled")]
+NAMES = [*table.names("dequantizeTiled")]
 OPTIONS = ", ".join(sorted([*NAMES, "third"]))
 SMALL = ("backend=cpu", "n=8", "layers=1", "timing=once")
 
@@ -193,7 +271,7 @@ def test_the_kernels_hash_tells_their_constants(monkeypatch):
 
 
 def test_each_entry_is_compiled_for_what_it_runs_on():
-    jobs = [str(job) for job in compile_kernels.jobs_for(table.VARIANTS)]
+    jobs = [str(job) for job in compile_kernels.jobs_for(ALL)]
     assert len(jobs) == len(set(jobs))
     assert {job.split()[0] for job in jobs} == {path.name for path in CUDA.glob("*.cu")}
     assert "matmul_blocked.cu -DMICRO=4 -DTILE=32 sm_90" in jobs
@@ -203,6 +281,17 @@ def test_each_entry_is_compiled_for_what_it_runs_on():
     assert [str(job) for job in compile_kernels.jobs_for([hopper])] == [
         f"matmul_blocked.cu -DMICRO=4 -DTILE={tile} sm_90a" for tile in (8, 9)
     ]
+
+
+def test_a_parameter_can_take_all_that_is_allowed():
+    tile = {"TILE": Parameter(range(4, 13, 4), (8,)), "DEPTH": Parameter(range(1, 9), (2, 3))}
+    third = dataclasses.replace(BLOCKED, capability=(10, 0), parameters=tile)
+    assert [str(job).partition("DEPTH=")[2] for job in compile_kernels.jobs_for([third], "TILE")] == [
+        *(f"2 -DMICRO=4 -DTILE={tile} sm_100" for tile in (4, 8, 12)),
+        "3 -DMICRO=4 -DTILE=8 sm_100",
+    ]
+    tiles = {job.source.macros for job in compile_kernels.jobs_for([BLOCKED], "TILE")}
+    assert tiles == {(("MICRO", 4), ("TILE", tile)) for tile in range(1, 33)}
 
 
 SPILLING = """
@@ -221,7 +310,7 @@ extern "C" __global__ void __launch_bounds__(1024, 2) spilling(float* y, int n) 
 def planted(folder, name, source):
     (folder / f"{name}.cu").write_text(source)
     arguments = (Argument("float*", "y", ("n",)), Argument("int", "n"))
-    return Variant(name, table.ONLY, f"{name}.cu", "", (Kernel(name, arguments, grid=lambda v: 1),), capability=(10, 0))
+    return Variant(name, ONLY, f"{name}.cu", "", (Kernel(name, arguments, grid=lambda v: 1),), capability=(10, 0))
 
 
 def test_make_kernels_fails_on_a_spill(capsys, tmp_path):

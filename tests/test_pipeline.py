@@ -20,7 +20,7 @@ class Kept:
 
     def __init__(self, name: str, config: Config) -> None:
         spec = spec_of(config)
-        with make_backend(name, spec.tile, **spec.variants) as backend:
+        with make_backend(name, spec.tile, spec.convention.quantizer.group_size, **spec.variants) as backend:
             pipeline = Pipeline(backend, spec)
             pipeline.run()
             self.layers, self.timings = pipeline.layers, pipeline.timings
@@ -242,8 +242,9 @@ def test_metrics_are_their_definitions(run, tmp_path, search):
         assert layer.metrics == pytest.approx(exact, rel=2e-3)
         assert layer.objective == search
         if search == "output":
-            assert layer.search.error_chosen == layer.metrics["output_mse"]
-            assert layer.search.error_rtn == layer.metrics["rtn_output_mse"]
+            # On a GPU the kernels of the search add up in an order of their own.
+            assert layer.search.error_chosen == pytest.approx(layer.metrics["output_mse"], rel=1e-12)
+            assert layer.search.error_rtn == pytest.approx(layer.metrics["rtn_output_mse"], rel=1e-12)
 
 
 def test_the_output_objective_is_the_true_error_at_every_gamma(run):

@@ -228,21 +228,24 @@ def test_memory_is_refused_beyond_80_percent_of_what_is_free(cli, monkeypatch, t
     assert cli("backend=cpu", "timing=once", "threads=1", *overrides)[0] == 0
 
 
-def test_a_device_s_own_memory_is_checked_before_the_host_s(cli, monkeypatch):
+@pytest.mark.parametrize(("where", "arrays"), [("auto", 0), ("host", 3)])
+def test_a_device_s_own_memory_is_checked_before_the_host_s(cli, monkeypatch, where, arrays):
     # A CPU backend that says what a GPU's would; the arrays then do not count against the host, the weights do.
     monkeypatch.setattr(CpuBackend, "available_bytes", lambda self: 2**20)
-    code, _, err = cli("backend=cpu", "threads=1")
+    overrides = ("backend=cpu", "threads=1", "matmul=blocked", f"search.where={where}")
+    code, _, err = cli(*overrides)
     assert code == 2
     assert "GiB of the GPU's memory" in err
     monkeypatch.setattr(CpuBackend, "available_bytes", lambda self: 2**40)
-    needed = (3 * 5 + 3 + 2) * 1024**2  # W and codes of three layers; the block of the one thread, and its float64
+    # W and codes of three layers; the blocks of the one thread, more where it searches, and float64 of one.
+    needed = (3 * 5 + arrays + 2) * 1024**2
     free = SimpleNamespace(total=2**40, available=int(needed / 0.8 * 0.999))
     monkeypatch.setattr("psutil.virtual_memory", lambda: free)
-    code, _, err = cli("backend=cpu", "threads=1")
+    code, _, err = cli(*overrides)
     assert code == 2
     assert "GiB of the host's memory" in err
     free.available = int(needed / 0.8 * 1.02)
-    assert cli("backend=cpu", "threads=1", "timing=once")[0] == 0
+    assert cli(*overrides, "timing=once")[0] == 0
 
 
 def test_names_that_look_like_markup_are_printed_as_they_are(cli, tmp_path):

@@ -1,10 +1,14 @@
 """Compiles what the table of kernels lists, for each architecture, warnings as errors; a kernel that spills fails, too.
 
+    python tools/compile_kernels.py                what CI compiles
+    python tools/compile_kernels.py --every TILE   all that a parameter of a kernel allows, not the table's choice of it
+
 Prints the registers and the shared memory of each kernel. A file under cuda/ that is in no entry of the table fails.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import subprocess
@@ -20,6 +24,7 @@ sys.path.insert(0, str(ROOT))  # so that it runs from a bare checkout, without t
 
 from awq_pycuda.backends.cuda.toolchain import Toolchain, find_toolchain  # noqa: E402
 from awq_pycuda.errors import InputError  # noqa: E402
+from awq_pycuda.kernels import bench_table  # noqa: E402
 from awq_pycuda.kernels.table import ARCHITECTURES, VARIANTS  # noqa: E402
 from awq_pycuda.kernels.variant import Source, Variant  # noqa: E402
 
@@ -43,13 +48,13 @@ class Job:
         return " ".join((self.source.file, *self.source.flags(), self.arch))
 
 
-def jobs_for(variants: Sequence[Variant]) -> list[Job]:
-    """Every compilation that these entries ask for, each once, in their order."""
+def jobs_for(variants: Sequence[Variant], every: str = "") -> list[Job]:
+    """Every compilation that these entries ask for, each once, in their order; `every` as `Variant.compiled` has it."""
     return list(
         dict.fromkeys(
             Job(source, source.arch(capability))
             for variant in variants
-            for source in variant.compiled()
+            for source in variant.compiled(every)
             for capability in ARCHITECTURES
             if variant.runs_on(capability)
         )
@@ -90,7 +95,7 @@ def _summary(kernel: re.Match[str]) -> str:
     return f"{text}, no spills"
 
 
-def compile_all(variants: Sequence[Variant], folder: Path) -> int:
+def compile_all(variants: Sequence[Variant], folder: Path, every: str = "") -> int:
     """The exit code: 0 if all compiled and none spills, 1 if any did or a file has no entry, 2 without a toolchain."""
     try:
         toolchain = find_toolchain()
@@ -102,7 +107,7 @@ def compile_all(variants: Sequence[Variant], folder: Path) -> int:
     for file in sorted({path.name for path in folder.glob("*.cu")} - {variant.file for variant in variants}):
         print(f"FAILED {file}: in no entry of the table of kernels (awq_pycuda/kernels/table.py)")
         failed += 1
-    jobs = jobs_for(variants)
+    jobs = jobs_for(variants, every)
     passed = 0
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         for fine, text in pool.map(lambda job: compile_job(job, folder, toolchain), jobs):
@@ -114,7 +119,9 @@ def compile_all(variants: Sequence[Variant], folder: Path) -> int:
 
 def main() -> int:
     """See `compile_all`."""
-    return compile_all(VARIANTS, ROOT / "cuda")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--every", default="", choices=sorted({name for each in VARIANTS for name in each.parameters}))
+    return compile_all((*VARIANTS, *bench_table.VARIANTS), ROOT / "cuda", parser.parse_args().every)
 
 
 if __name__ == "__main__":

@@ -7,13 +7,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a bare checkout
 
-from awq_pycuda.kernels.table import KEYS, ONLY, VARIANTS
+from awq_pycuda.kernels.launches import ONLY
+from awq_pycuda.kernels.table import KEYS, VARIANTS
 from awq_pycuda.kernels.variant import Variant, words
 
 
 def row(variant: Variant) -> tuple[str, ...]:
     """Its cells: stage, what chooses it, file, entry points, macros, what it does."""
-    chosen = "" if variant.name == ONLY else f"`{KEYS[variant.stage]}={variant.name}`"
+    chosen = (
+        "" if variant.name == ONLY else f"`{KEYS[variant.stage]}={variant.name}`" if variant.stage in KEYS else "sizes"
+    )
     entries = ", ".join(f"`{kernel.entry}`" for kernel in variant.kernels)
     macros = [f"`{name}` {value}" for name, value in variant.macros.items()]
     macros += [f"`{name}` {words(parameter.allowed)}" for name, parameter in variant.parameters.items()]

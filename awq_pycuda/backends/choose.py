@@ -8,7 +8,7 @@ from typing import Any
 
 from awq_pycuda.backends.base import Backend
 from awq_pycuda.backends.cpu import CpuBackend
-from awq_pycuda.config import BackendChoice
+from awq_pycuda.config import BackendChoice, SearchPlace
 from awq_pycuda.errors import InputError
 from awq_pycuda.kernels import table
 from awq_pycuda.kernels.variant import Device
@@ -32,46 +32,66 @@ def why_no_cuda() -> str | None:
     return None if driver.Device.count() else "the NVIDIA driver sees no device"
 
 
-def refuse_variants(choices: Mapping[str, str], tile: int, group_size: int | None, device: Device) -> None:
-    """Refuses what a chosen kernel cannot do on this device, or with this tile and these groups on any.
+def settle_variants(
+    choices: Mapping[str, str], tile: int, group_size: int | None, device: Device
+) -> tuple[dict[str, str], list[str]]:
+    """The variants that run on this device, with this tile and these groups: `auto` becomes the first that can.
+
+    Returns:
+        The variants by stage, and of each that was left to `auto` a few words: which it is, why no better one, and
+        whether the config's tile counts.
 
     Raises:
-        InputError: the first such kernel, and which ones can.
+        InputError: the first chosen kernel that cannot, and which ones can.
     """
     values = {"TILE": tile}
     if group_size is not None:
         values["group_size"] = group_size
+    settled, told = {}, []
     for stage, name in choices.items():
         obstacles = {each.name: each.obstacle(values, device) for each in table.variants(stage).values()}
-        if obstacles[name] is not None:
-            able = [each for each, obstacle in obstacles.items() if obstacle is None]
-            allowed = ", ".join(able) or "backend=cpu"
-            raise InputError(f"{table.KEYS[stage]}={name}: {obstacles[name]}; allowed here: {allowed}")
+        wanted = table.BEST[stage] if name == table.AUTO else (name,)
+        able = [each for each in wanted if obstacles[each] is None]
+        if not able:
+            allowed = ", ".join(each for each, obstacle in obstacles.items() if obstacle is None) or "backend=cpu"
+            raise InputError(f"{table.KEYS[stage]}={name}: {obstacles[wanted[-1]]}; allowed here: {allowed}")
+        settled[stage] = able[0]
+        if name == table.AUTO:
+            better = [f"{each} {obstacles[each]}" for each in wanted[: wanted.index(able[0])]]
+            why = f": {'; '.join(better)}" if better else ""
+            unused = "" if "TILE" in table.find(stage, able[0]).parameters else ", which has no tile"
+            told.append(f"{table.KEYS[stage]} {able[0]} ({table.AUTO}{why}){unused}")
+    return settled, told
 
 
 def choose_backend(
-    wanted: BackendChoice, variants: Mapping[str, str], tile: int, group_size: int | None
-) -> tuple[Backend[Any], str]:
-    """The backend asked for, not yet entered, and one line that says which it is and why.
+    wanted: BackendChoice, variants: Mapping[str, str], tile: int, group_size: int | None, search: SearchPlace
+) -> tuple[Backend[Any], dict[str, str], str]:
+    """The backend asked for, not yet entered; the variants that run there; one line that says which these are and why.
 
     Args:
         wanted: by the user.
         variants: the kernel of each stage that has several, by the stage's name.
         tile: of the kernels that leave theirs to the config.
         group_size: of the format, which not every kernel takes.
+        search: where scales are to be searched.
 
     Raises:
-        InputError: backend=cuda where CUDA cannot be used, or a kernel that cannot do what it is chosen for.
+        InputError: backend=cuda where CUDA cannot be used, search.where=device without it, or a kernel that cannot do
+            what it is chosen for.
     """
     obstacle = None if wanted is BackendChoice.cpu else why_no_cuda()
     if wanted is BackendChoice.cuda and obstacle is not None:
         raise InputError(f"backend=cuda: {obstacle}; allowed here: auto, cpu")
     if wanted is BackendChoice.cpu or obstacle is not None:
         reason = "as asked" if obstacle is None else f"auto: {obstacle}"
-        return CpuBackend(), f"backend cpu ({reason})"
+        if search is SearchPlace.device:
+            raise InputError(f"search.where=device: the backend is cpu ({reason}); allowed here: auto, host")
+        return CpuBackend(), dict(variants), f"backend cpu ({reason})"
     from awq_pycuda.backends.cuda.backend import CudaBackend
+    from awq_pycuda.backends.cuda.device import open_gpu
 
-    backend = CudaBackend({"TILE": tile}, variants)
-    refuse_variants(variants, tile, group_size, backend.limits)
+    settled, told = settle_variants(variants, tile, group_size, open_gpu().limits)
+    backend = CudaBackend({"TILE": tile}, settled, search is SearchPlace.host)
     reason = "as asked" if wanted is BackendChoice.cuda else "auto: a driver and a device are there"
-    return backend, f"backend cuda ({reason}): {backend.device()['name']}"
+    return backend, settled, "; ".join([f"backend cuda ({reason}): {backend.device()['name']}", *told])

@@ -139,4 +139,9 @@ CASES = (
 )
 CASE_NAMES = tuple(case.name for case in CASES)
 # Stages of the table of kernels that are parts of a case: the case that they are in.
-WITHIN: dict[str, str] = {}
+WITHIN = dict.fromkeys(("search_diag", "candidate", "output_error", "choose_output"), "compute_s")
+
+
+def case_of(stage: str) -> Case:
+    """The case of this stage."""
+    return next(case for case in CASES if case.name == stage)

@@ -27,6 +27,8 @@ Array = NDArray[Any]
 class CeilingSubject:
     """One ceiling by one means. `check` says what is wrong with what a launch left, None if nothing is."""
 
+    passes = 1
+
     def __init__(
         self,
         name: str,

@@ -22,6 +22,7 @@ class Measured:
     key: Key
     work: Work
     unit: Unit
+    passes: int
     verdict: Verdict
     tracks: list[Track] = field(default_factory=list)
 
@@ -55,7 +56,7 @@ def measure_group(
             verdict = _worse(verdict, _verify(subject, exact))
             if verdict.reason is not None:
                 break
-        found.append(Measured(subject.key, subject.work, subject.unit, verdict))
+        found.append(Measured(subject.key, subject.work, subject.unit, subject.passes, verdict))
     right = [pair for pair in zip(subjects, found, strict=True) if pair[1].verdict.reason is None]
     for subject, each in right:
         each.tracks = [Track(subject.launch, cache) for cache in caches]

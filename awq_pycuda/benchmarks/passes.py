@@ -32,6 +32,7 @@ class PassSubject:
     """A pass of a backend. Its layers are square where there are several: each takes what the one before leaves."""
 
     unit: Unit = "fp32"
+    passes = 1
 
     def __init__(self, backend: Backend[Any], variant: str, shape: Shape, convention: Convention, layers: int) -> None:
         self.key = Key(PASS, PASS, f"{variant}, {layers} layers", OURS, shape)

@@ -47,6 +47,9 @@ class Place(Protocol):
     def __exit__(self, *exc: object) -> None:
         """Gives it back."""
 
+    def free_bytes(self) -> int | None:
+        """Free memory of the device; None where that is the host's own."""
+
     def reader(self, nbytes: int) -> Callable[[], object]:
         """What reads an array of so many bytes, and nothing else."""
 
@@ -85,6 +88,9 @@ class CpuPlace:
     def __exit__(self, *exc: object) -> None:
         """See `Place`."""
         self._stack.close()
+
+    def free_bytes(self) -> None:
+        """None: the arrays live in the host's memory."""
 
     def reader(self, nbytes: int) -> Callable[[], object]:
         """See `Place.reader`."""

@@ -191,6 +191,7 @@ def _measure_subjects(place: Place, subjects: Sequence[Subject], plan: Plan, sha
 
 def _rows(each: Measured, limits: Ceilings, machine: Machine) -> Iterator[BenchRow]:
     key, work, cache_bytes = each.key, each.work, machine.cache_bytes
+    done = replace(work, operations=each.passes * work.operations)
     tracks: list[Track | None] = [*each.tracks] or [None]
     for track in tracks:
         cold = track is None or track.cache == COLD
@@ -217,8 +218,9 @@ def _rows(each: Measured, limits: Ceilings, machine: Machine) -> Iterator[BenchR
             reason=each.verdict.reason or "",
             stopped="" if track is None else track.stopped,
             noise=math.nan if track is None else track.noise,
-            limit_us=limit_us(work if cold else _warm(work, cache_bytes), each.unit, limits),
-            floor_us=machine.certainty * floor_us(work, each.unit, limits, cache_bytes, cold),
+            passes=each.passes,
+            limit_us=limit_us(done if cold else _warm(done, cache_bytes), each.unit, limits),
+            floor_us=machine.certainty * floor_us(done, each.unit, limits, cache_bytes, cold),
             us=np.array([sample.us for sample in samples]),
             late=np.array([sample.late for sample in samples], bool),
             conditions={

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -54,11 +54,13 @@ class Subject(Protocol):
         key: what it is.
         work: what it must do at the least, as far as is known.
         unit: what does its operations.
+        passes: how many operations of that unit each of them takes.
     """
 
     key: Key
     work: Work
     unit: Unit
+    passes: int
 
     def fill(self, exact: Exact) -> None:
         """Puts these inputs where `launch` reads them."""
@@ -86,8 +88,7 @@ class StageSubject:
         unit: Unit,
         passes: int = 1,
     ) -> None:
-        work = key.shape.work(key.stage)
-        self.key, self.work, self.unit = key, replace(work, operations=passes * work.operations), unit
+        self.key, self.work, self.unit, self.passes = key, key.shape.work(key.stage), unit, passes
         self._backend, self._layer, self._convention, self._case = backend, layer, convention, case
         self._exact: Exact | None = None
         self._returned: Any = None

@@ -15,22 +15,28 @@ from awq_pycuda.engine.verify import check_layer
 from awq_pycuda.layers.inputs import LayerSpec
 from awq_pycuda.quant import metrics
 from awq_pycuda.quant.conventions import Convention
-from awq_pycuda.quant.search import search_result
+from awq_pycuda.quant.search import refuse_overflow, search_result
 from awq_pycuda.results.record import LayerResult
 
 
 def collect(backend: Backend[H], spec: LayerSpec, layer: Layer[H], convention: Convention, save: Save) -> LayerResult:
-    """The host's own copies of what a pass left of a layer; of its codes only where they are saved."""
+    """The host's own copies of what a pass left of a layer; of its codes only where they are saved.
+
+    Raises:
+        FloatingPointError: the activations overflow: a search on the device goes on with what it finds.
+    """
 
     def own(handle: H) -> NDArray[Any]:
         return backend.read(handle).copy()
 
+    abs_mean, sq_mean = own(layer.abs_mean), own(layer.sq_mean)
+    refuse_overflow(abs_mean, sq_mean)
     kept = layer.quantized if save is Save.full else layer.quantized.without_codes
     return LayerResult(
         name=spec.name,
         tokens=spec.tokens,
-        abs_mean=own(layer.abs_mean),
-        sq_mean=own(layer.sq_mean),
+        abs_mean=abs_mean,
+        sq_mean=sq_mean,
         search=search_result(convention, own(layer.error), own(layer.s)),
         objective=convention.objective.name,
         quantized=kept.map(own),

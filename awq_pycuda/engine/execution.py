@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,8 @@ def prepared(spec: RunSpec) -> Prepared:
         InputError: the backend cannot be had, or cannot do what is asked.
     """
     group_size = spec.convention.quantizer.group_size
-    return Prepared(spec, *choose_backend(spec.backend, spec.variants, spec.tile, group_size))
+    backend, variants, reason = choose_backend(spec.backend, spec.variants, spec.tile, group_size, spec.search)
+    return Prepared(replace(spec, variants=variants), backend, reason)
 
 
 def validate(config: Config) -> Prepared:

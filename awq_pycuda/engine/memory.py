@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from awq_pycuda.config import Objective, Save
+from awq_pycuda.config import Objective, Save, SearchPlace
 from awq_pycuda.engine.arrays import kept_bytes
 from awq_pycuda.engine.spec import RunSpec
 from awq_pycuda.kernels import table
@@ -30,16 +28,17 @@ def required_bytes(run: RunSpec, on_device: bool) -> tuple[int, int]:
         What the run takes of the device, and of the host.
     """
     specs, convention = run.layers, run.convention
+    searching = not on_device or run.search is SearchPlace.host
     kept = kept_bytes(specs, convention)
-    step = max(_host_step(spec, convention) for spec in specs)
+    step = max(_host_step(spec, convention, searching) for spec in specs)
     checking = max(_checking(spec, convention.quantizer) for spec in specs) if run.verify else 0
     results = sum(_result(spec, convention.quantizer, run.save) for spec in specs)
     codes = sum(spec.out_features * spec.in_features for spec in specs) if run.save is Save.full else 0
-    blocks = max(_kept_blocks(spec, convention) for spec in specs)
+    blocks = max(_kept_blocks(spec, convention, searching) for spec in specs)
     steps = [step, checking, 2 * codes]  # in the end codes are in the file's image and in its bytes, too
     if on_device:
-        read = sum(_read_on_host(spec, convention.quantizer, run.verify) for spec in specs)
-        return kept + max(_scratch(spec, run.variants) for spec in specs), read + results + blocks + max(steps)
+        read = sum(_read_on_host(spec, convention.quantizer, run.verify, searching) for spec in specs)
+        return kept + max(_scratch(spec, run) for spec in specs), read + results + blocks + max(steps)
     steps += [_stage(spec) for spec in specs]
     return 0, kept + results + max(blocks + max(steps), *(_drawing(spec) for spec in specs))
 
@@ -50,30 +49,32 @@ def _result(spec: LayerSpec, form: Format, save: Save) -> int:
     return 4 * (3 * k + n * form.groups(k)) + (n * k if save is Save.full else 0)
 
 
-def _read_on_host(spec: LayerSpec, form: Format, verify: bool) -> int:
+def _read_on_host(spec: LayerSpec, form: Format, verify: bool, searching: bool) -> int:
     """Of what lives on a device, what the host reads or writes, too: the driver keeps a second copy of it."""
     m, n, k = spec.tokens, spec.out_features, spec.in_features
-    # The weights; the codes, for the metrics; the steps, which it makes for the layer and for its trial.
-    searched = 4 * n * k + n * k + 8 * n * form.groups(k)
+    # The weights; the codes, for the metrics; the steps, which a search on the host makes for the layer's trial, too.
+    always = 4 * n * k + n * k + (8 if searching else 4) * n * form.groups(k)
     own = 0 if spec.activations is None else 4 * m * k
-    return searched + (own + 8 * m * n if verify else 0)
+    return always + (own + 8 * m * n if verify else 0)
 
 
-def _kept_blocks(spec: LayerSpec, convention: Convention) -> int:
-    """The blocks of W that every thread keeps from call to call: `parallel.scratch`."""
-    arrays = 3 if convention.objective is Objective.diag else 1
+def _kept_blocks(spec: LayerSpec, convention: Convention, searching: bool) -> int:
+    """The blocks of W that every thread keeps from call to call: `parallel.scratch`, for the stages on the host."""
+    arrays = 0 if not searching else 3 if convention.objective is Objective.diag else 1
     return 4 * arrays * working_elements((spec.out_features, spec.in_features))
 
 
-def _host_step(spec: LayerSpec, convention: Convention) -> int:
-    """The most that the search and the metrics make on the host, on every backend, and let go of."""
+def _host_step(spec: LayerSpec, convention: Convention, searching: bool) -> int:
+    """The most that the metrics, and the search where it is there, make on the host and let go of."""
     n, k = spec.out_features, spec.in_features
     block = working_elements((n, k))
-    # Every candidate's scales, importance and weights in float64 and float32; the steps of the blocks at work.
-    searching = 44 * k * convention.grid.size + 28 * block * convention.quantizer.groups(k) // k
     weight_error = 8 * block  # in float64
+    if not searching:
+        return weight_error
+    # Every candidate's scales, importance and weights in float64 and float32; the steps of the blocks at work.
+    candidates = 44 * k * convention.grid.size + 28 * block * convention.quantizer.groups(k) // k
     making_steps = 4 * n * convention.quantizer.groups(k)
-    return max(searching, weight_error, making_steps)
+    return max(candidates, weight_error, making_steps)
 
 
 def _stage(spec: LayerSpec) -> int:
@@ -99,8 +100,24 @@ def _checking(spec: LayerSpec, form: Format) -> int:
     return 8 * max(2 * m * k + n * k, m * k + 2 * n * k + max(5 * n * k + steps, 3 * m * n))
 
 
-def _scratch(spec: LayerSpec, choices: Mapping[str, str]) -> int:
+def _scratch(spec: LayerSpec, run: RunSpec) -> int:
     """What the kernels of one stage share between them: the workspace of the stage that needs most."""
-    sizes = {"tokens": spec.tokens, "out_features": spec.out_features, "in_features": spec.in_features}
-    variants = [table.find(stage, choices.get(stage)) for stage in table.stages()]
-    return max(sum(nbytes({**variant.macros, **sizes}) for nbytes in variant.scratch.values()) for variant in variants)
+    form = run.convention.quantizer
+    sizes = {
+        "tokens": spec.tokens,
+        "out_features": spec.out_features,
+        "in_features": spec.in_features,
+        "group_size": form.size(spec.in_features),
+        "candidates": run.convention.grid.size,
+        "QMAX": form.largest,
+    }
+    on_device = run.search is not SearchPlace.host and run.convention.objective is Objective.diag
+    stages = [stage for stage in table.stages() if on_device or stage != "search_diag"]
+    needed = [0]
+    for stage in stages:
+        for variant in table.candidates(stage, run.variants.get(stage)):
+            values = variant.complete(sizes) if variant.scratch else {}
+            if not variant.scratch or variant.obstacle(values) is None:
+                needed.append(sum(nbytes(values) for nbytes in variant.scratch.values()))
+                break
+    return max(needed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Generic
 
 import numpy as np
@@ -115,8 +115,14 @@ class Pipeline(Generic[H]):
         return marks
 
     def _call(self, stage: Stage, index: int, layer: Layer[H]) -> None:
-        try:
+        with self._naming(index):
             stage.call(self.backend, layer, self.spec.convention)
+
+    @contextlib.contextmanager
+    def _naming(self, index: int) -> Iterator[None]:
+        """Says in which layer something overflowed."""
+        try:
+            yield
         except FloatingPointError as error:
             raise FloatingPointError(f"layer {index} ({self.spec.layers[index].name}): {error}") from None
 
@@ -131,7 +137,9 @@ class Pipeline(Generic[H]):
 
     def _collect(self, index: int, layer: Layer[H]) -> None:
         """The result of a layer, from the arrays that the last pass left."""
-        found = evaluation.collect(self.backend, self.spec.layers[index], layer, self.spec.convention, self.spec.save)
+        spec = self.spec
+        with self._naming(index):
+            found = evaluation.collect(self.backend, spec.layers[index], layer, spec.convention, spec.save)
         self.layers[index : index + 1] = [found]
 
     def _measure(self) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from operator import attrgetter
 
-from awq_pycuda.config import BackendChoice, Config, Save, TimingConfig, config_hash
+from awq_pycuda.config import BackendChoice, Config, Save, SearchPlace, TimingConfig, config_hash
 from awq_pycuda.kernels import table
 from awq_pycuda.layers.inputs import LayerSpec, plan_layers
 from awq_pycuda.quant.conventions import CONVENTIONS, Convention
@@ -21,7 +21,8 @@ class RunSpec:
         layers: where their weights and activations come from, in order.
         convention: how scales are chosen, and in which format.
         backend: where it is to run.
-        variants: the kernel of each stage that has several, by the stage's name.
+        search: where its scales are to be searched.
+        variants: the kernel of each stage that has several, by the stage's name; `auto` until the device is known.
         tile: the tile of the kernels that leave theirs to the config.
         threads: host threads; None for all cores that the process may use.
         timing: how many passes.
@@ -33,6 +34,7 @@ class RunSpec:
     layers: list[LayerSpec]
     convention: Convention
     backend: BackendChoice
+    search: SearchPlace
     variants: Mapping[str, str]
     tile: int
     threads: int | None
@@ -58,6 +60,7 @@ def spec_of(config: Config) -> RunSpec:
             quantizer=Format(**vars(config.quant)),
         ),
         backend=config.backend,
+        search=config.search.where,
         variants={stage: attrgetter(key)(config).name for stage, key in table.KEYS.items()},
         tile=config.tile,
         threads=config.threads,

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from awq_pycuda.kernels.digits import DIGITS, DIGITS_MMA
+from awq_pycuda.kernels.launches import MEANS, ONLY, PRODUCT, QMAX, arguments, blocks_of, rows_of_blocks, walk
+from awq_pycuda.kernels.searches import DIAG_SEARCH, OUTPUT_SEARCH
 from awq_pycuda.kernels.variant import (
     WALK_THREADS,
-    Argument,
     Capability,
     Kernel,
     Parameter,
@@ -22,58 +24,30 @@ from awq_pycuda.kernels.variant import (
 
 # What `make kernels` compiles for: A100; H100 and H200; B200.
 ARCHITECTURES: tuple[Capability, ...] = ((8, 0), (9, 0), (10, 0))
-ONLY = "only"  # the variant of a stage that has no other
 KEYS = {"accum_stats": "stats", "dequantizeTiled": "matmul.kernel"}  # the config key that chooses a stage's variant
+BY_SIZES = ("search_diag",)  # stages of which the first variant is taken that can do the sizes
+AUTO = "auto"  # in place of a variant: the first of these that can
+BEST = {"dequantizeTiled": ("digits", "digits_mma", "blocked")}
 
-_WALK_BLOCKS = 32  # for each multiprocessor: enough to fill the card; such kernels stride over the rest
 _ERROR_BLOCKS = 1024  # fixed, so that error_sums adds up in the same order on every device
-
-
-def _blocks(items: int, each: int) -> int:
-    return -(-items // each)
-
-
-def _walk(items: Callable[[Values], int]) -> Callable[[Values], int]:
-    """The grid of a kernel that strides over an index space."""
-    return lambda v: min(_blocks(items(v), WALK_THREADS), _WALK_BLOCKS * v["multiprocessors"])
 
 
 def _tiles(side: Callable[[Values], int]) -> Callable[[Values], int]:
     """The grid of a product whose blocks make side x side outputs; one dimension, which may be large."""
-    return lambda v: _blocks(v["tokens"], side(v)) * _blocks(v["out_features"], side(v))
+    return lambda v: blocks_of(v["tokens"], side(v)) * blocks_of(v["out_features"], side(v))
 
 
-def _arguments(*declared: str) -> tuple[Argument, ...]:
-    """Arguments from texts such as "float* x[tokens, in_features]" and "Size tokens"."""
-    found = []
-    for text in declared:
-        before, _, shape = text.removesuffix("]").partition("[")
-        kind, _, name = before.rpartition(" ")
-        found.append(Argument(kind, name, tuple(shape.split(", ")) if shape else ()))
-    return tuple(found)
-
-
-_PRODUCT = _arguments(
-    "float* x[tokens, in_features]",
-    "signed char* wq[out_features, in_features]",
-    "float* inv_s[in_features]",
-    "float* scale_b[out_features, groups]",
-    "float* y[tokens, out_features]",
-    "int tokens",
-    "int out_features",
-    "int in_features",
-    "int group_size",
-)
-_MEANS = ("float* abs_mean[in_features]", "float* sq_mean[in_features]")
 _PARTIALS = ("double* partial_abs", "double* partial_sq")
 _STATS = {"CHANNELS": 32, "WARPS": 8, "ROWS_PER_BLOCK": 64}
 _REFERENCE = {"TILE": 16, "MICRO": 4, "THREADS": 256}
-# A block has TILE x TILE threads, at most 1,024; 7 takes the paths of a tile that 4 does not divide.
+# A block has TILE x TILE threads, at most 1,024; 7 takes the paths of a tile that 4 does not divide. With all
+# 32 `make kernels` takes five times as long (207 compilations for 39, 86 s of CPU for 16), and only a change of the
+# products or of nvcc can make another tile spill: then `make kernels ARGS="--every TILE"` tells.
 _TILE = {"TILE": Parameter(range(1, 33), compiled=(4, 7, 16, 32))}
 
 
 def _chunks(v: Values) -> int:
-    return _blocks(v["tokens"], v["ROWS_PER_BLOCK"])
+    return blocks_of(v["tokens"], v["ROWS_PER_BLOCK"])
 
 
 def _partial(v: Values) -> int:
@@ -90,7 +64,7 @@ VARIANTS = (
         kernels=(
             Kernel(
                 "init",
-                _arguments(
+                arguments(
                     "float* out[rows, cols]",
                     "Size rows",
                     "Size cols",
@@ -99,7 +73,7 @@ VARIANTS = (
                     "float* row_gain[rows]",
                     "float* col_gain[cols]",
                 ),
-                grid=_walk(lambda v: _blocks(v["rows"] * v["cols"], 4)),
+                grid=walk(lambda v: blocks_of(v["rows"] * v["cols"], 4)),
             ),
         ),
     ),
@@ -111,14 +85,14 @@ VARIANTS = (
         kernels=(
             Kernel(
                 "accum_stats",
-                _arguments("float* x[tokens, in_features]", *_PARTIALS, "Size tokens", "Size in_features"),
-                grid=lambda v: _chunks(v) * _blocks(v["in_features"], v["CHANNELS"]),
+                arguments("float* x[tokens, in_features]", *_PARTIALS, "Size tokens", "Size in_features"),
+                grid=lambda v: _chunks(v) * blocks_of(v["in_features"], v["CHANNELS"]),
                 block=("CHANNELS", "WARPS"),
             ),
             Kernel(
                 "finish_stats",
-                _arguments(*_PARTIALS, *_MEANS, "Size tokens", "Size in_features"),
-                grid=_walk(lambda v: v["in_features"]),
+                arguments(*_PARTIALS, *MEANS, "Size tokens", "Size in_features"),
+                grid=walk(lambda v: v["in_features"]),
             ),
         ),
         macros=_STATS,
@@ -134,47 +108,75 @@ VARIANTS = (
         kernels=(
             Kernel(
                 "accum_stats_atomic",
-                _arguments("float* x[tokens, in_features]", *_MEANS, "Size tokens", "Size in_features"),
-                grid=_walk(lambda v: v["tokens"] * v["in_features"]),
+                arguments("float* x[tokens, in_features]", *MEANS, "Size tokens", "Size in_features"),
+                grid=walk(lambda v: v["tokens"] * v["in_features"]),
             ),
             Kernel(
                 "finish_stats_atomic",
-                _arguments(*_MEANS, "Size tokens", "Size in_features"),
-                grid=_walk(lambda v: v["in_features"]),
+                arguments(*MEANS, "Size tokens", "Size in_features"),
+                grid=walk(lambda v: v["in_features"]),
             ),
         ),
         macros=_STATS,
         zeroed=("abs_mean", "sq_mean"),
         tolerance=1e-5,
     ),
+    *DIAG_SEARCH,
+    *OUTPUT_SEARCH,
+    Variant(
+        stage="compute_scale_b",
+        name=ONLY,
+        file="scale_b.cu",
+        help="the largest magnitude of every row or group by shuffles, then a true division",
+        kernels=(
+            Kernel(
+                "compute_scale_b",
+                arguments(
+                    "float* w[out_features, in_features]",
+                    "float* s[in_features]",
+                    "float* scale_b[out_features, groups]",
+                    "int out_features",
+                    "int in_features",
+                    "int group_size",
+                    "int lanes",
+                ),
+                grid=rows_of_blocks("out_features"),
+                block=("THREADS",),
+            ),
+        ),
+        macros={"THREADS": WALK_THREADS},
+        parameters={"QMAX": QMAX},
+        # Of a warp, for a group of channels by fours.
+        derived={"lanes": lambda v: min(32, 1 << max(0, blocks_of(v["group_size"], 4) - 1).bit_length())},
+    ),
     Variant(
         stage="quantize_awq",
         name=ONLY,
         file="quantize.cu",
-        help="true division and `rintf`, so that the codes are NumPy's bit for bit; four at a time where sizes allow",
+        help="the codes of a true division and `rintf`, NumPy's bit for bit; four at a time where sizes allow",
         kernels=(
             Kernel(
                 "quantize_awq",
-                _arguments(
+                arguments(
                     "float* w[out_features, in_features]",
                     "float* s[in_features]",
                     "float* scale_b[out_features, groups]",
                     "signed char* wq[out_features, in_features]",
-                    "Size out_features",
-                    "Size in_features",
-                    "Size group_size",
+                    "int out_features",
+                    "int in_features",
+                    "int group_size",
                 ),
-                grid=_walk(lambda v: _blocks(v["out_features"] * v["in_features"], 4)),
+                grid=rows_of_blocks("out_features"),
             ),
         ),
-        parameters={"QMAX": Parameter(range(1, 128), compiled=(127,))},
+        parameters={"QMAX": QMAX},
     ),
     Variant(
         stage="dequantizeTiled",
         name="tiled",
         file="matmul_tiled.cu",
         help="one output per thread",
-        kernels=(Kernel("dequantizeTiled", _PRODUCT, grid=_tiles(lambda v: v["TILE"]), block=("TILE", "TILE")),),
+        kernels=(Kernel("dequantizeTiled", PRODUCT, grid=_tiles(lambda v: v["TILE"]), block=("TILE", "TILE")),),
         parameters=_TILE,
         tolerance=1e-5,
     ),
@@ -184,12 +186,14 @@ VARIANTS = (
         file="matmul_blocked.cu",
         help="4 x 4 outputs per thread",
         kernels=(
-            Kernel("dequantizeTiled", _PRODUCT, grid=_tiles(lambda v: v["TILE"] * v["MICRO"]), block=("TILE", "TILE")),
+            Kernel("dequantizeTiled", PRODUCT, grid=_tiles(lambda v: v["TILE"] * v["MICRO"]), block=("TILE", "TILE")),
         ),
         macros={"MICRO": 4},
         parameters=_TILE,
         tolerance=1e-5,
     ),
+    DIGITS,
+    DIGITS_MMA,
     Variant(
         stage="relu",
         name=ONLY,
@@ -198,14 +202,14 @@ VARIANTS = (
         kernels=(
             Kernel(
                 "relu",
-                _arguments(
+                arguments(
                     "float* y[tokens, out_features]",
                     "float* bias[out_features]",
                     "float* out[tokens, out_features]",
                     "Size tokens",
                     "Size out_features",
                 ),
-                grid=_walk(lambda v: _blocks(v["tokens"] * v["out_features"], 4)),
+                grid=walk(lambda v: blocks_of(v["tokens"] * v["out_features"], 4)),
             ),
         ),
     ),
@@ -217,7 +221,7 @@ VARIANTS = (
         kernels=(
             Kernel(
                 "matmul_reference",
-                _arguments(
+                arguments(
                     "float* x[tokens, in_features]",
                     "float* w[out_features, in_features]",
                     "float* y[tokens, out_features]",
@@ -241,7 +245,7 @@ VARIANTS = (
         kernels=(
             Kernel(
                 "error_sums",
-                _arguments(
+                arguments(
                     "float* reference[tokens, out_features]",
                     "float* value[tokens, out_features]",
                     "double* partial",
@@ -276,20 +280,29 @@ def find(stage: str, name: str | None = None) -> Variant:
     return named[next(iter(named)) if name is None else name]
 
 
+def candidates(stage: str, name: str | None = None) -> list[Variant]:
+    """The variants that a call takes the first able one of: all where sizes decide, else the one of this name."""
+    return list(variants(stage).values()) if stage in BY_SIZES else [find(stage, name)]
+
+
 def names(stage: str) -> dict[str, str]:
-    """The names of a stage's variants, as the members of an enum."""
-    return {name: name for name in variants(stage)}
+    """What the config may say of a stage, as the members of an enum: its variants, and `auto` where there is a best."""
+    return {name: name for name in (*([AUTO] if stage in BEST else []), *variants(stage))}
 
 
 def choices(stage: str) -> str:
     """What the help says of a stage's variants: each with what sets it apart."""
-    return ", ".join(f"{variant.name} ({variant.help})" for variant in variants(stage).values())
+    best = {AUTO: f"the first that the GPU can of {', '.join(BEST[stage])}"} if stage in BEST else {}
+    helps = best | {variant.name: variant.help for variant in variants(stage).values()}
+    return ", ".join(f"{name} ({text})" for name, text in helps.items())
 
 
 def allowed(stage: str, parameter: str) -> dict[str, range]:
-    """The values of a parameter, by those of a stage's variants that have it."""
-    found = variants(stage).values()
-    return {variant.name: variant.parameters[parameter].allowed for variant in found if parameter in variant.parameters}
+    """The values of a parameter, by those of a stage's variants that have it; `auto` may come to any of its own."""
+    found = variants(stage)
+    ranges = {name: each.parameters[parameter].allowed for name, each in found.items() if parameter in each.parameters}
+    best = [ranges[name] for name in BEST.get(stage, ()) if name in ranges]
+    return {AUTO: min(best, key=len), **ranges} if best else ranges
 
 
 def allowed_words(stage: str, parameter: str) -> str:

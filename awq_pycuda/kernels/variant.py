@@ -113,7 +113,7 @@ class Variant:
         kernels: what is launched, in order.
         macros: the source's constants.
         parameters: its macros that a call chooses.
-        derived: sizes that follow from those of the shapes.
+        derived: sizes, and macros among the parameters, that follow from others: in order, each from those before it.
         scratch: bytes of each array that only these kernels see, from sizes and macros.
         zeroed: arrays that must be 0 before the first kernel.
         tolerance: the relative error that the tests allow; 0 for what is exact.
@@ -122,6 +122,7 @@ class Variant:
         group_multiple: what the size of a group must be a multiple of, where a row has several.
         unit: what does most of its arithmetic; a benchmark holds it against the rate of that.
         passes: operations of that unit for each one that the stage asks for.
+        refuses: why it does not take these sizes, in a few words; None where it does.
     """
 
     stage: str
@@ -140,6 +141,7 @@ class Variant:
     group_multiple: int = 1
     unit: Unit = "fp32"
     passes: int = 1
+    refuses: Callable[[Values], str | None] = lambda values: None
 
     def chosen(self, values: Values) -> dict[str, int]:
         """All macros: the constants, and those of `values` that are parameters."""
@@ -149,9 +151,17 @@ class Variant:
         """What to compile, given the values of the parameters."""
         return Source(self.file, tuple(sorted(self.chosen(values).items())), self.suffix)
 
-    def compiled(self) -> list[Source]:
-        """What `make kernels` compiles: each parameter takes its values, the others staying at their first."""
-        varied = [{name: value} for name, parameter in self.parameters.items() for value in parameter.compiled]
+    def compiled(self, every: str = "") -> list[Source]:
+        """What `make kernels` compiles: each parameter takes its values, the others staying at their first.
+
+        Args:
+            every: a parameter that takes all that are allowed.
+        """
+        varied = [
+            {name: value}
+            for name, parameter in self.parameters.items()
+            for value in (parameter.allowed if name == every else parameter.compiled)
+        ]
         return list(dict.fromkeys(self.source(self.defaults() | change) for change in varied or [{}]))
 
     def defaults(self) -> dict[str, int]:
@@ -177,7 +187,14 @@ class Variant:
             if len(shape) != len(argument.shape):
                 raise ValueError(f"{argument.name} is of shape {shape}; the kernel needs [{', '.join(argument.shape)}]")
             sizes = dict(zip(argument.shape, shape, strict=True)) | sizes
-        return sizes | {name: value(sizes) for name, value in self.derived.items()}
+        return sizes
+
+    def complete(self, values: Values) -> dict[str, int]:
+        """Sizes and parameters together with the constants and what follows from them."""
+        found = {**values, **self.macros}  # a constant may have the name of another stage's parameter
+        for name, value in self.derived.items():
+            found[name] = value(found)
+        return found
 
     def obstacle(self, values: Values, device: Device | None = None) -> str | None:
         """Why this variant cannot run, in a few words; None where it can.
@@ -200,6 +217,8 @@ class Variant:
             return f"takes groups of one size, only the last smaller, not {groups} for {values['in_features']} channels"
         if values.get("groups", 2) > 1 and values.get("group_size", 0) % self.group_multiple:
             return f"takes groups of a multiple of {self.group_multiple} input channels, not {values['group_size']}"
+        if reason := self.refuses(values):
+            return reason
         for kernel in self.kernels:
             needed = kernel.shared_bytes(self.chosen(values))
             if device is not None and needed > device.shared_bytes:

@@ -35,6 +35,7 @@ class BenchRow:
     written: float
     operations: float
     unit: str
+    passes: int
     error: float
     tolerance: float
     state: str

@@ -115,7 +115,7 @@ TABLE: tuple[Entry, ...] = (
     Entry(
         "/@device",
         "JSON. GPU: name, capability, memory, its bus width, multiprocessors, L2, clocks, PCI address, the driver's "
-        "CUDA version. CPU: name, threads, memory",
+        "CUDA version, and the kernel of each stage that has several. CPU: name, threads, memory",
         "str",
     ),
     Entry(

@@ -42,7 +42,7 @@ def register_schemas() -> None:
     store.store(name="schema", node=Config(inputs=InputsConfig()))  # of any kind
     for name, schema in (("synthetic", SyntheticInputs), ("outliers", OutlierInputs), ("file", FileInputs)):
         store.store(group="inputs", name=f"{name}_schema", node=schema)
-    for name in table.variants("dequantizeTiled"):
+    for name in table.names("dequantizeTiled"):
         store.store(group="matmul", name=name, node={"kernel": name})
     Plugins.instance()  # registers what the installed launchers bring; our settings go on top
     for name, settings in LAUNCHERS.items():

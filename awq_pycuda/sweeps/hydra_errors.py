@@ -77,7 +77,7 @@ def groups() -> dict[str, list[str]]:
     folders = {path.name: path for path in resource_dir("conf").iterdir() if path.is_dir()}
     folders["experiment"] = resource_dir("experiments")
     options = {group: sorted(path.stem for path in folder.glob("*.yaml")) for group, folder in folders.items()}
-    return options | {"matmul": sorted(table.variants("dequantizeTiled"))}
+    return options | {"matmul": sorted(table.names("dequantizeTiled"))}
 
 
 def similar(key: str) -> str:

@@ -18,9 +18,14 @@ _CUDA = "awq_pycuda.backends.cuda"
 _REPLACED = ("pycuda.driver", "pycuda.compiler", f"{_CUDA}.device", f"{_CUDA}.jit", f"{_CUDA}.memory")
 
 
-def host_backend(parameters: Mapping[str, int], choices: Mapping[str, str], sources: Path | None = None) -> Backend:
+def host_backend(
+    parameters: Mapping[str, int],
+    choices: Mapping[str, str],
+    sources: Path | None = None,
+    search_on_host: bool = False,
+) -> Backend:
     """`CudaBackend(parameters, choices)`, with the kernels of a folder, by default of `cuda/`."""
-    backend = _backend_class()(parameters, choices)
+    backend = _backend_class()(parameters, choices, search_on_host)
     if sources is not None:
         backend._gpu.sources = sources
     return backend

@@ -31,7 +31,8 @@ INSTRUMENTED = {"address": (), "races": ("-fsanitize=thread",)}
 
 # `extern __shared__ float tile[];` is the one thing of a kernel that C++ has no word for.
 _DYNAMIC = re.compile(r"extern\s+__shared__\s+(?:(?:__align__|alignas)\(\d+\)\s+)?([\w ]+?)\s+(\w+)\[\]\s*;")
-_ENTRY = re.compile(r'extern "C" __global__ void\s+(?:__launch_bounds__\((?:[^()]|\([^()]*\))*\)\s*)?(\w+)\s*\(')
+_ENTRY = re.compile(r'extern "C" __global__ void\s+(?:__\w+__\((?:[^()]|\([^()]*\))*\)\s*)*(\w+)\s*\(')
+_INCLUDED = re.compile(r'^#include "([\w.]+)"', re.MULTILINE)
 _ASSEMBLY = re.compile(r"\basm\b")
 
 
@@ -48,6 +49,20 @@ def entries(text: str) -> list[str]:
     return _ENTRY.findall(text)
 
 
+def with_headers(path: Path) -> str:
+    """The text of a source behind those of the headers of its folder that it includes, each once."""
+    seen: list[Path] = []
+
+    def read(each: Path) -> str:
+        if each in seen or not each.is_file():
+            return ""
+        seen.append(each)
+        text = each.read_text(encoding="utf-8")
+        return "".join(read(each.parent / name) for name in _INCLUDED.findall(text)) + text
+
+    return read(path)
+
+
 def not_run(folder: Path) -> dict[str, str]:
     """The sources of a folder that cannot run here, by name, and why."""
     texts = {path.name: path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.cu"))}
@@ -58,7 +73,7 @@ def for_host(path: Path) -> str:
     """The source with what calls its kernels behind it; every line keeps its number."""
     text = path.read_text(encoding="utf-8")
     body = _DYNAMIC.sub(r"\1* const \2 = static_cast<\1*>(host_cuda::dynamic_shared());", text)
-    calls = "".join(f"HOST_CUDA_ENTRY({name})\n" for name in entries(text))
+    calls = "".join(f"HOST_CUDA_ENTRY({name})\n" for name in entries(with_headers(path)))
     return f"{body}\n{calls}HOST_CUDA_MODULE\n"
 
 

@@ -16,6 +16,7 @@
 #define __device__
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
+#define __cluster_dims__(...)
 // nvcc takes alignas after __shared__, g++ takes only its own word for it there.
 #define alignas(bytes) __attribute__((aligned(bytes)))
 #define __align__(bytes) alignas(bytes)
@@ -178,6 +179,11 @@ T __reduce_max_sync(unsigned mask, T value, HOST_CUDA_HERE) {
     return host_cuda::reduce(mask, value, [](T a, T b) { return a < b ? b : a; }, {"__reduce_max_sync", file, line});
 }
 
+inline unsigned __reduce_or_sync(unsigned mask, unsigned value, HOST_CUDA_HERE) {
+    return host_cuda::reduce(mask, value, [](unsigned a, unsigned b) { return a | b; },
+                             {"__reduce_or_sync", file, line});
+}
+
 template <class T>
 T __reduce_min_sync(unsigned mask, T value, HOST_CUDA_HERE) {
     return host_cuda::reduce(mask, value, [](T a, T b) { return b < a ? b : a; }, {"__reduce_min_sync", file, line});
@@ -246,6 +252,13 @@ inline float __fdiv_rn(float a, float b) {
 }
 inline float __fmaf_rn(float a, float b, float c) {
     return fmaf(a, b, c);
+}
+// Nearer than on the device, which may be 2 units in the last place off.
+inline float __fdividef(float a, float b) {
+    return a / b;
+}
+inline int __vimax3_s32(int a, int b, int c) {
+    return max(max(a, b), c);
 }
 inline int __float_as_int(float value) {
     return host_cuda::from_bits<int>(host_cuda::to_bits(value));

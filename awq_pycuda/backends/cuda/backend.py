@@ -15,13 +15,15 @@ import pycuda.driver as cuda
 from numpy.typing import DTypeLike, NDArray
 from pycuda.compiler import SourceModule
 
-from awq_pycuda.backends.base import Mark
+from awq_pycuda.backends.base import Layer, Mark
 from awq_pycuda.backends.cuda.device import open_gpu
 from awq_pycuda.backends.cuda.jit import load, toolchain
 from awq_pycuda.backends.cuda.memory import ManagedArray, allocate
+from awq_pycuda.backends.cuda.search import DeviceSearch
 from awq_pycuda.backends.host_stages import HostStages
 from awq_pycuda.kernels import table
 from awq_pycuda.kernels.variant import MAX_BLOCKS, Argument, Device, Kernel, Variant
+from awq_pycuda.quant.conventions import Convention
 from awq_pycuda.quant.format import Quantized
 
 _ALIGNMENT = 256  # of scratch arrays: as the driver aligns allocations
@@ -49,15 +51,17 @@ class CudaBackend(HostStages[ManagedArray]):
     Args:
         parameters: macros that the table of kernels leaves to the config, such as TILE.
         choices: the variant of each stage that has several, by name; the first one where a stage is missing.
+        search_on_host: whether scales are searched, and steps made, on the host.
     """
 
     name = "cuda"
 
-    def __init__(self, parameters: Mapping[str, int], choices: Mapping[str, str]) -> None:
+    def __init__(self, parameters: Mapping[str, int], choices: Mapping[str, str], search_on_host: bool = False) -> None:
+        self._search = None if search_on_host else DeviceSearch(self, self._run, self._written)
         self._parameters = parameters
         if unknown := choices.keys() - set(table.stages()):
             raise ValueError(f"no stage is called {', '.join(sorted(unknown))}; there are {', '.join(table.stages())}")
-        self._variants = {stage: table.find(stage, choices.get(stage)) for stage in table.stages()}
+        self._variants = {stage: table.candidates(stage, choices.get(stage)) for stage in table.stages()}
         self._gpu = open_gpu()
         toolchain()  # a missing nvcc is bad set-up: said before any work, not at the first launch
         self._bound: dict[tuple[object, ...], _Bound] = {}
@@ -81,13 +85,15 @@ class CudaBackend(HostStages[ManagedArray]):
             array.free()
         self._arrays.clear()
         self._bound.clear()
+        if self._search is not None:
+            self._search.forget()
         self._workspace, self._workspace_bytes = None, 0
         del self.stream
         self._stack.close()
 
     def device(self) -> dict[str, Any]:
-        """See `Backend.device`."""
-        return self._gpu.describe()
+        """See `Backend.device`; with the variants of the stages that have several."""
+        return {**self._gpu.describe(), "kernels": {stage: self._variants[stage][0].name for stage in table.KEYS}}
 
     @property
     def limits(self) -> Device:
@@ -156,6 +162,22 @@ class CudaBackend(HostStages[ManagedArray]):
         """See `Backend.accum_stats`; with `stats=atomic` the last bits change from run to run."""
         self._run("accum_stats", x=x, abs_mean=abs_mean, sq_mean=sq_mean)
 
+    def compute_s(self, layer: Layer[ManagedArray], convention: Convention) -> None:
+        """See `Backend.compute_s`."""
+        if self._search is None:
+            super().compute_s(layer, convention)
+        else:
+            self._search.compute_s(layer, convention)
+
+    def compute_scale_b(self, w: ManagedArray, s: ManagedArray, quantized: Quantized[ManagedArray]) -> None:
+        """See `Backend.compute_scale_b`; where the search is, steps are made, too."""
+        if self._search is None:
+            super().compute_scale_b(w, s, quantized)
+            return
+        form = quantized.format
+        numbers = {"group_size": form.size(w.shape[-1]), "QMAX": form.largest}
+        self._run("compute_scale_b", w=w, s=s, scale_b=quantized.steps, **numbers)
+
     def quantize_awq(self, w: ManagedArray, s: ManagedArray, quantized: Quantized[ManagedArray]) -> None:
         """See `Backend.quantize_awq`."""
         form = quantized.format
@@ -208,8 +230,8 @@ class CudaBackend(HostStages[ManagedArray]):
         """See `Backend.gpu_ms`."""
         return float(start.event.time_till(end.event))
 
-    def _written(self, values: NDArray[np.float32]) -> ManagedArray:
-        handle = self.empty(values.shape)
+    def _written(self, values: NDArray[Any]) -> ManagedArray:
+        handle = self.empty(values.shape, values.dtype)
         self.write(handle, values)
         return handle
 
@@ -239,20 +261,27 @@ class CudaBackend(HostStages[ManagedArray]):
             call(*arguments)
         return bound.scratch
 
-    def _bind(self, variant: Variant, given: Mapping[str, ManagedArray | int | None]) -> _Bound:
+    def _bind(self, variants: Sequence[Variant], given: Mapping[str, ManagedArray | int | None]) -> _Bound:
+        """The first of these variants that can do these sizes; of one alone it is told why it cannot."""
         arrays = {name: value for name, value in given.items() if isinstance(value, ManagedArray)}
         numbers = {name: value or 0 for name, value in given.items() if not isinstance(value, ManagedArray)}
-        values = {**self._parameters, **variant.sizes({name: array.shape for name, array in arrays.items()}), **numbers}
-        if obstacle := variant.obstacle(values, self.limits):
+        shapes = {name: array.shape for name, array in arrays.items()}
+        for variant in variants:
+            values = variant.complete({**self._parameters, **variant.sizes(shapes), **numbers})
+            obstacle = variant.obstacle(values, self.limits)
+            if obstacle is None:
+                break
+        else:
             raise ValueError(f"{variant.stage} ({variant.name}): {obstacle}")
         for argument in variant.arrays():
             if argument.name in arrays:
                 _expect(arrays[argument.name], argument, values)
         source = variant.source(values)
         # All at the first launch: what is missing compiles in parallel.
-        others = [each.source({**each.defaults(), **self._parameters}) for each in self._variants.values()]
+        alone = [each for each, *others in self._variants.values() if not others]
+        others = [each.source({**each.defaults(), **self._parameters}) for each in alone]
         module, *_ = load(self._gpu, [source, *others])
-        values |= {**variant.macros, "multiprocessors": self._gpu.multiprocessors}
+        values |= {"multiprocessors": self._gpu.multiprocessors}
         scratch = self._scratch({name: nbytes(values) for name, nbytes in variant.scratch.items()})
         values |= {name: array.pointer for name, array in arrays.items()}
         values |= {name: pointer for name, (pointer, _) in scratch.items()}

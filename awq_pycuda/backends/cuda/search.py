@@ -1,0 +1,73 @@
+"""The search for scales as kernel launches: no value of it comes to the host."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from awq_pycuda.backends.base import Backend, Layer
+from awq_pycuda.backends.cuda.memory import ManagedArray
+from awq_pycuda.config import Normalization, Objective
+from awq_pycuda.quant.conventions import FINITE, Convention
+
+
+class DeviceSearch:
+    """`compute_s` on the device.
+
+    Args:
+        backend: whose stages try a candidate.
+        launch: a stage of the table of kernels, with its arrays and numbers by name.
+        written: a new array with these values.
+    """
+
+    def __init__(
+        self,
+        backend: Backend[ManagedArray],
+        launch: Callable[..., object],
+        written: Callable[[NDArray[np.float64]], ManagedArray],
+    ) -> None:
+        self._backend = backend
+        self._launch = launch
+        self._written = written
+        self._rules: dict[bytes, dict[str, ManagedArray]] = {}
+
+    def forget(self) -> None:
+        """Lets go of its arrays, which are about to be freed."""
+        self._rules.clear()
+
+    def compute_s(self, layer: Layer[ManagedArray], convention: Convention) -> None:
+        """See `Backend.compute_s`."""
+        # What every candidate of every layer is made of: the layer's statistic under the convention's rules.
+        rule = np.array([convention.floor, *convention.clamp, convention.least_power, *FINITE], np.float64)
+        key = convention.grid.tobytes() + rule.tobytes()
+        if key not in self._rules:
+            self._rules[key] = {"gamma": self._written(convention.grid), "rule": self._written(rule)}
+        made_of = self._rules[key] | {"abs_mean": layer.abs_mean, "sq_mean": layer.sq_mean}
+        by_mean = int(convention.normalization is Normalization.mean)
+        if convention.objective is Objective.output:
+            self._try_each(layer, convention, by_mean=by_mean, **made_of)
+            return
+        form = layer.quantized.format
+        self._launch(
+            "search_diag",
+            w=layer.w,
+            error=layer.error,
+            s=layer.s,
+            inv_s=layer.inv_s,
+            by_mean=by_mean,
+            group_size=form.size(layer.w.shape[1]),
+            QMAX=form.largest,
+            **made_of,
+        )
+
+    def _try_each(self, layer: Layer[ManagedArray], convention: Convention, **made_of: ManagedArray | int) -> None:
+        """The whole output of every candidate, one after the other; the arrays of the trial are work space."""
+        trial = layer.trial
+        self._backend.matmul_reference(layer.x, layer.w, trial.reference)
+        for index in range(convention.grid.size):
+            self._launch("candidate", s=trial.s, inv_s=trial.inv_s, index=index, **made_of)
+            self._backend.run_trial(layer)
+            self._launch("output_error", reference=trial.reference, value=trial.y, error=layer.error, index=index)
+        self._launch("choose_output", error=layer.error, s=layer.s, inv_s=layer.inv_s, **made_of)

@@ -1,0 +1,213 @@
+"""The GPU as a place to benchmark: every variant of the table of kernels, on one stream."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, Self
+
+import numpy as np
+import pycuda.driver as cuda
+
+from awq_pycuda.backends.base import Backend, Layer
+from awq_pycuda.backends.cuda.backend import CudaBackend
+from awq_pycuda.backends.cuda.device import Gpu, open_gpu
+from awq_pycuda.backends.cuda.meter import Meter
+from awq_pycuda.benchmarks.cases import CASES, case_of
+from awq_pycuda.benchmarks.ceilings import MOVES, CeilingSubject
+from awq_pycuda.benchmarks.machine import Machine, Sample
+from awq_pycuda.benchmarks.places import KERNELS
+from awq_pycuda.benchmarks.shapes import Shape
+from awq_pycuda.benchmarks.subjects import OURS, Key, StageSubject, Subject, layer_of
+from awq_pycuda.kernels import bench_table, table
+from awq_pycuda.kernels.variant import Variant
+from awq_pycuda.kernels.work import Work
+from awq_pycuda.parallel import use_threads
+from awq_pycuda.quant.conventions import Convention
+
+DEVICE, HOST = "device", "host"  # the variants of a search, as search.where names them
+HOST_STAGES = ("compute_s", "compute_scale_b")  # those that search.where=host runs on the host
+_MOST_BYTES = 2 << 30  # of each array that a ceiling moves; what stays in the L2 at the end is then little of it
+
+
+class CudaMachine:
+    """The meter with the device's conditions beside each sample."""
+
+    certainty = 0.95
+
+    def __init__(self, gpu: Gpu, meter: Meter) -> None:
+        self._gpu, self._meter = gpu, meter
+        self.cache_bytes, self.flush = meter.cache_bytes, meter.flush
+        self.probe_bytes = meter.cache_bytes // 3
+
+    def sample(self, launch: Callable[[], object], cold: bool) -> Sample:
+        """See `Machine.sample`."""
+        us, late = self._meter.time(launch, cold)
+        return Sample(us, late, self._gpu.conditions())
+
+
+class CudaPlace:
+    """The first device.
+
+    Args:
+        tile: the macro TILE of those kernels that have it.
+    """
+
+    torch_device = "cuda"
+
+    def __init__(self, tile: int) -> None:
+        self._gpu = open_gpu()
+        self._tile = tile
+        self.backend: Backend[Any] = self._made({})
+        self._meter = Meter(self._gpu)
+        self.machine: Machine = CudaMachine(self._gpu, self._meter)
+        self.absent: list[str] = []
+        self._kept: list[Any] = []
+
+    def __enter__(self) -> Self:
+        """See `Place`."""
+        with ExitStack() as stack:
+            stack.enter_context(use_threads(None))
+            stack.enter_context(self._meter)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """See `Place`."""
+        self._kept.clear()
+        self._stack.close()
+
+    @property
+    def stream(self) -> int | None:
+        """See `Place`."""
+        return int(self._meter.stream.handle)
+
+    def free_bytes(self) -> int | None:
+        """See `Place.free_bytes`."""
+        free, _ = cuda.mem_get_info()
+        return int(free)
+
+    def reader(self, nbytes: int) -> Callable[[], object]:
+        """See `Place.reader`."""
+        return self._meter.reader(nbytes)
+
+    def ceilings(self) -> list[Subject]:
+        """See `Place.ceilings`."""
+        free, _ = cuda.mem_get_info()
+        count = min(_MOST_BYTES, free // 8) // 16 * 4
+        data, out = self._meter.ones(count), cuda.mem_alloc(4 * count)
+        self._kept = [data, out]  # launches know their addresses alone
+        found: list[Subject] = []
+        for variant in self._meter.variants:
+            if variant.stage in MOVES:
+                found.append(self._move(variant, data, out, count))
+            elif variant.stage != "spin":
+                found.append(self._rate(variant, out))
+        return found
+
+    def _move(self, variant: Variant, data: Any, out: Any, count: int) -> Subject:
+        nbytes = 4 * count
+        arguments, work, wanted = {
+            "read": ((int(data), int(out), count), Work(nbytes, 0, 0), None),
+            "write": ((int(out), count), Work(0, nbytes, 0), 2.5),
+            "copy": ((int(data), int(out), count), Work(nbytes, nbytes, 0), 1.0),
+        }[variant.stage]
+        launch = self._meter.call(variant, *arguments)
+        ends = (0, count - 1024)
+
+        def check() -> str | None:
+            cuda.memset_d32(out, 0, count)
+            launch()
+            self._meter.stream.synchronize()
+            found = np.empty((len(ends), 1024), np.float32)
+            for row, begin in zip(found, ends, strict=True):
+                cuda.memcpy_dtoh(row, int(out) + 4 * begin)
+            return None if wanted is None or (found == wanted).all() else "leaves a wrong result"
+
+        return CeilingSubject(variant.stage, variant.name, work, "fp32", launch, check)
+
+    def _rate(self, variant: Variant, out: Any) -> Subject:
+        (kernel,) = variant.kernels
+        blocks = kernel.grid({"multiprocessors": self._gpu.multiprocessors})
+        threads, _, _ = kernel.threads({})
+        adds = variant.name == "multiply-add"
+        launch = self._meter.call(variant, int(out), bench_table.STEPS)
+
+        def check() -> str | None:
+            cuda.memset_d32(out, 0, blocks * threads)
+            launch()
+            self._meter.stream.synchronize()
+            found = np.empty((blocks, threads), np.float32)
+            cuda.memcpy_dtoh(found, int(out))
+            if adds:
+                return None if (found == 2 * bench_table.CHAINS).all() else "leaves a wrong result"
+            right = np.isfinite(found).all() and (found != 0).mean() > 0.5
+            return None if right else "leaves no products"
+
+        work = Work(0, 0, bench_table.operations(variant, self._gpu.multiprocessors))
+        return CeilingSubject(variant.stage, variant.name, work, variant.unit, launch, check)
+
+    @contextmanager
+    def kernels(
+        self, shape: Shape, convention: Convention, stages: Sequence[str]
+    ) -> Iterator[dict[str, list[Subject]]]:
+        """See `Place.kernels`: the i-th backend has the i-th variant of every stage; the last searches on the host."""
+        variants = {case.name: list(table.variants(case.name).values()) for case in CASES if case.name in stages}
+        found: dict[str, list[Subject]] = {stage: [] for stage in variants}
+        with ExitStack() as stack:
+            for index in range(max((1, *map(len, variants.values())))):
+                own = {stage: each[index] for stage, each in variants.items() if index < len(each)}
+                backend = self._entered(stack, {stage: each.name for stage, each in own.items()})
+                layer = layer_of(backend, shape, convention)
+                for stage, variant in own.items():
+                    if obstacle := self._obstacle(variant, shape):
+                        self.absent.append(f"{stage} {variant.name} at {shape}: {obstacle}")
+                        continue
+                    key = Key(KERNELS, stage, variant.name, OURS, shape)
+                    unit, passes = variant.unit, variant.passes
+                    found[stage].append(StageSubject(backend, layer, convention, case_of(stage), key, unit, passes))
+                if not index and "compute_s" in found:
+                    found["compute_s"].append(_searching(backend, layer, convention, "compute_s", DEVICE, shape))
+            if on_host := [stage for stage in HOST_STAGES if stage in found]:
+                backend = self._entered(stack, {}, search_on_host=True)
+                layer = layer_of(backend, shape, convention)
+                for stage in on_host:
+                    found[stage].append(_searching(backend, layer, convention, stage, HOST, shape))
+            yield found
+
+    @contextmanager
+    def backends(self) -> Iterator[dict[str, Backend[Any]]]:
+        """See `Place.backends`: one for each variant of the product, and one that searches on the host."""
+        with ExitStack() as stack:
+            made = {
+                name: self._entered(stack, {"dequantizeTiled": name})
+                for name, variant in table.variants("dequantizeTiled").items()
+                if variant.runs_on(self._gpu.limits.capability)
+            }
+            yield {**made, "search on the host": self._entered(stack, {}, search_on_host=True)}
+
+    def _obstacle(self, variant: Variant, shape: Shape) -> str | None:
+        size = shape.group_size or shape.in_features
+        sizes = {
+            "tokens": shape.tokens,
+            "out_features": shape.out_features,
+            "in_features": shape.in_features,
+            "groups": -(-shape.in_features // size),
+            "group_size": size,
+        }
+        return variant.obstacle({**variant.defaults(), "TILE": self._tile, **sizes}, self._gpu.limits)
+
+    def _made(self, choices: Mapping[str, str], search_on_host: bool = False) -> CudaBackend:
+        return CudaBackend({"TILE": self._tile}, choices, search_on_host)
+
+    def _entered(self, stack: ExitStack, choices: Mapping[str, str], search_on_host: bool = False) -> CudaBackend:
+        backend = stack.enter_context(self._made(choices, search_on_host))
+        backend.stream = self._meter.stream  # where events are recorded, all of it runs
+        return backend
+
+
+def _searching(
+    backend: Backend[Any], layer: Layer[Any], convention: Convention, stage: str, where: str, shape: Shape
+) -> Subject:
+    key = Key(KERNELS, stage, where, OURS, shape)
+    return StageSubject(backend, layer, convention, case_of(stage), key, "fp32")

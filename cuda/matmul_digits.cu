@@ -1,0 +1,401 @@
+// dequantizeTiled on Hopper's tensor cores, as exact as fp32: three int8 digits of the activations (digits.cuh).
+//
+// The blocks of a cluster share a tile of tokens, each with ROWS rows of the weights of its own, and each copies its
+// share of the digits for all of them. One warp asks for the copies; two warpgroups multiply 64 rows of the weights
+// each by three digits of half a tile of tokens an instruction. Rows of the weights are rows of the accumulators, so
+// that a thread needs two steps of a group and no more. Blocks stay and take tile after tile, in bands of BAND tiles of
+// tokens, so that what all of them read at a time stays in the L2 cache.
+//
+// One step a row is applied in the end, and three accumulators take all registers; where there would be too few tiles
+// for all multiprocessors, tiles are half as large. With groups, the sums of each group are converted, scaled and added
+// up in fp32: then a tile has fewer tokens, and the two warpgroups take turns, so that one multiplies while the other
+// adds up.
+#include "common.cuh"
+
+#if !defined(TOKENS) || !defined(STAGES) || !defined(FEW_TOKENS) || !defined(FEW_STAGES) || !defined(FEW_TILES) ||    \
+    !defined(GROUPED_TOKENS) || !defined(GROUPED_STAGES) || !defined(ROWS) || !defined(DEPTH) || !defined(CLUSTER) || \
+    !defined(THREADS) || !defined(SPLITTERS) || !defined(KEPT)
+#error "the table of kernels gives the macros: -DTOKENS=128 -DSTAGES=3 -DFEW_TOKENS=64 -DFEW_STAGES=5 ..."
+#endif
+static_assert(TOKENS == 128 && FEW_TOKENS == 64 && GROUPED_TOKENS == 96, "a wgmma has three digits of half of these");
+static_assert(ROWS == 128 && THREADS == 384, "two warpgroups have 64 rows each, and a third one copies");
+static_assert(DEPTH == 128, "a row of a tile is the 128 bytes that a swizzled matrix has");
+static_assert(STAGES >= 2 && FEW_STAGES >= 2 && GROUPED_STAGES >= 3, "a stage is multiplied while others are copied");
+static_assert(FEW_TILES >= 0, "with at most FEW_TILES tiles for clusters, tiles of FEW_TOKENS keep more of them busy");
+static_assert(CLUSTER == 1 || CLUSTER == 2 || CLUSTER == 4, "the blocks of a cluster copy equal shares of a stage");
+static_assert(SPLITTERS % 32 == 0 && KEPT >= 1, "SPLITTERS threads split a row, four elements each at a time");
+
+#include "digits.cuh"
+#ifdef __CUDACC__
+#include "hopper.cuh"
+#endif
+
+constexpr int BAND = 8;
+constexpr int CONSUMER_WARPS = 8;
+
+// Which tiles a product takes.
+struct Tiling : Sizes {
+    // Whether sums are taken several times a row: of each group, or before they could overflow.
+    __device__ __forceinline__ bool grouped() const { return group_size < in_features || in_features > 1 << 17; }
+    // Tiles so few that most multiprocessors would have none.
+    __device__ __forceinline__ bool few() const {
+        return static_cast<Size>(up(tokens, TOKENS)) * up(out_features, CLUSTER * ROWS) <= FEW_TILES;
+    }
+};
+
+extern "C" __global__ void __launch_bounds__(SPLITTERS) split_digits(
+    const float* __restrict__ x, const signed char* __restrict__ wq, const float* __restrict__ inv_s,
+    signed char* __restrict__ digits, signed char* __restrict__ low, signed char* __restrict__ codes,
+    float* __restrict__ unit, float* __restrict__ low_unit, int tokens, int out_features, int in_features,
+    int group_size) {
+    const Tiling sizes{{tokens, out_features, in_features, group_size}};
+    split_operands(x, wq, inv_s, digits, low, codes, unit, low_unit, tokens, out_features, in_features,
+                   sizes.grouped() ? GROUPED_TOKENS
+                   : sizes.few()   ? FEW_TOKENS
+                                   : TOKENS,
+                   CLUSTER * ROWS);
+}
+
+#ifdef __CUDACC__
+
+// Where a cluster works: bands of BAND tiles of tokens, within a band the tokens change fastest.
+struct Place {
+    int token_tile, row_tile;
+
+    __device__ __forceinline__ Place(int tile, int token_tiles, int row_tiles) {
+        const int band = tile / (BAND * row_tiles);
+        const int height = min(BAND, token_tiles - band * BAND);
+        const int rest = tile - band * BAND * row_tiles;
+        token_tile = band * BAND + rest % height;
+        row_tile = rest / height;
+    }
+};
+
+// The stages in shared memory, in turn.
+template <int COUNT, int BYTES>
+struct Ring {
+    unsigned stages;
+    int at = 0;
+    unsigned phase = 0;
+
+    __device__ __forceinline__ explicit Ring(unsigned shared) : stages(shared) {}
+    __device__ __forceinline__ unsigned stage() const { return stages + at * BYTES; }
+    __device__ __forceinline__ unsigned full() const { return stages + COUNT * BYTES + 8 * at; }
+    __device__ __forceinline__ unsigned empty() const { return full() + 8 * COUNT; }
+    __device__ __forceinline__ void next() {
+        if (++at == COUNT) {
+            at = 0;
+            phase ^= 1;
+        }
+    }
+};
+
+template <int TILE_TOKENS>
+__device__ __forceinline__ bool any_wide(const float* __restrict__ low_unit) {
+    bool found = false;
+    for (int i = threadIdx.x % 32; i < TILE_TOKENS; i += 32) found |= low_unit[i] != 0.0f;
+    return __any_sync(~0u, found);
+}
+
+template <int TILE_TOKENS, int COUNT, bool GROUPED>
+struct Product {
+    static constexpr int HALF = TILE_TOKENS / 2;
+    static constexpr int PER = HALF / 2;  // sums of a thread for a digit of half a tile
+    static constexpr int DIGIT_BYTES = digit_bytes(TILE_TOKENS);
+    static constexpr int LOW_BYTES = TILE_TOKENS * DEPTH;
+    using Stages = Ring<COUNT, CODE_BYTES + DIGIT_BYTES>;
+
+    const Operands& of;
+    const Sizes& sizes;
+    Stages ring;
+    const unsigned rank;
+    const int depths, token_tiles, row_tiles, tiles;
+
+    __device__ __forceinline__ Product(const Operands& operands, const Sizes& given, unsigned shared)
+        : of(operands),
+          sizes(given),
+          ring(shared),
+          rank(CLUSTER > 1 ? cluster_rank() : 0),
+          depths(up(given.in_features, DEPTH)),
+          token_tiles(up(given.tokens, TILE_TOKENS)),
+          row_tiles(up(given.out_features, CLUSTER * ROWS)),
+          tiles(token_tiles * row_tiles) {}
+
+    __device__ __forceinline__ void run() {
+        if (threadIdx.x == 0) {
+            for (Stages each = ring; each.phase == 0; each.next()) {
+                barrier_init(each.full(), 1);
+                barrier_init(each.empty(), CONSUMER_WARPS * CLUSTER);
+            }
+            barrier_init_done();
+        }
+        __syncthreads();
+        if (CLUSTER > 1) cluster_sync();
+        // Registers at launch are 168 a thread: the warps that multiply take what the one that copies does not need.
+        if (threadIdx.x >= 32 * CONSUMER_WARPS) {
+            give_registers<40>();
+            if (threadIdx.x < 32 * (CONSUMER_WARPS + 1)) copy();
+        } else {
+            take_registers<232>();
+            multiply();
+        }
+        if (CLUSTER > 1) cluster_sync();  // a block that has ended can take neither copies nor arrivals
+    }
+
+    __device__ __forceinline__ void copy() {
+        for (int tile = blockIdx.x / CLUSTER; tile < tiles; tile += gridDim.x / CLUSTER) {
+            const Place at(tile, token_tiles, row_tiles);
+            const bool wide = any_wide<TILE_TOKENS>(of.low_unit + at.token_tile * TILE_TOKENS);
+            if (threadIdx.x % 32 != 0) continue;
+            const Size first = static_cast<Size>(at.token_tile) * depths;
+            const signed char* const codes =
+                of.codes + static_cast<Size>(at.row_tile * CLUSTER + rank) * depths * CODE_BYTES;
+            copy_digits(of.digits + first * DIGIT_BYTES, codes, DIGIT_BYTES / CLUSTER);
+            if (wide) copy_digits(of.low + first * LOW_BYTES, codes, LOW_BYTES / CLUSTER);
+        }
+    }
+
+    __device__ __forceinline__ void copy_digits(const signed char* from, const signed char* codes, int share) {
+        const unsigned offset = CODE_BYTES + rank * share;
+        from += rank * share;
+#pragma unroll 1
+        for (int depth = 0; depth < depths; ++depth, ring.next()) {
+            barrier_wait(ring.empty(), ring.phase ^ 1);
+            barrier_expect(ring.full(), share * CLUSTER + CODE_BYTES);
+            bulk_copy(ring.stage(), codes, CODE_BYTES, ring.full());
+            if (CLUSTER > 1)
+                bulk_copy(ring.stage() + offset, from, share, ring.full(), (1 << CLUSTER) - 1);
+            else
+                bulk_copy(ring.stage() + offset, from, share, ring.full());
+            codes += CODE_BYTES;
+            from += share * CLUSTER;
+        }
+    }
+
+    // --- the two warpgroups that multiply ---
+
+    __device__ __forceinline__ static int warpgroup() { return threadIdx.x / 128; }
+    __device__ __forceinline__ static int lane() { return threadIdx.x % 32; }
+    // The first of a thread's two rows of the tile's weights; the second is 8 below.
+    __device__ __forceinline__ static int line() { return threadIdx.x / 32 * 16 + lane() / 4; }
+    __device__ __forceinline__ Size codes() const { return matrix(ring.stage() + warpgroup() * 64 * DEPTH); }
+    __device__ __forceinline__ Size digits() const { return matrix(ring.stage() + CODE_BYTES); }
+    __device__ __forceinline__ static Size further(int k) { return k * 32 / PIECE; }
+
+    // Every warp tells every block of the cluster that it has read a stage.
+    __device__ __forceinline__ void release(unsigned empty) const {
+        if (lane() < CLUSTER) barrier_arrive(empty, lane());
+    }
+
+    __device__ __forceinline__ void multiply() {
+        if (GROUPED && in_turns() && warpgroup() == 1) turn_over();
+        for (int tile = blockIdx.x / CLUSTER; tile < tiles; tile += gridDim.x / CLUSTER) {
+            const Place at(tile, token_tiles, row_tiles);
+            const int token = at.token_tile * TILE_TOKENS;
+            const int row = (at.row_tile * CLUSTER + rank) * ROWS + line();
+            if constexpr (GROUPED)
+                multiply_groups(token, row);
+            else
+                multiply_rows(token, row);
+            if (any_wide<TILE_TOKENS>(of.low_unit + token)) multiply_low(token, row);
+        }
+        if (GROUPED && in_turns() && warpgroup() == 0) take_turn();  // the last one given
+    }
+
+    __device__ __forceinline__ static float combined_at(const int (&sums)[3 * PER], int i) {
+        return combined(sums[i], sums[PER + i], sums[2 * PER + i]);
+    }
+
+    // The same of at most 512 input channels: the two lower digits together fit an integer.
+    __device__ __forceinline__ static float combined_few(const int (&sums)[3 * PER], int i) {
+        return fmaf(static_cast<float>(sums[i]), 65536.0f, static_cast<float>(sums[PER + i] * 256 + sums[2 * PER + i]));
+    }
+
+    // One step a row.
+    __device__ __forceinline__ void multiply_rows(int token, int row) {
+        int sums[2][3 * PER] = {};
+        unsigned before = 0;
+#pragma unroll 1
+        for (int depth = 0; depth < depths; ++depth, ring.next()) {
+            const Size a = codes(), b = digits();
+            barrier_wait(ring.full(), ring.phase);
+            wgmma_begin();
+#pragma unroll
+            for (int k = 0; k < DEPTH / 32; ++k) {
+                wgmma(sums[0], a + further(k), b + further(k), 1);
+                wgmma(sums[1], a + further(k), b + further(k) + 3 * HALF * DEPTH / PIECE, 1);
+            }
+            wgmma_commit();
+            wgmma_wait<1>();  // the stage before is read
+            if (depth > 0) release(before);
+            before = ring.empty();
+        }
+        wgmma_wait<0>();
+        wgmma_done(sums[0]);
+        wgmma_done(sums[1]);
+        release(before);
+        const float step[2] = {step_of(row, 0), step_of(row + 8, 0)};
+        store<false>(of.unit, token, row, [&](int h, int i) { return step[i / 2 % 2] * combined_at(sums[h], i); });
+    }
+
+    __device__ __forceinline__ const float* steps_of(int row) const {
+        const int groups = group_count(sizes.in_features, sizes.group_size);
+        return of.scale_b + static_cast<Size>(min(row, sizes.out_features - 1)) * groups;
+    }
+
+    // Over the row's base, which `store` brings in.
+    __device__ __forceinline__ float step_of(int row, int group) const {
+        const float* const steps = steps_of(row);
+        return over_base(steps[min(group, group_count(sizes.in_features, sizes.group_size) - 1)], steps[0]);
+    }
+
+    // Products of 32 input channels after one another, and what is to be done with the sums of each group, the last one
+    // as small as it comes, or of MOST channels of a group.
+    template <int MOST, typename Multiply, typename Take>
+    __device__ __forceinline__ void by_groups(int row, Multiply multiply, Take take) {
+        const int steps = (sizes.group_size < sizes.in_features ? sizes.group_size : depths * DEPTH) / 32;
+        float step[2] = {step_of(row, 0), step_of(row + 8, 0)};
+        int group = 0, of_group = steps, left = min(steps, MOST / 32);
+        bool first = true;
+#pragma unroll 1
+        for (int depth = 0; depth < depths; ++depth, ring.next()) {
+            const Size a = codes(), b = digits();
+            barrier_wait(ring.full(), ring.phase);
+#pragma unroll 1
+            for (int k = 0; k < DEPTH / 32; ++k) {
+                multiply(a + further(k), b + further(k), first);
+                first = false;
+                --of_group;
+                if (--left == 0 || (depth == depths - 1 && k == DEPTH / 32 - 1)) {
+                    take(step);
+                    if (of_group == 0) {
+                        of_group = steps;
+                        ++group;
+                    }
+                    left = min(of_group, MOST / 32);
+                    first = true;
+                    step[0] = step_of(row, group);
+                    step[1] = step_of(row + 8, group);
+                }
+            }
+            wgmma_wait<0>();
+            release(ring.empty());
+        }
+    }
+
+    // The warpgroups take turns: a named barrier each, at which the other one arrives. Not with groups so large that
+    // the one that waits would hold stages which the other needs; there adding up is rare.
+    __device__ __forceinline__ bool in_turns() const {
+        return sizes.group_size <= (COUNT - 2) * DEPTH && sizes.group_size < sizes.in_features;
+    }
+    __device__ __forceinline__ static void take_turn() { named_barrier_sync(1 + warpgroup(), 256); }
+    __device__ __forceinline__ static void turn_over() { named_barrier_arrive(2 - warpgroup(), 256); }
+
+    __device__ __forceinline__ void multiply_groups(int token, int row) {
+        float total[2][PER] = {};
+        int sums[2][3 * PER] = {};
+        by_groups<512>(
+            row,
+            [&](Size a, Size b, bool first) {
+                if (first && in_turns()) take_turn();
+                wgmma_begin();
+                wgmma(sums[0], a, b, !first);
+                wgmma(sums[1], a, b + 3 * HALF * DEPTH / PIECE, !first);
+                wgmma_commit();
+            },
+            [&](const float (&step)[2]) {
+                wgmma_wait<1>();
+                if (in_turns()) turn_over();  // while the last of this one's products run
+                wgmma_wait<0>();
+                wgmma_done(sums[0]);
+                wgmma_done(sums[1]);
+#pragma unroll
+                for (int h = 0; h < 2; ++h)
+#pragma unroll
+                    for (int i = 0; i < PER; ++i)
+                        total[h][i] = fmaf(step[i / 2 % 2], combined_few(sums[h], i), total[h][i]);
+            });
+        store<false>(of.unit, token, row, [&](int h, int i) { return total[h][i]; });
+    }
+
+    // The fourth digit, on top of what is stored.
+    __device__ __forceinline__ void multiply_low(int token, int row) {
+        float total[2 * PER] = {};
+        int sums[2 * PER] = {};
+        by_groups<1 << 16>(
+            row,
+            [&](Size a, Size b, bool first) {
+                wgmma_begin();
+                wgmma(sums, a, b, !first);
+                wgmma_commit();
+            },
+            [&](const float (&step)[2]) {
+                wgmma_wait<0>();
+                wgmma_done(sums);
+#pragma unroll
+                for (int i = 0; i < 2 * PER; ++i)
+                    total[i] = fmaf(step[i / 2 % 2], static_cast<float>(sums[i]), total[i]);
+            });
+        store<true>(of.low_unit, token, row, [&](int h, int i) { return total[h * PER + i]; });
+    }
+
+    // y of this thread: value(half of the tile, index) times the token's unit and the row's base, or that added to what
+    // is there.
+    template <bool ON_TOP, typename Value>
+    __device__ __forceinline__ void store(const float* __restrict__ units, int token, int row, Value value) const {
+        token += 2 * (lane() % 4);
+        opaque(token);  // so that addresses are worked out here, not kept through the product
+        const Size width = sizes.out_features;
+        const bool inside[2] = {row < sizes.out_features, row + 8 < sizes.out_features};
+        const float base[2] = {base_of(*steps_of(row)), base_of(*steps_of(row + 8))};
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+            float2 unit[PER / 4];
+            float there[PER];
+            float* const to = of.y + static_cast<Size>(token + h * HALF) * width + row;
+            const int left = sizes.tokens - token - h * HALF;
+            const auto at = [&](int i) { return to + (i / 4 * 8 + i % 2) * width + i / 2 % 2 * 8; };
+            const auto has = [&](int i) { return i / 4 * 8 + i % 2 < left && inside[i / 2 % 2]; };
+#pragma unroll
+            for (int j = 0; j < PER / 4; ++j)
+                unit[j] = *reinterpret_cast<const float2*>(units + token + h * HALF + 8 * j);
+            if constexpr (ON_TOP) {
+#pragma unroll
+                for (int i = 0; i < PER; ++i) there[i] = has(i) ? *at(i) : 0.0f;
+            }
+#pragma unroll
+            for (int i = 0; i < PER; ++i) {
+                float result = value(h, i) * (i % 2 ? unit[i / 4].y : unit[i / 4].x) * base[i / 2 % 2];
+                if constexpr (ON_TOP) result += there[i];
+                if (has(i)) *at(i) = result;
+            }
+        }
+    }
+};
+
+#endif
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1) __cluster_dims__(CLUSTER, 1, 1)
+    dequantizeTiled(const signed char* __restrict__ digits, const signed char* __restrict__ low,
+                    const signed char* __restrict__ codes, const float* __restrict__ unit,
+                    const float* __restrict__ low_unit, const float* __restrict__ scale_b, float* __restrict__ y,
+                    int tokens, int out_features, int in_features, int group_size) {
+    const Operands operands{digits, low, codes, unit, low_unit, scale_b, y};
+    const Tiling sizes{{tokens, out_features, in_features, group_size}};
+#ifdef __CUDACC__
+    extern __shared__ __align__(1024) unsigned char shared[];
+    if (sizes.grouped())
+        Product<GROUPED_TOKENS, GROUPED_STAGES, true>(operands, sizes, shared_address(shared)).run();
+    else if (sizes.few())
+        Product<FEW_TOKENS, FEW_STAGES, false>(operands, sizes, shared_address(shared)).run();
+    else
+        Product<TOKENS, STAGES, false>(operands, sizes, shared_address(shared)).run();
+#else
+    if (sizes.grouped())
+        multiply_plainly<GROUPED_TOKENS>(operands, sizes);
+    else if (sizes.few())
+        multiply_plainly<FEW_TOKENS>(operands, sizes);
+    else
+        multiply_plainly<TOKENS>(operands, sizes);
+#endif
+}

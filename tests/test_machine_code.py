@@ -1,0 +1,54 @@
+"""What nvcc makes of the kernels, read from the cubin: the instructions that a variant claims, and no spills."""
+
+import struct
+import subprocess
+from collections import Counter
+
+import pytest
+
+from awq_pycuda.backends.cuda.toolchain import find_toolchain
+from awq_pycuda.errors import InputError
+from awq_pycuda.kernels import table
+from awq_pycuda.paths import resource_dir
+
+# The low 12 bits of an instruction of 16 bytes, on sm_80 to sm_90.
+FFMA, IMMA, IGMMA, LOAD_LOCAL, STORE_LOCAL = 0x223, 0x237, 0x9F1, 0x983, 0x387
+
+
+def opcodes(cubin: bytes, kernel: str) -> Counter[int]:
+    """How often each opcode stands in a kernel's code."""
+    sections, size, count, names = *struct.unpack_from("<Q", cubin, 40), *struct.unpack_from("<3H", cubin, 58)
+    headers = [struct.unpack_from("<IIQQQQ", cubin, sections + i * size) for i in range(count)]
+    start = headers[names][4]
+    for name, *_, offset, length in headers:
+        text = cubin[start + name : cubin.index(b"\0", start + name)].decode()
+        if text == f".text.{kernel}":
+            code = cubin[offset : offset + length]
+            return Counter(word & 0xFFF for word, _ in struct.iter_unpack("<2Q", code))
+    raise AssertionError(f"no kernel {kernel}")
+
+
+PRODUCTS = [
+    # One step a row, tiles of two sizes: halves by four times 32 channels; groups: halves; a fourth digit of all three.
+    ("digits", (9, 0), {IGMMA: 2 * 4 * 2 + 2 + 3, IMMA: 0}),
+    ("digits_mma", (8, 0), {IGMMA: 0, IMMA: 2 * 4 * (3 + 1)}),  # 32 x 32 by three digits, and by the fourth
+    ("digits_mma", (9, 0), {IGMMA: 0, IMMA: 2 * 4 * (3 + 1)}),
+    ("blocked", (9, 0), {IGMMA: 0, IMMA: 0}),
+]
+
+
+@pytest.mark.parametrize(("name", "capability", "claimed"), PRODUCTS)
+def test_the_products_use_the_instructions_they_claim(tmp_path, name, capability, claimed):
+    try:
+        toolchain = find_toolchain()
+    except InputError as error:
+        pytest.skip(str(error))
+    variant = table.find("dequantizeTiled", name)
+    source = variant.source(variant.defaults())
+    cubin = tmp_path / "kernel.cubin"
+    command = [toolchain.nvcc, *toolchain.flags, "-cubin", f"-arch={source.arch(capability)}", "-o", str(cubin)]
+    subprocess.run([*command, *source.flags(), str(resource_dir("cuda") / source.file)], check=True)
+    found = opcodes(cubin.read_bytes(), "dequantizeTiled")
+    assert {code: found[code] for code in claimed} == claimed
+    assert found[FFMA] > 0
+    assert (found[LOAD_LOCAL], found[STORE_LOCAL]) == (0, 0)
