@@ -172,8 +172,7 @@ struct Product {
         }
     }
 
-    // --- the two warpgroups that multiply ---
-
+    // The two warpgroups that multiply, from here on.
     __device__ __forceinline__ static int warpgroup() { return threadIdx.x / 128; }
     __device__ __forceinline__ static int lane() { return threadIdx.x % 32; }
     // The first of a thread's two rows of the tile's weights; the second is 8 below.
