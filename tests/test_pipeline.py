@@ -58,7 +58,7 @@ RAGGED = [
 def test_every_stage_agrees_with_the_oracle(run, overrides, tile, worst):
     kept = run("verify=true", f"tile={tile}", *overrides)  # raises beyond the oracle's tolerance
     for layer, x in zip(kept.layers, kept.x, strict=True):
-        assert set(layer.verify) | {"error_curve"} == set(verify.TOLERANCES)
+        assert set(layer.verify) == set(verify.TOLERANCES)
         for stage, error in layer.verify.items():
             worst(f"pipeline {stage}", error, verify.TOLERANCES[stage])
         assert layer.search.error_chosen <= layer.search.error_rtn

@@ -13,17 +13,22 @@ from awq_pycuda.quant.conventions import Convention
 from awq_pycuda.quant.format import Format, Quantized
 
 
-@pytest.fixture
-def layer(compose):
+@pytest.fixture(params=["diag", "output"])
+def layer(request, compose):
     """A sound layer as `check_layer` takes it: what was searched, and keyword arguments."""
-    config = compose("n=40", "tokens=30", "layers=1", "inputs=outliers", "gammas=[0.2]", "timing=once", "save=full")
+    search = f"search={request.param}"
+    config = compose(
+        search, "n=40", "tokens=30", "layers=1", "inputs=outliers", "gammas=[0.2]", "timing=once", "save=full"
+    )
     kept = Kept("cpu", config)
     (result,) = kept.layers
     arrays = {name: getattr(result, name).copy() for name in ("abs_mean", "sq_mean")}
     bias = np.linspace(-1, 1, 40, dtype=np.float32)
     arrays["quantized"] = result.quantized.map(np.copy)
     arrays |= {"x": kept.x[0], "w": kept.w[0], "y": kept.y[0], "bias": bias, "found": result.search}
-    return Convention(gammas=(0.2,)), arrays | {"out": np.maximum(kept.y[0] + bias, 0)}
+    return Convention(gammas=(0.2,), objective=config.search.objective), arrays | {
+        "out": np.maximum(kept.y[0] + bias, 0)
+    }
 
 
 def test_a_sound_layer_passes(layer):
@@ -73,9 +78,20 @@ def test_a_planted_fault_is_found_and_named(layer, stage):
 
 def test_sound_layers_of_few_channels_pass(compose):
     """What rounding leaves of their error curve is little beside float32's own errors."""
-    config = compose("n=3", "layers=3", "timing=once", "verify=true")
-    for config.seed in range(20):
-        assert len(Kept("cpu", config).layers) == 3
+    for search in ("diag", "output"):
+        config = compose("n=3", "layers=3", "timing=once", "verify=true", f"search={search}")
+        for config.seed in range(20):
+            assert len(Kept("cpu", config).layers) == 3
+
+
+def test_the_exact_curve_of_outputs_is_the_mean_of_squared_differences():
+    random = np.random.default_rng(4)
+    w, x, s = random.uniform(-1, 1, (5, 7)), random.normal(size=(6, 7)), np.linspace(0.5, 2, 7)
+    steps = np.abs(w * s).max(axis=1, keepdims=True) / 127
+    output = x @ (np.rint(w * s / steps) * steps / s).T
+    exact, units = verify.exact_curve(w, s[None, :], np.square(x).mean(axis=0), Format(), x)
+    np.testing.assert_allclose(exact, np.mean((x @ w.T - output) ** 2), rtol=1e-12)
+    np.testing.assert_allclose(units**2, np.mean((x**2 / s**2) @ np.broadcast_to(steps**2, w.shape).T), rtol=1e-12)
 
 
 def test_a_curve_without_errors_leaves_no_room_for_any():

@@ -105,15 +105,16 @@ def exact_scales(statistics: Mapping[str, NDArray[Any]], gamma: float, conventio
 
 
 def exact_curve(
-    w: NDArray[Any], scales: NDArray[Any], sq_mean: NDArray[Any], form: Format
+    w: NDArray[Any], scales: NDArray[Any], sq_mean: NDArray[Any], form: Format, x: NDArray[Any] | None = None
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The objective `diag` of each candidate, and the square root of what it would be were each rounding a whole step.
+    """The objective of each candidate, and the square root of what it would be were each rounding a whole step.
 
     Args:
         w: (N, K) weights in float64.
         scales: (G, K) candidates in float64.
         sq_mean: (K,) mean of x² in float64.
         form: the format of the run.
+        x: (M, K) activations in float64 for the objective `output`; without them it is `diag`.
 
     Returns:
         (G,) and (G,).
@@ -122,19 +123,22 @@ def exact_curve(
     for s in scales:
         scaled, importance = w * s, sq_mean / s**2
         steps = over_channels(exact_steps(scaled, form), w.shape[1], form)
-        exact.append(np.sum((np.rint(scaled / steps) * steps - scaled) ** 2 @ importance))
+        off = np.rint(scaled / steps) * steps - scaled
+        exact.append(np.sum(off**2 @ importance) if x is None else np.mean((x @ (off / s).T) ** 2))
         # Below the smallest normal number float32 has fewer bits. A row of zeros has no step to measure by.
         unit = over_channels(np.maximum(_largest(scaled, form) / form.largest, _SMALLEST_NORMAL), w.shape[1], form)
-        units.append(np.sqrt(np.sum(unit**2 @ importance)))
+        # Roundings of one size that know nothing of each other make in an output the sum of their squares.
+        units.append(np.sqrt(np.sum(unit**2 @ importance) / (1 if x is None else len(w))))
     return np.array(exact), np.array(units)
 
 
 def curve_error(error: NDArray[np.float64], exact: NDArray[np.float64], units: NDArray[np.float64]) -> float:
-    """How far a curve of the objective `diag` is from the exact one, in quantization steps; the worst of its points.
+    """How far a curve is from the exact one, in quantization steps; the worst of its points.
 
-    The objective is a sum of squares, `Σ a·r²` with `a = sq_mean/s² · step²` and r what rounding takes from a code.
-    By the triangle inequality `|√error − √exact| / √Σa` is at most the largest error of any r. A relative error has no
-    such bound: in a layer of few channels almost nothing may be left to round.
+    The objective `diag` is a sum of squares, `Σ a·r²` with `a = sq_mean/s² · step²` and r what rounding takes from a
+    code. By the triangle inequality `|√error − √exact| / √Σa` is at most the largest error of any r. A relative error
+    has no such bound: in a layer of few channels almost nothing may be left to round. Of the objective `output` it is
+    the same with r of either sign in each sum.
 
     Args:
         error: (G,) from the run.
@@ -203,11 +207,11 @@ def check_layer(
         "output": frobenius_error(y, exact_x @ weights.T),
         "relu": frobenius_error(out, np.maximum(y.astype(np.float64) + (0 if bias is None else bias), 0)),
     }
-    if convention.objective is Objective.diag:
-        given = {"abs_mean": abs_mean.astype(np.float64), "sq_mean": sq_mean.astype(np.float64)}
-        scales = np.array([exact_scales(given, gamma, convention) for gamma in found.gamma])
-        worst["error_curve"] = curve_error(found.error, *exact_curve(exact_w, scales, given["sq_mean"], form))
-    return worst
+    given = {"abs_mean": abs_mean.astype(np.float64), "sq_mean": sq_mean.astype(np.float64)}
+    scales = np.array([exact_scales(given, gamma, convention) for gamma in found.gamma])
+    activations = exact_x if convention.objective is Objective.output else None
+    curve = exact_curve(exact_w, scales, given["sq_mean"], form, activations)
+    return worst | {"error_curve": curve_error(found.error, *curve)}
 
 
 def refuse_beyond_tolerance(layer: str, worst: Mapping[str, float]) -> None:

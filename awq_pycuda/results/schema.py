@@ -222,7 +222,11 @@ TABLE: tuple[Entry, ...] = (
         for stage, units, what in (
             ("abs_mean", "1", "relative error of the mean of |x|"),
             ("sq_mean", "1", "relative error of the mean of x²"),
-            ("error_curve", "steps", "error of the search's curve in quantization steps; objective `diag` only"),
+            (
+                "error_curve",
+                "steps",
+                "error of the search's curve in quantization steps; older files have it for `diag` only",
+            ),
             ("s", "1", "relative error of the scales"),
             ("scale_b", "1", "relative error of the steps"),
             ("codes_off_tie", "codes", "codes that differ away from a rounding tie"),
