@@ -36,7 +36,7 @@ if TYPE_CHECKING:  # NumPy and what stands on it take a moment to import; --help
     from awq_pycuda.benchmarks.session import Plan
     from awq_pycuda.benchmarks.shapes import Shape
 
-CASES = ("kernels", "pass")
+CASES = ("kernels", "pass", "llama7b")
 BACKENDS = ("auto", "cuda", "cpu")
 PEERS = ("auto", "none", "eager", "compiled", "libraries")
 _COPIES = 4  # of the arrays on a GPU: one for each variant of a stage, and those of the peers
@@ -57,7 +57,7 @@ class BenchOptions:
 
     case: tuple[str, ...] = option(
         "WORDS",
-        "what to measure: kernels, each alone; pass, a whole pass",
+        "what to measure: kernels, each alone; pass, a whole pass; llama7b, the search of such a model's layers",
         " or ".join(CASES),
         words(*CASES),
         ("kernels",),

@@ -10,7 +10,7 @@ from bench_fakes import FakeMachine, plan
 
 from awq_pycuda import bench
 from awq_pycuda.backends.cpu import CpuBackend
-from awq_pycuda.benchmarks import ceilings, machine, places, printing, session
+from awq_pycuda.benchmarks import ceilings, machine, models, places, printing, session
 from awq_pycuda.benchmarks.cases import CASES, WITHIN
 from awq_pycuda.benchmarks.peers import Peers
 from awq_pycuda.benchmarks.places import CpuPlace
@@ -61,6 +61,35 @@ def test_a_benchmark_of_all_stages_and_a_pass(tmp_path, monkeypatch, capsys):
         assert f"{row.stage} " in said
     assert all(f"ceiling {name}: " in said for name in ("read", "write", "copy", "fp32", "fp64"))
     assert {path.name for path in tmp_path.iterdir()} == {"one.h5", "one.png", "one.svg"}
+
+
+def test_a_model_s_layers_are_searched_block_by_block(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(models.MODELS, "llama7b", models.Model(32, ((2, 24, 16), (1, 16, 24)), 16, 8))
+    out = tmp_path / "a.h5"
+    keys = ["case=llama7b", "points=3", "group_size=6", "seconds=0.001", "peers=none", "backend=cpu", f"out={out}"]
+    assert bench.main(keys) == 0
+    rows = [row for row in read_bench(out).rows if row.case == "llama7b"]
+    assert {row.variant for row in rows} == {"numpy, 1 of 32 blocks"}
+    assert {row.stage for row in rows} == {"compute_s", "compute_s_output"}
+    assert all(row.state == "timed" and 0 < row.error <= row.tolerance for row in rows)
+    assert rows[-1].operations == 2 * 8 * 3 * (2 * 24 * 16 + 16 * 24)
+    title = "llama7b: blocks of 2 of 24 x 16 and 1 of 16 x 24, 8 tokens, 3 candidates, groups of 6"
+    assert title in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_model_of_which_a_layer_is_left_out_has_no_times(monkeypatch):
+    class LeavesALayer(CpuBackend):
+        def compute_s(self, layer, convention):
+            if layer.w.shape != (24, 16):
+                super().compute_s(layer, convention)
+
+    monkeypatch.setitem(models.MODELS, "llama7b", models.Model(2, ((1, 24, 16), (1, 16, 24)), 16, 8))
+    (row,) = of_stage(measured(LeavesALayer(), cases=("llama7b",), stages=("compute_s",)), "compute_s")
+    assert row.reason == "layer 0 of a block: error: 3 of 3 elements unwritten or not finite, the first at (0,)"
+
+
+def test_the_models_are_cases():
+    assert set(bench.CASES) - {"kernels", "pass"} == set(models.MODELS)
 
 
 def test_a_pass_is_verified_and_timed():

@@ -1,5 +1,6 @@
 """What of a benchmark only a GPU can show: its clock, its flush, its ceilings and its conditions."""
 
+import itertools
 import json
 import time
 
@@ -8,6 +9,8 @@ import pytest
 from test_pipeline import Kept
 
 from awq_pycuda import analyze, bench
+from awq_pycuda.benchmarks import models
+from awq_pycuda.benchmarks.cases import SEARCHES
 from awq_pycuda.kernels import bench_table, table
 from awq_pycuda.kernels.work import WORK
 from awq_pycuda.results.bench_reader import read_bench
@@ -67,7 +70,7 @@ def test_every_ceiling_is_right_and_measured(place):
     found = {(subject.key.stage, subject.key.variant): subject for subject in place.ceilings()}
     limits = place._gpu.limits
     expected = {(each.stage, each.name) for each in bench_table.VARIANTS if each.obstacle({}, limits) is None}
-    assert found.keys() == expected - {("spin", "globaltimer")}
+    assert found.keys() == expected - {("spin", "globaltimer")} | {("link", "from pinned memory")}
     for subject in found.values():
         assert subject.judge().reason is None
         assert median(place, subject.launch, cold=True) > 0
@@ -103,6 +106,17 @@ def test_a_pass_is_timed(tmp_path):
     rows = [row for row in read_bench(path).rows if row.case == "pass"]
     assert {row.cache for row in rows} == {"cold", "warm"}
     assert all(row.state == "timed" for row in rows)
+
+
+def test_a_model_is_searched_with_its_weights_on_the_device_and_streamed(tmp_path, monkeypatch):
+    monkeypatch.setitem(models.MODELS, "llama7b", models.Model(3, ((2, 160, 96), (1, 96, 160)), 96, 40))
+    path = tmp_path / "one.h5"
+    keys = ["backend=cuda", "case=llama7b", "points=3", "seconds=0.01", "peers=none", f"out={path}"]
+    assert bench.main(keys) == 0
+    rows = [row for row in read_bench(path).rows if row.case == "llama7b"]
+    assert all(row.state == "timed" and row.error <= row.tolerance for row in rows)
+    variants = {"weights on the device", "weights from the host"}
+    assert {(row.stage, row.variant) for row in rows} == set(itertools.product(SEARCHES, variants))
 
 
 def test_a_run_holds_what_the_gpu_told(compose, place):

@@ -78,8 +78,8 @@ def test_a_planted_fault_is_found_and_named(layer, stage):
 
 def test_sound_layers_of_few_channels_pass(compose):
     """What rounding leaves of their error curve is little beside float32's own errors."""
-    for search in ("diag", "output"):
-        config = compose("n=3", "layers=3", "timing=once", "verify=true", f"search={search}")
+    for objective in ("diag", "output"):
+        config = compose("n=3", "layers=3", "timing=once", "verify=true", f"search={objective}")
         for config.seed in range(20):
             assert len(Kept("cpu", config).layers) == 3
 

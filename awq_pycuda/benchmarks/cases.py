@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from awq_pycuda.backends.base import Backend, Layer
 from awq_pycuda.benchmarks.oracle import Exact
+from awq_pycuda.config import Objective
 from awq_pycuda.engine.verify import TOLERANCES, code_errors, curve_error, frobenius_error, relative_error
 from awq_pycuda.kernels import table
 from awq_pycuda.quant.conventions import Convention
@@ -29,12 +30,16 @@ ALLOWED = {
 }
 
 
+# The searches by name: by `diag`, as the stage of a run is called, and by `output`.
+SEARCHES = DIAG_SEARCH, OUTPUT_SEARCH = "compute_s", "compute_s_output"
+
+
 @dataclass(frozen=True)
 class Case:
     """A stage alone.
 
     Attributes:
-        name: of the stage, as results and the table of kernels have it.
+        name: of the stage, as results and the table of kernels have it; the search by the output has one of its own.
         call: runs it on a layer; returns what it returns to the host.
         given: the layer's arrays that it reads.
         left: those that it writes.
@@ -55,10 +60,10 @@ def array(layer: Layer[Any], name: str) -> Any:
     return getattr(layer.trial if name == "reference" else layer, name)
 
 
-def _of_search(exact: Exact, left: Left, _: Any) -> dict[str, float]:
+def _of_search(curve: tuple[Array, Array], exact: Exact, left: Left) -> dict[str, float]:
     chosen = int(np.argmin(left["error"]))
     return {
-        "error_curve": curve_error(left["error"], *exact.curve),
+        "error_curve": curve_error(left["error"], *curve),
         "s": relative_error(left["s"], exact.scales[chosen]),
         "inv_s": relative_error(left["inv_s"], 1 / exact.scales[chosen]),
     }
@@ -88,11 +93,18 @@ CASES = (
         },
     ),
     Case(
-        "compute_s",
+        DIAG_SEARCH,
         lambda backend, layer, convention, _: backend.compute_s(layer, convention),
         ("w", "abs_mean", "sq_mean"),
         ("error", "s", "inv_s"),
-        _of_search,
+        lambda exact, left, _: _of_search(exact.curve, exact, left),
+    ),
+    Case(
+        OUTPUT_SEARCH,
+        lambda backend, layer, convention, _: backend.compute_s(layer, replace(convention, objective=Objective.output)),
+        ("x", "w", "abs_mean", "sq_mean"),
+        ("error", "s", "inv_s"),
+        lambda exact, left, _: _of_search(exact.output_curve, exact, left),
     ),
     Case(
         "compute_scale_b",
@@ -139,7 +151,10 @@ CASES = (
 )
 CASE_NAMES = tuple(case.name for case in CASES)
 # Stages of the table of kernels that are parts of a case: the case that they are in.
-WITHIN = dict.fromkeys(("search_diag", "candidate", "output_error", "choose_output"), "compute_s")
+WITHIN = {
+    "search_diag": DIAG_SEARCH,
+    **dict.fromkeys(("candidate", "output_error", "choose_output"), OUTPUT_SEARCH),
+}
 
 
 def case_of(stage: str) -> Case:

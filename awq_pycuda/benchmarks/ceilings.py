@@ -18,6 +18,7 @@ from awq_pycuda.parallel import map_row_blocks, product
 CASE = "ceiling"
 NO_SHAPE = Shape(0, 0, 0, 0)
 MOVES = ("read", "write", "copy")
+LINK = "link"  # from the host's memory to a device's
 _BYTES = 128 << 20  # of each array on the host
 _SIDE: dict[Unit, int] = {"fp32": 1024, "fp64": 512}  # of the products on the host
 
@@ -64,9 +65,9 @@ def measured(rates: Sequence[tuple[str, Work, Unit, float]]) -> Ceilings:
     """
     found: dict[str, float] = {}
     for name, work, _, us in rates:
-        amount = work.read + work.written if name in MOVES else work.operations
+        amount = work.operations or work.read + work.written
         found[name] = max(found.get(name, 0.0), 1e6 * amount / us)
-    units: dict[Unit, float] = {unit: found[name] for name, _, unit, _ in rates if name not in MOVES}
+    units: dict[Unit, float] = {unit: found[name] for name, work, unit, _ in rates if work.operations}
     return Ceilings(**{name: found[name] for name in MOVES if name in found}, units=units)
 
 

@@ -8,25 +8,30 @@ from typing import Any, Self
 
 import numpy as np
 import pycuda.driver as cuda
+from numpy.typing import NDArray
 
 from awq_pycuda.backends.base import Backend, Layer
 from awq_pycuda.backends.cuda.backend import CudaBackend
 from awq_pycuda.backends.cuda.device import Gpu, open_gpu
 from awq_pycuda.backends.cuda.meter import Meter
-from awq_pycuda.benchmarks.cases import CASES, case_of
-from awq_pycuda.benchmarks.ceilings import MOVES, CeilingSubject
+from awq_pycuda.benchmarks.cases import CASES, OUTPUT_SEARCH, SEARCHES, case_of
+from awq_pycuda.benchmarks.ceilings import LINK, MOVES, CeilingSubject
 from awq_pycuda.benchmarks.machine import Machine, Sample
+from awq_pycuda.benchmarks.models import Layers, ModelSubject, layers_of
+from awq_pycuda.benchmarks.oracle import Exact
 from awq_pycuda.benchmarks.places import KERNELS
 from awq_pycuda.benchmarks.shapes import Shape
 from awq_pycuda.benchmarks.subjects import OURS, Key, StageSubject, Subject, layer_of
 from awq_pycuda.kernels import bench_table, table
 from awq_pycuda.kernels.variant import Variant
-from awq_pycuda.kernels.work import Work
+from awq_pycuda.kernels.work import Unit, Work
 from awq_pycuda.parallel import use_threads
 from awq_pycuda.quant.conventions import Convention
 
+RESIDENT, STREAMED = "weights on the device", "weights from the host"
 DEVICE, HOST = "device", "host"  # the variants of a search, as search.where names them
-HOST_STAGES = ("compute_s", "compute_scale_b")  # those that search.where=host runs on the host
+HOST_STAGES = (*SEARCHES, "compute_scale_b")  # those that search.where=host runs on the host
+_LINK_BYTES = 128 << 20
 _MOST_BYTES = 2 << 30  # of each array that a ceiling moves; what stays in the L2 at the end is then little of it
 
 
@@ -103,7 +108,24 @@ class CudaPlace:
                 found.append(self._move(variant, data, out, count))
             elif variant.stage != "spin":
                 found.append(self._rate(variant, out))
-        return found
+        return [*found, self._link(out, count)]
+
+    def _link(self, out: Any, count: int) -> Subject:
+        source = cuda.pagelocked_empty(min(count, _LINK_BYTES // 4), np.float32)
+        source[:] = 1.5
+
+        def launch() -> None:
+            cuda.memcpy_htod_async(out, source, self._meter.stream)
+
+        def check() -> str | None:
+            cuda.memset_d32(out, 0, source.size)
+            launch()
+            self._meter.stream.synchronize()
+            found = np.empty_like(source)
+            cuda.memcpy_dtoh(found, out)
+            return None if (found == 1.5).all() else "leaves a wrong result"
+
+        return CeilingSubject(LINK, "from pinned memory", Work(source.nbytes, 0, 0), "fp32", launch, check)
 
     def _move(self, variant: Variant, data: Any, out: Any, count: int) -> Subject:
         nbytes = 4 * count
@@ -166,8 +188,9 @@ class CudaPlace:
                     key = Key(KERNELS, stage, variant.name, OURS, shape)
                     unit, passes = variant.unit, variant.passes
                     found[stage].append(StageSubject(backend, layer, convention, case_of(stage), key, unit, passes))
-                if not index and "compute_s" in found:
-                    found["compute_s"].append(_searching(backend, layer, convention, "compute_s", DEVICE, shape))
+                for stage in SEARCHES:
+                    if not index and stage in found:
+                        found[stage].append(_searching(backend, layer, convention, stage, DEVICE, shape))
             if on_host := [stage for stage in HOST_STAGES if stage in found]:
                 backend = self._entered(stack, {}, search_on_host=True)
                 layer = layer_of(backend, shape, convention)
@@ -185,6 +208,24 @@ class CudaPlace:
                 if variant.runs_on(self._gpu.limits.capability)
             }
             yield {**made, "search on the host": self._entered(stack, {}, search_on_host=True)}
+
+    @contextmanager
+    def models(
+        self, name: str, shape: Shape, convention: Convention, stages: Sequence[str]
+    ) -> Iterator[dict[str, list[Subject]]]:
+        """See `Place.models`: with the weights on the device, and streamed to it from pinned memory of the host."""
+        with ExitStack() as stack:
+            backend = self._entered(stack, {})
+            layers = layers_of(backend, name, shape, convention)
+            pinned = [cuda.pagelocked_empty(layer.w.shape, np.float32) for layer in layers]
+            yield {
+                stage: [
+                    ModelSubject(backend, layers, name, RESIDENT, stage, convention, shape, _unit(stage, DEVICE)),
+                    StreamedModelSubject(backend, layers, name, stage, convention, shape, pinned),
+                ]
+                for stage in SEARCHES
+                if stage in stages
+            }
 
     def _obstacle(self, variant: Variant, shape: Shape) -> str | None:
         size = shape.group_size or shape.in_features
@@ -210,4 +251,50 @@ def _searching(
     backend: Backend[Any], layer: Layer[Any], convention: Convention, stage: str, where: str, shape: Shape
 ) -> Subject:
     key = Key(KERNELS, stage, where, OURS, shape)
-    return StageSubject(backend, layer, convention, case_of(stage), key, "fp32")
+    return StageSubject(backend, layer, convention, case_of(stage), key, _unit(stage, where))
+
+
+def _unit(stage: str, where: str) -> Unit:
+    """What does the operations of a search."""
+    return "fp16 matrix" if (stage, where) == (OUTPUT_SEARCH, DEVICE) else "fp32"
+
+
+class StreamedModelSubject(ModelSubject):
+    """The scales of every layer of a model whose weights come over the link while the layers before are searched.
+
+    Args:
+        pinned: what each layer's weights are copied from.
+        others: see `ModelSubject`.
+    """
+
+    def __init__(
+        self,
+        backend: CudaBackend,
+        layers: Layers,
+        name: str,
+        stage: str,
+        convention: Convention,
+        shape: Shape,
+        pinned: Sequence[NDArray[np.float32]],
+    ) -> None:
+        super().__init__(backend, layers, name, STREAMED, stage, convention, shape, _unit(stage, DEVICE))
+        self._stream, self._copying, self._pinned = backend.stream, cuda.Stream(), pinned
+
+    def fill(self, exact: Exact) -> None:
+        """See `Subject.fill`: on the device there are no weights before they are copied."""
+        super().fill(exact)
+        for layer, pinned in zip(self._layers, self._pinned, strict=True):
+            pinned[:] = self._backend.read(layer.w)
+            self._backend.write(layer.w, np.full(1, np.nan, np.float32))
+            layer.w.to_device(self._stream)
+
+    def launch(self) -> None:
+        """See `Subject.launch`: a copy waits until what lies there has been searched."""
+        free = [cuda.Event().record(self._stream)] * len(self._layers)
+        for _ in range(self._blocks):
+            for index, (layer, pinned) in enumerate(zip(self._layers, self._pinned, strict=True)):
+                self._copying.wait_for_event(free[index])
+                cuda.memcpy_htod_async(layer.w.pointer, pinned, self._copying)
+                self._stream.wait_for_event(cuda.Event().record(self._copying))
+                self._search(layer)
+                free[index] = cuda.Event().record(self._stream)

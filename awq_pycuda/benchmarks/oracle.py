@@ -116,13 +116,26 @@ class Exact:
 
     @cached_property
     def curve(self) -> tuple[Array, Array]:
-        """What `exact_curve` gives for the candidates; in blocks of rows, since it is long."""
+        """What `exact_curve` gives for the candidates by `diag`."""
+        return self._curve(None)
+
+    @cached_property
+    def output_curve(self) -> tuple[Array, Array]:
+        """What `exact_curve` gives for the candidates by `output`."""
+        exact, units = self._curve(self.x.astype(np.float64))
+        return exact / self.shape.out_features, units / np.sqrt(self.shape.out_features)
+
+    def _curve(self, x: Array | None) -> tuple[Array, Array]:
+        """In blocks of rows, since it is long, and summed over them; by the output, too."""
         sq_mean, form = self.sq_mean.astype(np.float64), self.convention.quantizer
-        parts = map_row_blocks(
-            lambda block: exact_curve(self.w[block].astype(np.float64), self.scales, sq_mean, form), self.w.shape
-        )
-        exact, units = (np.array(each) for each in zip(*parts, strict=True))
-        return exact.sum(axis=0), np.sqrt(np.square(units).sum(axis=0))
+
+        def of_block(block: slice) -> tuple[Array, Array]:
+            exact, units = exact_curve(self.w[block].astype(np.float64), self.scales, sq_mean, form, x)
+            rows = 1 if x is None else block.stop - block.start
+            return rows * exact, rows * np.square(units)
+
+        exact, squares = (np.array(each) for each in zip(*map_row_blocks(of_block, self.w.shape), strict=True))
+        return exact.sum(axis=0), np.sqrt(squares.sum(axis=0))
 
     @cached_property
     def scales(self) -> Array:

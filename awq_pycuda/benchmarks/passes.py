@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,6 @@ from awq_pycuda.benchmarks.cases import array
 from awq_pycuda.benchmarks.oracle import Exact
 from awq_pycuda.benchmarks.shapes import Shape
 from awq_pycuda.benchmarks.subjects import OURS, Key, Verdict, poison_of, unwritten, verdict
-from awq_pycuda.config import Objective
 from awq_pycuda.engine.arrays import allocate
 from awq_pycuda.engine.stages import STAGE_NAMES, STAGES
 from awq_pycuda.engine.verify import check_layer
@@ -72,9 +70,8 @@ class PassSubject:
             if reason := unwritten({name: self._backend.read(array(layer, name)) for name in _LEFT}):
                 return Verdict(reason=f"layer {index}: {reason}")
         read, last = self._backend.read, self._layers[-1]
-        without_curve = replace(self._convention, objective=Objective.output)
         errors = check_layer(
-            without_curve,
+            self._convention,
             x=read(last.x),
             w=read(last.w),
             bias=None,
@@ -84,6 +81,7 @@ class PassSubject:
             quantized=last.quantized.map(read),
             y=read(last.y),
             out=read(last.out),
+            curve=False,
         )
         return verdict(errors)
 

@@ -10,9 +10,10 @@ import numpy as np
 
 from awq_pycuda.backends.base import Backend
 from awq_pycuda.backends.cpu import CpuBackend
-from awq_pycuda.benchmarks.cases import CASES, Case
+from awq_pycuda.benchmarks.cases import CASES, SEARCHES, Case
 from awq_pycuda.benchmarks.ceilings import host_ceilings
 from awq_pycuda.benchmarks.machine import CpuMachine, Machine
+from awq_pycuda.benchmarks.models import ModelSubject, layers_of
 from awq_pycuda.benchmarks.shapes import Shape
 from awq_pycuda.benchmarks.subjects import OURS, Key, StageSubject, Subject, layer_of
 from awq_pycuda.kernels.work import Unit
@@ -60,6 +61,11 @@ class Place(Protocol):
         self, shape: Shape, convention: Convention, stages: Sequence[str]
     ) -> AbstractContextManager[dict[str, list[Subject]]]:
         """By stage: its variants on one shape; their arrays live within the `with` block."""
+
+    def models(
+        self, name: str, shape: Shape, convention: Convention, stages: Sequence[str]
+    ) -> AbstractContextManager[dict[str, list[Subject]]]:
+        """By stage: its searches of a model, with the candidates and groups of a shape."""
 
     def backends(self) -> AbstractContextManager[dict[str, Backend[Any]]]:
         """By the words that tell them apart: backends that a whole pass is run by."""
@@ -115,6 +121,18 @@ class CpuPlace:
 
     def _key(self, case: Case, shape: Shape) -> Key:
         return Key(KERNELS, case.name, self.variant, OURS, shape)
+
+    @contextmanager
+    def models(
+        self, name: str, shape: Shape, convention: Convention, stages: Sequence[str]
+    ) -> Iterator[dict[str, list[Subject]]]:
+        """See `Place.models`: one block, since all of them take minutes."""
+        layers = layers_of(self.backend, name, shape, convention)
+        yield {
+            stage: [ModelSubject(self.backend, layers, name, self.variant, stage, convention, shape, "fp32", 1)]
+            for stage in SEARCHES
+            if stage in stages
+        }
 
     @contextmanager
     def backends(self) -> Iterator[dict[str, Backend[Any]]]:

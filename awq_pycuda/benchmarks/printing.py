@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from awq_pycuda.benchmarks.ceilings import CASE, MOVES
+from awq_pycuda.benchmarks.ceilings import CASE
+from awq_pycuda.benchmarks.models import MODELS
 from awq_pycuda.benchmarks.subjects import OURS
 from awq_pycuda.benchmarks.timing import COLD, WARM
 from awq_pycuda.names import listed
@@ -75,7 +76,7 @@ def remarks(record: BenchRecord) -> list[str]:
 
 def _ceiling(row: BenchRow, prefix: str, factor: float) -> str:
     fastest = float(row.us.min())
-    if row.stage in MOVES:
+    if not row.operations:
         rate = (row.read + row.written) / fastest / factor
         return f"ceiling {row.stage}: {rate:.3g} {prefix}B/s, {row.variant}"
     unit = "OP" if row.stage.startswith("int") else "FLOP"
@@ -88,6 +89,9 @@ def _shape(row: BenchRow) -> tuple[object, ...]:
 
 def _title(row: BenchRow) -> str:
     grouped = f", groups of {row.group_size}" if row.group_size else ""
+    if row.case in MODELS:
+        of_layers = " and ".join(f"{count} of {rows} x {columns}" for count, rows, columns in MODELS[row.case].layers)
+        return f"{row.case}: blocks of {of_layers}, {row.tokens} tokens, {row.candidates} candidates{grouped}"
     return (
         f"{row.case}: {row.out_features} x {row.in_features}, {row.tokens} tokens, {row.candidates} candidates{grouped}"
     )
@@ -98,6 +102,8 @@ def _name(row: BenchRow) -> str:
     name = " ".join(part for part in parts if part)
     if row.case == CASE:
         return f"ceiling {name}"
+    if row.case in MODELS:
+        return f"{name} of {row.case}"
     return f"{name} at {row.out_features} x {row.in_features} x {row.tokens}"
 
 

@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 
 from awq_pycuda import provenance
+from awq_pycuda.benchmarks.cases import SEARCHES
 from awq_pycuda.benchmarks.ceilings import measured
 from awq_pycuda.benchmarks.groups import Measured, measure_group
 from awq_pycuda.benchmarks.limits import Ceilings, floor_us, limit_us
 from awq_pycuda.benchmarks.machine import Machine
+from awq_pycuda.benchmarks.models import MODELS
 from awq_pycuda.benchmarks.oracle import Exact
 from awq_pycuda.benchmarks.passes import PassSubject
 from awq_pycuda.benchmarks.peers import Peers
@@ -40,7 +42,7 @@ class Plan:
     """What to measure.
 
     Attributes:
-        cases: of `kernels` and `pass`.
+        cases: of `kernels`, `pass` and the names of `MODELS`.
         stages: of the kernels.
         shapes: of the layers.
         layers: of a pass.
@@ -55,6 +57,11 @@ class Plan:
     seed: int
     noise: float
     seconds: float
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The models among the cases."""
+        return tuple(case for case in self.cases if case in MODELS)
 
 
 def convention_for(shape: Shape) -> Convention:
@@ -83,7 +90,8 @@ def measure(
         on_progress: told what is going on, how many steps are done, and of how many.
         interruptible: held while it measures.
     """
-    steps = 2 + len(plan.shapes) * (len(plan.stages) * (KERNELS in plan.cases) + ("pass" in plan.cases))
+    per_shape = len(plan.stages) * (KERNELS in plan.cases) + ("pass" in plan.cases)
+    steps = 2 + len(plan.shapes) * per_shape + len(plan.models) * len(set(SEARCHES) & set(plan.stages))
     step = iter(range(steps))
 
     def tell(what: str) -> None:
@@ -104,6 +112,9 @@ def measure(
             for shape in plan.shapes:
                 for group in _groups(place, peers, plan, shape, tell):
                     found += _measure_subjects(place, group, plan, shape)
+            for name in plan.models:
+                for group in _model_groups(place, plan, name, tell):
+                    found += _measure_subjects(place, group, plan, plan.shapes[0])
             tell("ceilings")
             after = _measure_ceilings(place, subjects)
     except (Exception, KeyboardInterrupt) as caught:  # a fault of a GPU leaves nothing that works
@@ -130,19 +141,30 @@ def measure(
 
 
 def layer_bytes(plan: Plan) -> int:
-    """What the arrays of a place take for the largest shape; a pass has layers of its own for each set of inputs."""
+    """What the arrays of a place take at the most; a pass has layers of its own for each set of inputs."""
     layers = 1 + 2 * plan.layers * ("pass" in plan.cases)
-    return layers * max(kept_bytes([spec_for(shape)], convention_for(shape)) for shape in plan.shapes)
+    of_shapes = [layers * _kept_bytes(shape) for shape in plan.shapes]
+    return max(*of_shapes, *(sum(map(_kept_bytes, _block(plan, name))) for name in plan.models), 0)
+
+
+def _kept_bytes(shape: Shape) -> int:
+    return kept_bytes([spec_for(shape)], convention_for(shape))
+
+
+def _block(plan: Plan, name: str) -> list[Shape]:
+    return MODELS[name].shapes(plan.shapes[0].candidates, plan.shapes[0].group_size)
 
 
 def host_bytes(plan: Plan) -> int:
     """What the largest shape takes on the host besides: two sets of inputs, and in float64 what must come of them."""
     found = []
-    for shape in plan.shapes:
+    of_models = [shape for name in plan.models for shape in _block(plan, name)]
+    for shape in (*plan.shapes, *of_models):
         inputs, outputs = shape.tokens * shape.in_features, shape.tokens * shape.out_features
         weights = shape.out_features * shape.in_features
         found.append(2 * (12 * inputs + 5 * weights + 24 * outputs) + 24 * weights + 16 * outputs)
-    return max(found)
+    copies = sum(4 * shape.out_features * shape.in_features for shape in of_models)  # that are streamed from
+    return max(found) + copies
 
 
 def flush_effect(place: Place) -> float:
@@ -182,6 +204,14 @@ def _groups(
                 PassSubject(backend, variant, shape, convention, plan.layers) for variant, backend in backends.items()
             ]
             yield [*own, *peers.passes(shape, convention, plan.layers)]
+
+
+def _model_groups(place: Place, plan: Plan, name: str, tell: Callable[[str], None]) -> Iterator[list[Subject]]:
+    shape = plan.shapes[0]
+    with place.models(name, shape, convention_for(shape), plan.stages) as by_stage:
+        for stage, subjects in by_stage.items():
+            tell(f"{stage}, {name}")
+            yield subjects
 
 
 def _measure_subjects(place: Place, subjects: Sequence[Subject], plan: Plan, shape: Shape) -> list[Measured]:

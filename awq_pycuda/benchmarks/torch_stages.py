@@ -44,7 +44,7 @@ def stage_function(stage: str, convention: Convention) -> Callable[..., Tensors]
     def accum_stats(x: Tensor) -> Tensors:
         return {"abs_mean": x.abs().mean(0), "sq_mean": x.square().mean(0)}
 
-    def compute_s(w: Tensor, abs_mean: Tensor, sq_mean: Tensor) -> Tensors:
+    def compute_s(w: Tensor, abs_mean: Tensor, sq_mean: Tensor, x: Tensor | None = None) -> Tensors:
         errors, candidates = [], []
         for gamma in gammas:
             s = abs_mean.clamp_min(convention.floor) ** gamma
@@ -52,7 +52,10 @@ def stage_function(stage: str, convention: Convention) -> Callable[..., Tensors]
             scaled = w * s
             steps = steps_of(scaled)
             off = (rounded(scaled, steps) * steps[:, :, None]).flatten(1) - scaled
-            errors.append((off.square().sum(0) * sq_mean / s.square()).sum())
+            if x is None:
+                errors.append((off.square().sum(0) * sq_mean / s.square()).sum())
+            else:
+                errors.append((x @ (off / s).T).square().mean())
             candidates.append(s)
         error = torch.stack(errors)
         s = torch.stack(candidates).index_select(0, error.argmin(0, keepdim=True))[0]  # without a word to the host
@@ -82,6 +85,7 @@ def stage_function(stage: str, convention: Convention) -> Callable[..., Tensors]
     own: dict[str, Callable[..., Tensors]] = {
         "accum_stats": accum_stats,
         "compute_s": compute_s,
+        "compute_s_output": compute_s,
         "compute_scale_b": compute_scale_b,
         "quantize_awq": quantize_awq,
         "dequantizeTiled": product,

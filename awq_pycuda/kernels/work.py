@@ -69,6 +69,12 @@ WORK: dict[str, Callable[[Sizes], Work]] = {
         8 * z.in_features + 8 * z.candidates,
         _SEARCH * _weights(z) * z.candidates,
     ),
+    # The same by the output: one product of the activations with what each candidate takes from the weights.
+    "compute_s_output": lambda z: Work(
+        4 * _weights(z) + 4 * _inputs(z) + 4 * z.in_features,
+        8 * z.in_features + 8 * z.candidates,
+        _product(z) * z.candidates,
+    ),
     "compute_scale_b": lambda z: Work(4 * _weights(z) + 4 * z.in_features, 4 * _steps(z), 2 * _weights(z)),
     "quantize_awq": lambda z: Work(4 * _weights(z) + 4 * z.in_features + 4 * _steps(z), _weights(z), 2 * _weights(z)),
     "dequantizeTiled": lambda z: Work(

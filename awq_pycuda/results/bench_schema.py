@@ -26,7 +26,7 @@ TABLE: tuple[Entry, ...] = (
     Entry("/@absent", "JSON list: what could not be measured here, and why", "str"),
     Entry(ROWS, "a row per way to compute something, shape and state of the cache"),
     Entry(f"{ROWS}/row", "index of the row", "i8", _ROW),
-    Entry(f"{ROWS}/case", "`ceiling`, `kernels` or `pass`", "str", _ROW),
+    Entry(f"{ROWS}/case", "`ceiling`, `kernels`, `pass` or the name of a model", "str", _ROW),
     Entry(f"{ROWS}/stage", "stage of the pipeline; of a ceiling its name, of a pass `pass`", "str", _ROW),
     Entry(f"{ROWS}/variant", "which of the stage's kernels, or how a ceiling was measured", "str", _ROW),
     Entry(f"{ROWS}/by", "whose code: `awq_pycuda`, or a peer such as `torch eager`", "str", _ROW),
