@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from awq_pycuda.names import fitting
+from awq_pycuda.results.conditions import held_down
 from awq_pycuda.results.record import LayerResult, Timings
 from awq_pycuda.spread import (
     Spread,
@@ -153,6 +154,8 @@ def _print_times(console: Console, names: Sequence[str], timings: Timings) -> No
     spread = f", IQR {milliseconds_range(whole)}" if passes > 1 else ""
     cold = "" if math.isnan(timings.cold_ms) else f", cold pass {timings.cold_ms:.0f} ms"
     print_line(console, f"pipeline {milliseconds(whole.median)} ms (median of {passes}{spread}){cold}")
+    if count := np.count_nonzero(held_down(timings.conditions, passes)):
+        print_line(console, f"in {count} of {passes} passes the GPU held its clock down, by heat or its power's limit")
 
 
 def _cells(times: NDArray[np.float64]) -> list[list[str]]:

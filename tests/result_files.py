@@ -65,6 +65,15 @@ def vary(path: Path, folder: Path, config: dict | None = None, slower: float = 1
     return copy
 
 
+def told(path: Path, **conditions: list[float]) -> Path:
+    """The file with conditions beside its passes, as a GPU would have told them; a value per measured pass."""
+    with editing(path) as file:
+        group = file["timings"].create_group("conditions")
+        for name, values in conditions.items():
+            group.create_dataset(name, data=values, dtype="f8").dims[0].attach_scale(file["timings/repeat"])
+    return path
+
+
 def make_many(folder: Path, count: int, *overrides: str) -> list[Path]:
     """`count` results of a sweep over n, tile and seed: one real run, the others varied from it."""
     first = make_run(folder / "first", *overrides)

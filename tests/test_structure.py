@@ -111,7 +111,13 @@ def test_the_analysis_knows_results_and_nothing_of_runs():
         left |= graph()[name] - reached
     others = {name.removeprefix("awq_pycuda.") for name in reached if ".analysis." not in name}
     of_results = {"results.reader", "results.files", "results.opened", "results.schema", "hdf5", "hdf5_worker"}
-    of_results |= {"results.bench_reader", "results.bench_record", "results.bench_schema", "kernels.work"}
+    of_results |= {
+        "results.bench_reader",
+        "results.bench_record",
+        "results.bench_schema",
+        "results.conditions",
+        "kernels.work",
+    }
     assert others <= of_results | {"quant.format", "parallel", "errors", "names", "spread"}
 
 

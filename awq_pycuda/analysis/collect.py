@@ -17,10 +17,12 @@ import numpy as np
 import pandas as pd
 
 from awq_pycuda.analysis.derived import DERIVED, derived
+from awq_pycuda.analysis.frames import frame, joined, labels
 from awq_pycuda.errors import InputError
 from awq_pycuda.hdf5 import UnreadableError
 from awq_pycuda.hdf5_worker import ask
 from awq_pycuda.results import schema
+from awq_pycuda.results.conditions import held_down
 from awq_pycuda.results.files import read_files
 from awq_pycuda.results.reader import LayerRecord, ResultFile, read_channels
 from awq_pycuda.spread import Spread
@@ -30,13 +32,14 @@ SALIENT_SHARE = 0.01  # the share of salient channels in the AWQ paper's 1 % exp
 _LONG_LIST = 8
 
 _ORIGIN = ("overrides", "device", "versions", "git_commit", "git_dirty", "kernels_sha256")
+CONDITIONS = tuple(name for name, *_ in schema.TOLD)  # of a pass, on a GPU that tells them
 _QUARTILES = ("pipeline_ms_q25", "pipeline_ms_q75")
 _OVER_LAYERS = ("error_removed", "output_sqnr_db", "rtn_output_sqnr_db")
 _SPREADS = (*_QUARTILES, *(f"{name}_{part}" for name in _OVER_LAYERS for part in ("median", "q25", "q75")))
 _ONLY_IN_RUNS = ("config", *_ORIGIN, *_SPREADS)
 _RUN_COLUMNS = (
     *("run", "path", "status", "error", "created", "backend", "device_name", "config_hash", "study"),
-    *("pipeline_ms", "cold_ms", "layers_finished", "clock", "gamma_grid_size", *_ONLY_IN_RUNS),
+    *("pipeline_ms", "cold_ms", "held_down", "layers_finished", "clock", "gamma_grid_size", *_ONLY_IN_RUNS),
 )
 _OF_LAYER = (
     *("name", "tokens", "in_features", "out_features"),
@@ -97,10 +100,10 @@ def collect(paths: Sequence[Path]) -> Collection:
     # The folders of a study are hashes: their order says nothing.
     results.sort(key=lambda result: [_rank(result.config.get(key)) for key in swept])
     names = run_names([result.path for result in results])
-    runs = _frame([_run_row(name, result) for name, result in zip(names, results, strict=True)], _RUN_COLUMNS)
+    runs = frame([_run_row(name, result) for name, result in zip(names, results, strict=True)], _RUN_COLUMNS)
     per_layer = [(name, result, layer) for name, result in zip(names, results, strict=True) for layer in result.layers]
     taken = {*_TAKEN, *runs.columns}
-    layers = _frame([_layer_row(*item, taken) for item in per_layer], _LAYER_COLUMNS)
+    layers = frame([_layer_row(*item, taken) for item in per_layer], _LAYER_COLUMNS)
     layers = layers.merge(runs.drop(columns=list(_ONLY_IN_RUNS)), on="run", how="left", validate="many_to_one")
     return Collection(
         runs=runs,
@@ -243,6 +246,7 @@ def _run_row(run: str, result: ResultFile) -> dict[str, Any]:
         **dict(zip(_QUARTILES, (passes.low, passes.high), strict=True)),
         **_over_layers(result.layers),
         "cold_ms": result.cold_ms,
+        "held_down": _held_down(result),
         "layers_finished": len(result.layers),
         "clock": _clock(result),
         "gamma_grid_size": len({0, *gammas}) if gammas and _is_grid(gammas) else None,  # 0 is always searched
@@ -250,6 +254,14 @@ def _run_row(run: str, result: ResultFile) -> dict[str, Any]:
         **{name: root.get(name) for name in _ORIGIN},
         **{column_of(key): _shown(value) for key, value in config.items() if key != "study"},
     }
+
+
+def _held_down(result: ResultFile) -> float:
+    """The share of the measured passes in which the clock was held down; NaN where nothing told it."""
+    reasons = result.conditions.get("throttle_reasons", np.empty(0))
+    if not np.isfinite(reasons).any():
+        return math.nan
+    return float(held_down(result.conditions, reasons.size)[np.isfinite(reasons)].mean())
 
 
 def _over_layers(layers: Sequence[LayerRecord]) -> dict[str, float]:
@@ -291,38 +303,14 @@ def _layer_row(run: str, result: ResultFile, layer: LayerRecord, taken: Set[str]
     return {"run": run, "layer": layer.index, **row, **derived(figures)}
 
 
-def _frame(rows: list[dict[str, Any]], columns: Sequence[str]) -> pd.DataFrame:
-    """Rows as a table whose columns have one type each; `columns` come first and are there even without rows."""
-    names = list(dict.fromkeys([*columns, *(name for row in rows for name in row)]))
-    return pd.DataFrame({name: _column([row.get(name) for row in rows]) for name in names})
-
-
-def _column(values: list[Any]) -> Any:
-    """One type for a column: whole numbers and truth values keep theirs beside missing values; a mixture is text."""
-    present = [value for value in values if value is not None]
-    kinds = {type(value) for value in present}
-    if kinds == {bool}:
-        dtype, plain = "boolean", "bool"
-    elif kinds == {int} and all(-(2**63) <= value < 2**63 for value in present):
-        dtype, plain = "Int64", "int64"
-    elif kinds == {int} and all(0 <= value < 2**64 for value in present):
-        dtype, plain = "UInt64", "uint64"
-    elif kinds in ({float}, {int, float}):
-        return np.array([math.nan if value is None else float(value) for value in values])
-    else:
-        return pd.array([None if value is None else str(value) for value in values], dtype="str")
-    # By NumPy where nothing is missing: pandas.array turns numbers from 2^63 on into 0 when asked for uint64.
-    return pd.array(values, dtype=dtype) if len(present) < len(values) else np.array(values, plain)
-
-
 def _curves(per_layer: Sequence[tuple[str, ResultFile, LayerRecord]]) -> pd.DataFrame:
     sizes = [layer.gamma.size for _, _, layer in per_layer]
-    gamma = _joined([layer.gamma for _, _, layer in per_layer])
-    error = _joined([layer.error for _, _, layer in per_layer])
+    gamma = joined([layer.gamma for _, _, layer in per_layer])
+    error = joined([layer.error for _, _, layer in per_layer])
     relative = error / np.repeat([layer.error_rtn for _, _, layer in per_layer], sizes)
     return pd.DataFrame(
         {
-            "run": _labels([run for run, _, _ in per_layer], sizes),
+            "run": labels([run for run, _, _ in per_layer], sizes),
             "layer": np.repeat(np.array([layer.index for _, _, layer in per_layer], np.int64), sizes),
             "gamma": gamma,
             "error": error,
@@ -345,26 +333,24 @@ def _timings(names: Sequence[str], results: Sequence[ResultFile]) -> pd.DataFram
             columns["clock"].append(np.full(layer.size, clock, object))
             columns["ms"].append(samples[layer, stage, repeat])
     types = {"run": "str", "layer": "int64", "stage": "str", "repeat": "int64", "clock": "str", "ms": "float64"}
-    return pd.DataFrame({name: _joined(parts) for name, parts in columns.items()}).astype(types)
+    return pd.DataFrame({name: joined(parts) for name, parts in columns.items()}).astype(types)
 
 
 def _passes(names: Sequence[str], results: Sequence[ResultFile]) -> pd.DataFrame:
     sizes = [result.pipeline_ms.size for result in results]
+    told = {
+        name: joined([result.conditions.get(name, np.full(result.pipeline_ms.size, np.nan)) for result in results])
+        for name in CONDITIONS
+    }
     return pd.DataFrame(
         {
-            "run": _labels(names, sizes),
-            "repeat": _joined([np.arange(size) for size in sizes]).astype(np.int64),
-            "pipeline_ms": _joined([result.pipeline_ms for result in results]),
+            "run": labels(names, sizes),
+            "repeat": joined([np.arange(size) for size in sizes]).astype(np.int64),
+            "pipeline_ms": joined([result.pipeline_ms for result in results]),
+            **told,
+            "held_down": held_down(told, sum(sizes)),
         }
     )
-
-
-def _joined(parts: Sequence[Any]) -> Any:
-    return np.concatenate(parts) if parts else np.empty(0)
-
-
-def _labels(names: Sequence[str], sizes: Sequence[int]) -> Any:
-    return pd.array(np.repeat(np.array(names, object), sizes), dtype="str")
 
 
 def _rank(value: Any) -> tuple[int, float, list[tuple[int, str]]]:

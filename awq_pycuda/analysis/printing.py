@@ -22,6 +22,7 @@ from awq_pycuda.analysis.selection import (
     removed_spreads,
     run_labels,
 )
+from awq_pycuda.names import listed
 from awq_pycuda.results.bench_record import BenchRecord
 from awq_pycuda.spread import milliseconds, percent, percent_range
 
@@ -76,6 +77,10 @@ def _print_figures(console: Console, collection: Collection) -> None:
         print_line(console, f"{len(runs) - _MOST_ROWS} more runs are in the table runs and in the report")
     if line := no_signal_line(collection):
         print_line(console, line)
+    slowed = runs[runs["held_down"] > 0]
+    if len(slowed):
+        shares = [f"{labels[run]} ({percent(share, 0)})" for run, share in slowed[["run", "held_down"]].to_numpy()]
+        print_line(console, f"passes with the clock held down, so slower than the device: {listed(shares, 6)}")
 
 
 def print_set(console: Console, name: str, path: Path, collection: Collection) -> None:

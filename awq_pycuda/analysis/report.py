@@ -278,6 +278,9 @@ def _columns(collection: Collection) -> list[Column]:
             "cold ms", "the first pass with all before it: inputs, compiling", runs["cold_ms"], milliseconds
         ),
     ]
+    if (runs["held_down"] > 0).any():
+        hint = "share of the passes measured while the device held its clock down: heat, or its power's limit"
+        found.append(_number_column("held down", hint, runs["held_down"], lambda value: percent(value, 0)))
     if runs["layers_finished"].nunique() > 1:
         found.append(
             _number_column("layers", "layers that the run finished", runs["layers_finished"], "{:,.0f}".format)

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# Of NVML's reasons for a clock below the highest: power cap, hardware slowdown, heat (two kinds), power brake.
-_THROTTLED = 0x4 | 0x8 | 0x20 | 0x40 | 0x80
+from awq_pycuda.results.conditions import held_down
 
 
 @dataclass(frozen=True)
@@ -78,8 +77,7 @@ class BenchRow:
     @property
     def throttled(self) -> NDArray[Any]:
         """Which samples were taken while the device held its clock down; none where nothing tells."""
-        reasons = self.conditions.get("throttle_reasons", np.zeros(self.us.shape))
-        return np.asarray((np.nan_to_num(reasons).astype(np.int64) & _THROTTLED) != 0)
+        return held_down(self.conditions, self.us.size)
 
 
 @dataclass(frozen=True)
