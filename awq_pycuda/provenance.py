@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import platform
 import subprocess
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from awq_pycuda import __version__
+from awq_pycuda.backends.base import Backend
 from awq_pycuda.kernels import table
 from awq_pycuda.paths import resource_dir
 
@@ -22,6 +25,19 @@ def versions() -> dict[str, str]:
         "awq_pycuda": __version__,
         "python": platform.python_version(),
         **{name: version(name) for name in _LIBRARIES},
+    }
+
+
+def made_by(backend: Backend[Any]) -> dict[str, str | bool]:
+    """The attributes of a file of results that say what made them: backend, device, libraries and state of the code."""
+    commit, dirty = git_state()
+    return {
+        "backend": backend.name,
+        "device": json.dumps(backend.device()),
+        "versions": json.dumps(versions() | backend.versions()),
+        "git_commit": commit,
+        "git_dirty": dirty,
+        "kernels_sha256": kernels_sha256(),
     }
 
 

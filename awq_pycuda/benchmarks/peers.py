@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -145,19 +146,7 @@ class Peers:
         def given(exact: Exact) -> dict[str, Any]:
             return {name: exact.given(name) for name in case.given}
 
-        found: list[Subject] = [
-            TorchSubject(
-                Key(KERNELS, stage, "", f"torch {how}", shape),
-                shape.work(stage),
-                "fp32",
-                given,
-                made,
-                judged,
-                self._device,
-                self._stream,
-            )
-            for how, made in self._ways(function)
-        ]
+        found = self._ways(Key(KERNELS, stage, "", "", shape), shape.work(stage), given, function, judged)
         if stage == "dequantizeTiled" and LIBRARIES in self._wanted and self._device == "cuda":
             found += self._products(shape)
         return found
@@ -174,28 +163,27 @@ class Peers:
         def judged(_: Exact, left: dict[str, Any]) -> Verdict:
             return Verdict(reason=unwritten(left))
 
-        work = pass_work(shape, layers)
-        return [
-            TorchSubject(
-                Key(PASS, PASS, f"{layers} layers", f"torch {how}", shape),
-                work,
-                "fp32",
-                given,
-                made,
-                judged,
-                self._device,
-                self._stream,
-            )
-            for how, made in self._ways(torch_stages.pass_function(convention))
-        ]
+        key = Key(PASS, PASS, f"{layers} layers", "", shape)
+        return self._ways(key, pass_work(shape, layers), given, torch_stages.pass_function(convention), judged)
 
-    def _ways(self, function: Callable[..., Tensors]) -> list[tuple[str, Callable[..., Tensors]]]:
+    def _ways(
+        self,
+        key: Key,
+        work: Work,
+        given: Callable[[Exact], dict[str, Any]],
+        function: Callable[..., Tensors],
+        judged: Callable[[Exact, dict[str, Any]], Verdict],
+    ) -> list[Subject]:
+        """A function of tensors, eager and compiled."""
         import torch
 
         ways = [(EAGER, function)] if EAGER in self._wanted else []
         if COMPILED in self._wanted:
             ways.append((COMPILED, torch.compile(function, dynamic=False)))
-        return ways
+        return [
+            TorchSubject(replace(key, by=f"torch {how}"), work, "fp32", given, made, judged, self._device, self._stream)
+            for how, made in ways
+        ]
 
     def _products(self, shape: Shape) -> list[Subject]:
         """The product alone, by cuBLAS: of dequantized weights in fp32 and fp16, and of int8 codes."""

@@ -129,7 +129,9 @@ def measure(
             f"cold times: the flush has no effect (an array is read in {effect:.2f} of its time without)"
         )
         rows = [row for row in rows if row.cache != COLD or row.case == "ceiling"]
-    root = _origin(place) | {
+    root = {
+        "created": provenance.created(),
+        **provenance.made_by(place.backend),
         "options": json.dumps(_plain(plan)),
         "flush": place.machine.flush,
         "flush_effect": effect,
@@ -264,19 +266,6 @@ def _warm(work: Work, cache_bytes: int) -> Work:
     moved = work.read + work.written
     share = max(0.0, 1 - cache_bytes / moved) if moved else 0.0
     return replace(work, read=share * work.read, written=share * work.written)
-
-
-def _origin(place: Place) -> dict[str, str | int | bool | float]:
-    commit, dirty = provenance.git_state()
-    return {
-        "created": provenance.created(),
-        "backend": place.backend.name,
-        "device": json.dumps(place.backend.device()),
-        "versions": json.dumps(provenance.versions() | place.backend.versions()),
-        "git_commit": commit,
-        "git_dirty": dirty,
-        "kernels_sha256": provenance.kernels_sha256(),
-    }
 
 
 def _plain(plan: Plan) -> dict[str, Any]:

@@ -162,17 +162,11 @@ def _unread_output() -> Iterator[None]:
 
 def describe(run: Prepared, overrides: Sequence[str], config_yaml: str) -> dict[str, str | int | bool]:
     """The attributes of a result file that are known before the run, at work: what is asked for, of which machine."""
-    commit, dirty = provenance.git_state()
     return {
         "overrides": json.dumps(list(overrides)),
         "config": config_yaml,
         "config_hash": run.spec.config_hash,
-        "backend": run.backend.name,
-        "device": json.dumps(run.backend.device()),
-        "versions": json.dumps(provenance.versions() | run.backend.versions()),
-        "git_commit": commit,
-        "git_dirty": dirty,
-        "kernels_sha256": provenance.kernels_sha256(),
+        **provenance.made_by(run.backend),
     }
 
 
