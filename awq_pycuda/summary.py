@@ -153,7 +153,8 @@ def _print_times(console: Console, names: Sequence[str], timings: Timings) -> No
     whole = Spread.of(timings.pipeline_ms)
     spread = f", IQR {milliseconds_range(whole)}" if passes > 1 else ""
     cold = "" if math.isnan(timings.cold_ms) else f", cold pass {timings.cold_ms:.0f} ms"
-    print_line(console, f"pipeline {milliseconds(whole.median)} ms (median of {passes}{spread}){cold}")
+    launched = f", launched {timings.launched}" if on_gpu else ""
+    print_line(console, f"pipeline {milliseconds(whole.median)} ms (median of {passes}{spread}){launched}{cold}")
     if count := np.count_nonzero(held_down(timings.conditions, passes)):
         print_line(console, f"in {count} of {passes} passes the GPU held its clock down, by heat or its power's limit")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, Self, TypeVar
 
@@ -13,14 +14,35 @@ from awq_pycuda.quant.conventions import Convention
 from awq_pycuda.quant.format import Quantized
 
 H = TypeVar("H")
+T = TypeVar("T")
+
+
+class Unrecordable(RuntimeError):
+    """Work that cannot be recorded; the message says why, in a few words."""
 
 
 @dataclass(frozen=True)
 class Mark:
-    """A moment: on the host's clock (seconds), and on the device's stream where there is one."""
+    """A moment: on the host's clock (seconds), and on the device's stream where there is one.
+
+    In recorded work it has no time of the host's (NaN), and on the stream that of the last repetition.
+    """
 
     host: float
     event: Any = None
+
+
+@dataclass(frozen=True)
+class Recorded(Generic[T]):
+    """Work that the device repeats without the host.
+
+    Attributes:
+        returned: what the work returned when it was recorded, such as its marks.
+        repeat: orders all of it once more; it may return before it is done.
+    """
+
+    returned: T
+    repeat: Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -175,6 +197,17 @@ class Backend(ABC, Generic[H]):
         self.compute_scale_b(layer.w, trial.s, trial.quantized)
         self.quantize_awq(layer.w, trial.s, trial.quantized)
         self.dequantize_tiled(layer.x, trial.quantized, trial.inv_s, trial.y)
+
+    def record(self, work: Callable[[], T]) -> Recorded[T]:
+        """Records stages, so that the device can repeat them as one; what they leave is undefined until it has.
+
+        Args:
+            work: calls stages and sets marks, the same ones each time; it is called more than once.
+
+        Raises:
+            Unrecordable: the work needs the host, or the device cannot do it.
+        """
+        raise Unrecordable("stages run on the host")
 
     @abstractmethod
     def mark(self) -> Mark:

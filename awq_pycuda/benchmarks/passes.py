@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from awq_pycuda.backends.base import Backend, Layer
+from awq_pycuda.backends.base import Backend, Layer, Unrecordable
 from awq_pycuda.benchmarks.cases import array
 from awq_pycuda.benchmarks.oracle import Exact
 from awq_pycuda.benchmarks.shapes import Shape
@@ -38,6 +39,7 @@ class PassSubject:
         self._backend, self._convention = backend, convention
         self._count = layers
         self._layers: list[Layer[Any]] = []
+        self._repeat: Callable[[], object] | None = None  # once it is known how
 
     def fill(self, exact: Exact) -> None:
         """See `Subject.fill`: in arrays of their own, since a run's inputs are complete before its first pass."""
@@ -46,6 +48,7 @@ class PassSubject:
             for index, weight in enumerate(chain_weights(exact, self._count))
         ]
         self._layers = allocate(self._backend, specs, self._convention).layers
+        self._repeat = None
 
     def poison(self) -> None:
         """See `Subject.poison`."""
@@ -55,7 +58,15 @@ class PassSubject:
                 self._backend.write(handle, poison_of(self._backend.read(handle)))
 
     def launch(self) -> None:
-        """See `Subject.launch`."""
+        """See `Subject.launch`: as a run does, as a whole where it can be recorded."""
+        if self._repeat is None:
+            try:
+                self._repeat = self._backend.record(self._stages).repeat
+            except Unrecordable:
+                self._repeat = self._stages
+        self._repeat()
+
+    def _stages(self) -> None:
         for layer in self._layers:
             for stage in STAGES:
                 stage.call(self._backend, layer, self._convention)

@@ -11,7 +11,7 @@ from typing import Generic
 import numpy as np
 from numpy.typing import NDArray
 
-from awq_pycuda.backends.base import Backend, H, Layer, Mark
+from awq_pycuda.backends.base import Backend, H, Layer, Mark, Unrecordable
 from awq_pycuda.engine import evaluation
 from awq_pycuda.engine.arrays import Run, allocate
 from awq_pycuda.engine.spec import RunSpec
@@ -32,6 +32,7 @@ class Pipeline(Generic[H]):
         self.layers: list[LayerResult] = []  # those finished so far, from the first on
         self.handles: Run[H] | None = None  # once there are inputs
         self._cold_ms = float("nan")
+        self._launched = ""
         self._samples: list[tuple[float, NDArray[np.float64], NDArray[np.float64]]] = []
         self._conditions: list[dict[str, float]] = []
 
@@ -45,7 +46,7 @@ class Pipeline(Generic[H]):
         whole = np.array([sample[0] for sample in self._samples])
         told = dict.fromkeys(name for each in self._conditions for name in each)
         conditions = {name: np.array([each.get(name, np.nan) for each in self._conditions]) for name in told}
-        return Timings(STAGE_NAMES, gpu, host, whole, self._cold_ms, conditions)
+        return Timings(STAGE_NAMES, gpu, host, whole, self._cold_ms, conditions, self._launched)
 
     def run(self, on_progress: Callable[[str, int, int], None] = lambda what, done, total: None) -> None:
         """Inputs, the cold pass, warm-up, the measured passes; then results and metrics from what the last pass left.
@@ -83,8 +84,10 @@ class Pipeline(Generic[H]):
             if index == 0:
                 self._cold_pass(self.handles)
                 self._cold_ms = (time.perf_counter() - begin) * 1e3
+                one_pass = self._repeatable(self.handles)
                 continue
-            marks = self._pass(self.handles)
+            marks = one_pass()
+            self.backend.synchronize()
             if index > timing.warmup:
                 self._samples.append(self._sample(marks))
                 self._conditions.append(self.backend.conditions())
@@ -103,15 +106,28 @@ class Pipeline(Generic[H]):
             self._collect(index, layer)
         self.backend.synchronize()
 
-    def _pass(self, run: Run[H]) -> list[list[Mark]]:
-        """All layers once; the marks around every stage, (layers, stages + 1)."""
-        marks: list[list[Mark]] = []
+    def _repeatable(self, run: Run[H]) -> Callable[[], list[Mark]]:
+        """What makes one more pass: the device on its own where it can, else stage by stage from here."""
+        try:
+            recorded = self.backend.record(lambda: self._pass(run))
+        except Unrecordable as reason:
+            self._launched = f"stage by stage: {reason}"
+            return lambda: self._pass(run)
+        self._launched = "as a whole"
+
+        def repeat() -> list[Mark]:
+            recorded.repeat()
+            return recorded.returned
+
+        return repeat
+
+    def _pass(self, run: Run[H]) -> list[Mark]:
+        """All layers once; the marks before the first stage and after each, layers × stages + 1."""
+        marks = [self.backend.mark()]
         for index, layer in enumerate(run.layers):
-            marks.append([self.backend.mark()])
             for stage in STAGES:
                 self._call(stage, index, layer)
-                marks[-1].append(self.backend.mark())
-        self.backend.synchronize()
+                marks.append(self.backend.mark())
         return marks
 
     def _call(self, stage: Stage, index: int, layer: Layer[H]) -> None:
@@ -126,12 +142,13 @@ class Pipeline(Generic[H]):
         except FloatingPointError as error:
             raise FloatingPointError(f"layer {index} ({self.spec.layers[index].name}): {error}") from None
 
-    def _sample(self, marks: list[list[Mark]]) -> tuple[float, NDArray[np.float64], NDArray[np.float64]]:
+    def _sample(self, marks: list[Mark]) -> tuple[float, NDArray[np.float64], NDArray[np.float64]]:
         """Pipeline, GPU and host milliseconds of one pass. The pipeline is timed on the stream where there is one."""
-        spans = [list(itertools.pairwise(layer)) for layer in marks]
-        gpu = np.array([[self.backend.gpu_ms(*span) for span in layer] for layer in spans])
-        host = np.array([[(end.host - start.host) * 1e3 for start, end in layer] for layer in spans])
-        first, last = marks[0][0], marks[-1][-1]
+        spans = list(itertools.pairwise(marks))
+        shape = (len(self.spec.layers), len(STAGES))
+        gpu = np.array([self.backend.gpu_ms(*span) for span in spans]).reshape(shape)
+        host = np.array([(end.host - start.host) * 1e3 for start, end in spans]).reshape(shape)
+        first, last = marks[0], marks[-1]
         whole = self.backend.gpu_ms(first, last)
         return (whole if np.isfinite(whole) else (last.host - first.host) * 1e3), gpu, host
 

@@ -36,7 +36,7 @@ class Timings:
     """Milliseconds: `gpu_ms` and `host_ms` (layers, stages, repeats), `pipeline_ms` (repeats,), `cold_ms` once.
 
     `stages` are the names of the stages, in the order run; `conditions` what the device told after each pass, by name,
-    (repeats,) each; nothing where it told nothing.
+    (repeats,) each; nothing where it told nothing. `launched` is how the passes were, in a few words; "" before any.
     """
 
     stages: tuple[str, ...]
@@ -45,6 +45,7 @@ class Timings:
     pipeline_ms: NDArray[np.float64]
     cold_ms: float
     conditions: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    launched: str = ""
 
 
 @dataclass(frozen=True)

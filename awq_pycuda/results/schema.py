@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 NAME = "awq_pycuda"
-VERSION = 3
+VERSION = 4
 FILE_NAME = "results.h5"
 
 LAYER = "/layers/000"  # stands for every layer
@@ -249,22 +249,23 @@ TABLE: tuple[Entry, ...] = (
     Entry(f"{TIMINGS}/repeat", "index of the measured pass", "i8", ("repeat",)),
     Entry(
         f"{TIMINGS}/gpu_ms",
-        "time on the stream between the events around the stage; a host stage's is the time the stream waited for it; "
-        "NaN without a GPU",
+        "time on the stream between the events around the stage, of which each takes about 3 µs; a host stage's is the "
+        "time the stream waited for it; NaN without a GPU",
         "f8",
         ("layer", "stage", "repeat"),
         "ms",
     ),
     Entry(
         f"{TIMINGS}/host_ms",
-        "time the host spent in the stage; launches return early",
+        "time the host spent in the stage; launches return early; NaN where passes were launched as a whole",
         "f8",
         ("layer", "stage", "repeat"),
         "ms",
     ),
     Entry(
         f"{TIMINGS}/pipeline_ms",
-        "one whole pass over all layers, host steps included: on the stream, or on the host's clock without a GPU",
+        "one whole pass over all layers, host steps and the events between stages included: on the stream, or on the "
+        "host's clock without a GPU",
         "f8",
         ("repeat",),
         "ms",
@@ -276,6 +277,14 @@ TABLE: tuple[Entry, ...] = (
         (),
         "ms",
         note="; NaN if it did not finish",
+    ),
+    Entry(
+        f"{TIMINGS}/launched",
+        "how passes were launched: `as a whole`, in one CUDA graph that the device goes through without the host, or "
+        "`stage by stage`, and why",
+        "str",
+        presence="optional",
+        since=4,
     ),
     Entry(CONDITIONS, "what the GPU told right after each measured pass", presence="optional", since=3),
     *(Entry(f"{CONDITIONS}/{name}", what, "f8", ("repeat",), units, "optional", since=3) for name, units, what in TOLD),

@@ -78,5 +78,6 @@ def _of_timings(timings: Timings) -> dict[str, Any]:
         "host_ms": timings.host_ms,
         "pipeline_ms": timings.pipeline_ms,
         "cold_ms": timings.cold_ms,
+        **({"launched": timings.launched} if timings.launched else {}),
         **{f"conditions/{name}": values for name, values in timings.conditions.items()},
     }

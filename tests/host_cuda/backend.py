@@ -15,7 +15,7 @@ from awq_pycuda.backends.base import Backend
 from host_cuda import driver
 
 _CUDA = "awq_pycuda.backends.cuda"
-_REPLACED = ("pycuda.driver", "pycuda.compiler", f"{_CUDA}.device", f"{_CUDA}.jit", f"{_CUDA}.memory")
+_REPLACED = ("pycuda.driver", "pycuda.compiler", *(f"{_CUDA}.{name}" for name in ("device", "graph", "jit", "memory")))
 
 
 def host_backend(

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import atexit
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -19,6 +20,8 @@ from awq_pycuda.kernels import variant
 from awq_pycuda.paths import resource_dir
 from host_cuda.build import Builder, Source
 from host_cuda.device import HostDevice, Launch
+
+T = TypeVar("T")
 
 _arrays: dict[int, np.ndarray | None] = {0: None}  # all that kernels can be given, by address
 
@@ -34,7 +37,8 @@ class ManagedArray:
 
     def to_device(self, stream: Stream) -> None: ...
 
-    def to_host(self, stream: Stream) -> None: ...
+    def to_host(self, stream: Stream) -> None:
+        stream.synchronize()
 
     def freeze(self) -> None: ...
 
@@ -92,10 +96,14 @@ class Function:
         return self
 
     def prepared_async_call(self, grid, block, stream, *arguments, shared_size=0) -> None:
-        values = [
-            (code, _arrays[value] if code == "P" else value) for code, value in zip(self.types, arguments, strict=True)
-        ]
-        self.gpu.device.launch(self.source, self.entry, Launch((*grid, 1), block, shared_size), values)
+        def launch() -> None:
+            values = [
+                (code, _arrays[value] if code == "P" else value)
+                for code, value in zip(self.types, arguments, strict=True)
+            ]
+            self.gpu.device.launch(self.source, self.entry, Launch((*grid, 1), block, shared_size), values)
+
+        stream.take(launch)
 
 
 @dataclass
@@ -119,14 +127,62 @@ def toolchain() -> None: ...
 
 
 class Stream:
-    def synchronize(self) -> None: ...
+    """Work is done as it is taken; within a capture it is kept."""
+
+    captured: list[Callable[[], None]] | None = None
+
+    def take(self, work: Callable[[], None]) -> None:
+        work() if self.captured is None else self.captured.append(work)
+
+    def synchronize(self) -> None:
+        assert self.captured is None, "a capture forbids it"
 
 
 class Event:
-    def record(self, stream: Stream) -> None: ...
+    """PyCUDA's, and that of a graph, which is recorded as it is made."""
+
+    def __init__(self, stream: Stream | None = None) -> None:
+        self.passed = 0  # how often
+        if stream is not None:
+            self.record(stream)
+
+    def record(self, stream: Stream) -> None:
+        def passes() -> None:
+            self.passed += 1
+
+        stream.take(passes)
 
     def time_till(self, end: Event) -> float:
+        assert self.passed
+        assert end.passed == self.passed
         return 0.0
+
+    def free(self) -> None: ...
+
+
+class GraphError(RuntimeError): ...
+
+
+@dataclass
+class Graph:
+    """What a stream has kept."""
+
+    captured: list[Callable[[], None]]
+
+    def launch(self, stream: Stream) -> None:
+        for work in self.captured:
+            stream.take(work)
+
+    def free(self) -> None:
+        self.captured.clear()
+
+
+def capture(stream: Stream, work: Callable[[], T]) -> tuple[Graph, T]:
+    stream.captured = kept = []
+    try:
+        return Graph(kept), work()
+    finally:
+        stream.captured = None
 
 
 class function_attribute:  # noqa: N801  # PyCUDA's name
@@ -134,7 +190,10 @@ class function_attribute:  # noqa: N801  # PyCUDA's name
 
 
 def memset_d32_async(pointer: int, value: int, count: int, stream: Stream) -> None:
-    _arrays[pointer].reshape(-1).view(np.uint32)[:count] = value
+    def fill() -> None:
+        _arrays[pointer].reshape(-1).view(np.uint32)[:count] = value
+
+    stream.take(fill)
 
 
 def memcpy_dtoh_async(to: np.ndarray, pointer: int, stream: Stream) -> None:

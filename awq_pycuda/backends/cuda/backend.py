@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from functools import partial
-from importlib.metadata import version
-from typing import Any, NamedTuple, Self
+from contextlib import ExitStack, suppress
+from functools import lru_cache, partial
+from importlib import metadata
+from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 import pycuda.driver as cuda
 from numpy.typing import DTypeLike, NDArray
 from pycuda.compiler import SourceModule
 
-from awq_pycuda.backends.base import Layer, Mark
+from awq_pycuda.backends.base import Layer, Mark, Recorded, Unrecordable
 from awq_pycuda.backends.cuda.device import open_gpu
+from awq_pycuda.backends.cuda.graph import Event, Graph, GraphError, capture
 from awq_pycuda.backends.cuda.jit import load, toolchain
 from awq_pycuda.backends.cuda.memory import ManagedArray, allocate
 from awq_pycuda.backends.cuda.search import DeviceSearch
@@ -26,6 +28,9 @@ from awq_pycuda.kernels.variant import MAX_BLOCKS, Argument, Device, Kernel, Var
 from awq_pycuda.quant.conventions import Convention
 from awq_pycuda.quant.format import Quantized
 
+T = TypeVar("T")
+
+_version = lru_cache(metadata.version)  # reads files, and a process keeps the libraries that it has loaded
 _ALIGNMENT = 256  # of scratch arrays: as the driver aligns allocations
 
 
@@ -43,6 +48,46 @@ class _Bound(NamedTuple):
     zeroed: list[tuple[int, int]]
     launches: list[tuple[Callable[..., None], tuple[Any, ...]]]
     scratch: dict[str, tuple[int, int]]
+
+
+class _Recording:
+    """Work on its way into a graph, and then what the graph needs as long as it is launched.
+
+    Attributes:
+        placing: the work only shows what it needs; nothing is launched yet.
+        arrays: what must lie on the device before each launch.
+    """
+
+    def __init__(self) -> None:
+        self.placing = True
+        self.arrays: dict[ManagedArray, None] = {}
+        self.graph: Graph | None = None
+        self.workspace: cuda.DeviceAllocation | None = None
+        self._events: list[Event] = []
+
+    def mark(self, stream: cuda.Stream) -> Mark:
+        """A moment of the graph."""
+        if self.placing:
+            return Mark(math.nan)
+        self._events.append(Event(stream))
+        return Mark(math.nan, self._events[-1])
+
+    def launch(self, stream: cuda.Stream) -> None:
+        """The whole work once more."""
+        assert self.graph is not None
+        for array in self.arrays:
+            array.to_device(stream)
+        self.graph.launch(stream)
+
+    def free(self) -> None:
+        """Gives back what it holds."""
+        for event in self._events:
+            event.free()
+        if self.graph is not None:
+            self.graph.free()
+        self.arrays.clear()
+        self._events.clear()
+        self.graph = self.workspace = None
 
 
 class CudaBackend(HostStages[ManagedArray]):
@@ -68,6 +113,8 @@ class CudaBackend(HostStages[ManagedArray]):
         self._arrays: list[ManagedArray] = []
         self._workspace: cuda.DeviceAllocation | None = None
         self._workspace_bytes = 0
+        self._recordings: list[_Recording] = []
+        self._recording: _Recording | None = None  # under way
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -81,6 +128,10 @@ class CudaBackend(HostStages[ManagedArray]):
 
     def __exit__(self, *exc: object) -> None:
         """Frees everything while the context is still current, then gives it back."""
+        for recording in self._recordings:
+            with suppress(GraphError):  # after a fault nothing can be given back, and the fault is what must be told
+                recording.free()
+        self._recordings.clear()
         for array in self._arrays:
             array.free()
         self._arrays.clear()
@@ -103,8 +154,8 @@ class CudaBackend(HostStages[ManagedArray]):
     def versions(self) -> dict[str, str]:
         """PyCUDA, cuda-bindings and nvcc."""
         return {
-            "pycuda": version("pycuda"),
-            "cuda-bindings": version("cuda-bindings"),
+            "pycuda": _version("pycuda"),
+            "cuda-bindings": _version("cuda-bindings"),
             "nvcc": toolchain().version,
         }
 
@@ -216,8 +267,26 @@ class CudaBackend(HostStages[ManagedArray]):
         signal, noise = sums.sum(axis=0)
         return float(signal), float(noise)
 
+    def record(self, work: Callable[[], T]) -> Recorded[T]:
+        """See `Backend.record`: as one CUDA graph."""
+        if self._search is None:
+            raise Unrecordable("the search runs on the host")
+        recording = _Recording()
+        self._recordings.append(recording)
+        self._recording = recording
+        try:
+            work()  # a capture takes no compilation, no allocation and no move of managed memory
+            recording.placing = False
+            recording.graph, returned = capture(self.stream, work)
+        finally:
+            self._recording = None
+        recording.workspace = self._workspace  # which the graph goes on using, should another take its place
+        return Recorded(returned, lambda: recording.launch(self.stream))
+
     def mark(self) -> Mark:
         """See `Backend.mark`."""
+        if self._recording is not None:
+            return self._recording.mark(self.stream)
         event = cuda.Event()
         event.record(self.stream)
         return Mark(time.perf_counter(), event)
@@ -255,6 +324,10 @@ class CudaBackend(HostStages[ManagedArray]):
             bound = self._bound[key] = self._bind(self._variants[stage], values)
         for array in bound.arrays:
             array.to_device(self.stream)
+        if self._recording is not None:
+            self._recording.arrays.update(dict.fromkeys(bound.arrays))
+            if self._recording.placing:
+                return bound.scratch
         for pointer, nbytes in bound.zeroed:
             cuda.memset_d32_async(pointer, 0, nbytes // 4, self.stream)
         for call, arguments in bound.launches:
