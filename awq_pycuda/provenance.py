@@ -7,7 +7,8 @@ import json
 import platform
 import subprocess
 from datetime import UTC, datetime
-from importlib.metadata import version
+from functools import lru_cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from awq_pycuda.kernels import table
 from awq_pycuda.paths import resource_dir
 
 _LIBRARIES = ("numpy", "h5py", "hydra-core", "omegaconf")
+
+version = lru_cache(metadata.version)  # reads files, and a process keeps the libraries that it has loaded
 
 
 def versions() -> dict[str, str]:
@@ -56,8 +59,12 @@ def kernels_sha256() -> str:
     return digest.hexdigest()
 
 
+@lru_cache(maxsize=1)
 def git_state() -> tuple[str, bool]:
-    """Commit of the checkout that this package runs from, and whether it has changes; ("", False) outside one."""
+    """Commit of the checkout that this package runs from, and whether it has changes; ("", False) outside one.
+
+    As it is when it is first asked for: the process goes on with the code that it has loaded.
+    """
     checkout = Path(__file__).resolve().parent.parent
     # An installed package may lie inside somebody else's repository: only its own checkout counts.
     if not (checkout / ".git").exists():
