@@ -14,6 +14,7 @@
 #pragma once
 
 #include "common.cuh"
+#include "relu.cuh"
 
 constexpr int PIECE = 16;  // bytes
 constexpr int CODE_BYTES = ROWS * DEPTH;
@@ -237,6 +238,7 @@ struct Operands {
     const signed char *digits, *low, *codes;
     const float *unit, *low_unit, *scale_b;
     float* y;
+    Ending ending;
 };
 
 #ifndef __CUDACC__
@@ -272,7 +274,8 @@ __device__ void multiply_plainly(const Operands& of, const Sizes& sizes) {
             low_total = fmaf(step, static_cast<float>(sums[3]), low_total);
         }
         const float base = base_of(of.scale_b[static_cast<Size>(row) * groups]);
-        of.y[i] = total * of.unit[token] * base + low_total * of.low_unit[token] * base;
+        const float result = total * of.unit[token] * base + low_total * of.low_unit[token] * base;
+        of.y[i] = of.ending.apply(result, of.ending.bias_of(row));
     }
 }
 

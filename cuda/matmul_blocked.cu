@@ -2,8 +2,9 @@
 //
 // A block of TILE x TILE threads makes 4 TILE x 4 TILE outputs, TILE input channels at a time. Each value that a thread
 // reads from shared memory serves four products instead of one. Tiles lie transposed, so that the four rows and the
-// four columns of a thread are one 16-byte load each.
+// four columns of a thread are one 16-byte load each. On the way out it may do what the kernel relu does.
 #include "common.cuh"
+#include "relu.cuh"
 
 #if !defined(TILE) || !defined(MICRO)
 #error "TILE and MICRO must be given: -DTILE=16 -DMICRO=4"
@@ -15,14 +16,14 @@ constexpr int SIDE = MICRO * TILE;  // outputs of a block along each side
 constexpr int STRIDE = SIDE + 4;    // padded against bank conflicts of the transposed stores, 16-byte aligned
 // With 1,024 threads a block each has 64 registers, and of some tiles nvcc spills registers rather than take more: what
 // is marked so keeps them from spilling.
-constexpr bool CROWDED = TILE == 12 || TILE == 17 || (TILE >= 25 && TILE != 30);
-// Input channels whose products are unrolled: where all of them load more values ahead than there are registers, four.
-constexpr int UNROLL = TILE >= 26 && TILE <= 28 ? 4 : TILE;
+constexpr bool CROWDED = TILE == 4 || TILE == 12 || TILE == 17 || (TILE >= 25 && TILE != 30);
+// Input channels whose products are unrolled: where all of them load more values ahead than there are registers, two.
+constexpr int UNROLL = TILE >= 25 && TILE <= 28 ? 2 : TILE;
 
 extern "C" __global__ void __launch_bounds__(TILE * TILE) dequantizeTiled(
     const float* __restrict__ x, const signed char* __restrict__ wq, const float* __restrict__ inv_s,
-    const float* __restrict__ scale_b, float* __restrict__ y, int tokens, int out_features, int in_features,
-    int group_size) {
+    const float* __restrict__ scale_b, const float* __restrict__ bias, float* __restrict__ y, int tokens,
+    int out_features, int in_features, int group_size, int relu) {
     __shared__ alignas(16) float x_tile[TILE][STRIDE];
     __shared__ alignas(16) float w_tile[TILE][STRIDE];
     __shared__ float inv_s_tile[2][TILE];
@@ -96,12 +97,14 @@ extern "C" __global__ void __launch_bounds__(TILE * TILE) dequantizeTiled(
         }
         __syncthreads();
     }
+    const Ending ending{bias, relu != 0};
 #pragma unroll
     for (int m = 0; m < MICRO; ++m)
 #pragma unroll
         for (int n = 0; n < MICRO; ++n) {
             const int row = first_row + MICRO * ty + m;
             const int column = first_column + MICRO * tx + n;
-            if (row < tokens && column < out_features) y[static_cast<Size>(row) * out_features + column] = sums[m][n];
+            if (row < tokens && column < out_features)
+                y[static_cast<Size>(row) * out_features + column] = ending.apply(sums[m][n], ending.bias_of(column));
         }
 }

@@ -192,11 +192,7 @@ struct Product {
             const Place at(tile, token_tiles, row_tiles);
             const int token = at.token_tile * TILE_TOKENS;
             const int row = (at.row_tile * CLUSTER + rank) * ROWS + line();
-            if constexpr (GROUPED)
-                multiply_groups(token, row);
-            else
-                multiply_rows(token, row);
-            if (any_wide<TILE_TOKENS>(of.low_unit + token)) multiply_low(token, row);
+            if (GROUPED ? multiply_groups(token, row) : multiply_rows(token, row)) multiply_low(token, row);
         }
         if (GROUPED && in_turns() && warpgroup() == 0) take_turn();  // the last one given
     }
@@ -210,8 +206,8 @@ struct Product {
         return fmaf(static_cast<float>(sums[i]), 65536.0f, static_cast<float>(sums[PER + i] * 256 + sums[2 * PER + i]));
     }
 
-    // One step a row.
-    __device__ __forceinline__ void multiply_rows(int token, int row) {
+    // One step a row. It and `multiply_groups` tell whether the fourth digit is still to come.
+    __device__ __forceinline__ bool multiply_rows(int token, int row) {
         int sums[2][3 * PER] = {};
         unsigned before = 0;
 #pragma unroll 1
@@ -234,7 +230,8 @@ struct Product {
         wgmma_done(sums[1]);
         release(before);
         const float step[2] = {step_of(row, 0), step_of(row + 8, 0)};
-        store<false>(of.unit, token, row, [&](int h, int i) { return step[i / 2 % 2] * combined_at(sums[h], i); });
+        return store<false>(of.unit, token, row,
+                            [&](int h, int i) { return step[i / 2 % 2] * combined_at(sums[h], i); });
     }
 
     __device__ __forceinline__ const float* steps_of(int row) const {
@@ -290,7 +287,7 @@ struct Product {
     __device__ __forceinline__ static void take_turn() { named_barrier_sync(1 + warpgroup(), 256); }
     __device__ __forceinline__ static void turn_over() { named_barrier_arrive(2 - warpgroup(), 256); }
 
-    __device__ __forceinline__ void multiply_groups(int token, int row) {
+    __device__ __forceinline__ bool multiply_groups(int token, int row) {
         float total[2][PER] = {};
         int sums[2][3 * PER] = {};
         by_groups<512>(
@@ -314,7 +311,7 @@ struct Product {
                     for (int i = 0; i < PER; ++i)
                         total[h][i] = fmaf(step[i / 2 % 2], combined_few(sums[h], i), total[h][i]);
             });
-        store<false>(of.unit, token, row, [&](int h, int i) { return total[h][i]; });
+        return store<false>(of.unit, token, row, [&](int h, int i) { return total[h][i]; });
     }
 
     // The fourth digit, on top of what is stored.
@@ -339,14 +336,17 @@ struct Product {
     }
 
     // y of this thread: value(half of the tile, index) times the token's unit and the row's base, or that added to what
-    // is there.
+    // is there; at its end where nothing is to be added. Tells whether the tile has a fourth digit.
     template <bool ON_TOP, typename Value>
-    __device__ __forceinline__ void store(const float* __restrict__ units, int token, int row, Value value) const {
+    __device__ __forceinline__ bool store(const float* __restrict__ units, int token, int row, Value value) const {
+        const bool wide = any_wide<TILE_TOKENS>(of.low_unit + token);
+        const Ending ending = ON_TOP || !wide ? of.ending : Ending{nullptr, false};
         token += 2 * (lane() % 4);
         opaque(token);  // so that addresses are worked out here, not kept through the product
         const Size width = sizes.out_features;
         const bool inside[2] = {row < sizes.out_features, row + 8 < sizes.out_features};
         const float base[2] = {base_of(*steps_of(row)), base_of(*steps_of(row + 8))};
+        const float bias[2] = {inside[0] ? ending.bias_of(row) : 0.0f, inside[1] ? ending.bias_of(row + 8) : 0.0f};
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
             float2 unit[PER / 4];
@@ -358,17 +358,16 @@ struct Product {
 #pragma unroll
             for (int j = 0; j < PER / 4; ++j)
                 unit[j] = *reinterpret_cast<const float2*>(units + token + h * HALF + 8 * j);
-            if constexpr (ON_TOP) {
 #pragma unroll
-                for (int i = 0; i < PER; ++i) there[i] = has(i) ? *at(i) : 0.0f;
-            }
+            for (int i = 0; i < PER; ++i) there[i] = ON_TOP && has(i) ? *at(i) : 0.0f;
 #pragma unroll
             for (int i = 0; i < PER; ++i) {
                 float result = value(h, i) * (i % 2 ? unit[i / 4].y : unit[i / 4].x) * base[i / 2 % 2];
                 if constexpr (ON_TOP) result += there[i];
-                if (has(i)) *at(i) = result;
+                if (has(i)) *at(i) = ending.apply(result, bias[i / 2 % 2]);
             }
         }
+        return wide;
     }
 };
 
@@ -377,9 +376,10 @@ struct Product {
 extern "C" __global__ void __launch_bounds__(THREADS, 1) __cluster_dims__(CLUSTER, 1, 1)
     dequantizeTiled(const signed char* __restrict__ digits, const signed char* __restrict__ low,
                     const signed char* __restrict__ codes, const float* __restrict__ unit,
-                    const float* __restrict__ low_unit, const float* __restrict__ scale_b, float* __restrict__ y,
-                    int tokens, int out_features, int in_features, int group_size) {
-    const Operands operands{digits, low, codes, unit, low_unit, scale_b, y};
+                    const float* __restrict__ low_unit, const float* __restrict__ scale_b,
+                    const float* __restrict__ bias, float* __restrict__ y, int tokens, int out_features,
+                    int in_features, int group_size, int relu) {
+    const Operands operands{digits, low, codes, unit, low_unit, scale_b, y, {bias, relu != 0}};
     const Tiling sizes{{tokens, out_features, in_features, group_size}};
 #ifdef __CUDACC__
     extern __shared__ __align__(1024) unsigned char shared[];

@@ -186,9 +186,10 @@ struct Product {
                     for (int below = 0; below < 2; ++below) {
                         const int line = row + first_row() + 16 * i + lane() / 4 + 8 * below;
                         const float base = base_of(*steps_of(line));
+                        const float bias = line < sizes.out_features ? of.ending.bias_of(line) : 0.0f;
                         float result = total[i][j][2 * below + next] * unit * base;
                         if (wide) result += low_total[i][j][2 * below + next] * low_unit * base;
-                        if (line < sizes.out_features) to[line] = result;
+                        if (line < sizes.out_features) to[line] = of.ending.apply(result, bias);
                     }
             }
     }
@@ -199,9 +200,10 @@ struct Product {
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     dequantizeTiled(const signed char* __restrict__ digits, const signed char* __restrict__ low,
                     const signed char* __restrict__ codes, const float* __restrict__ unit,
-                    const float* __restrict__ low_unit, const float* __restrict__ scale_b, float* __restrict__ y,
-                    int tokens, int out_features, int in_features, int group_size) {
-    const Operands operands{digits, low, codes, unit, low_unit, scale_b, y};
+                    const float* __restrict__ low_unit, const float* __restrict__ scale_b,
+                    const float* __restrict__ bias, float* __restrict__ y, int tokens, int out_features,
+                    int in_features, int group_size, int relu) {
+    const Operands operands{digits, low, codes, unit, low_unit, scale_b, y, {bias, relu != 0}};
     const Sizes sizes{tokens, out_features, in_features, group_size};
 #ifdef __CUDACC__
     extern __shared__ __align__(128) unsigned char shared[];

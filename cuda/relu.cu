@@ -1,9 +1,6 @@
 // relu: out = max(y + bias, 0); a null bias adds nothing, NaN stays NaN.
 #include "common.cuh"
-
-__device__ __forceinline__ float rectify(float value) {
-    return value < 0.0f ? 0.0f : value;
-}
+#include "relu.cuh"
 
 extern "C" __global__ void relu(const float* __restrict__ y, const float* __restrict__ bias, float* __restrict__ out,
                                 Size tokens, Size out_features) {
@@ -12,11 +9,11 @@ extern "C" __global__ void relu(const float* __restrict__ y, const float* __rest
         for (Size i = global_thread(); i < count / 4; i += global_threads()) {
             const float4 value = reinterpret_cast<const float4*>(y)[i];
             reinterpret_cast<float4*>(out)[i] =
-                make_float4(rectify(value.x), rectify(value.y), rectify(value.z), rectify(value.w));
+                make_float4(rectified(value.x), rectified(value.y), rectified(value.z), rectified(value.w));
         }
     } else {
         for (Size i = global_thread(); i < count; i += global_threads()) {
-            out[i] = rectify(bias == nullptr ? y[i] : y[i] + bias[i % out_features]);
+            out[i] = rectified(bias == nullptr ? y[i] : y[i] + bias[i % out_features]);
         }
     }
 }

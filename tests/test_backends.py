@@ -8,6 +8,8 @@ from conftest import STAGE_BACKENDS, make_backend, same_bits
 from host_cuda.build import not_run
 
 from awq_pycuda import philox
+from awq_pycuda.backends.base import Layer
+from awq_pycuda.engine.stages import stages_of
 from awq_pycuda.engine.verify import code_errors, frobenius_error, relative_error
 from awq_pycuda.kernels import table
 from awq_pycuda.paths import resource_dir
@@ -184,6 +186,34 @@ def test_product(name, options, worst):
                 continue
             y = multiplied(backend, x, wq, inv_s, steps, form)
             worst(f"{name} {variant.name} product", frobenius_error(y, exact), variant.tolerance)
+
+
+def with_relu(backend, x, quantized, inv_s, bias):
+    """What a pass makes of handles of a layer: its product, and its relu."""
+    shape = (x.shape[0], quantized.codes.shape[0])
+    y, out = poisoned(backend, shape), poisoned(backend, shape)
+    unused = dict.fromkeys(("w", "abs_mean", "sq_mean", "error", "s", "trial"))
+    layer = Layer(x=x, bias=bias, inv_s=inv_s, quantized=quantized, y=y, out=out, outputs=0, **unused)
+    for stage in stages_of(backend)[4:]:
+        stage.call(backend, layer, None)
+    return backend.read(out).copy()
+
+
+@pytest.mark.parametrize(("name", "options"), products())
+def test_a_product_with_relu_is_relu_of_the_product(name, options):
+    x, wq, inv_s = uniform(77, 65), RNG.integers(-127, 128, (130, 65), np.int8), np.ones(65, np.float32)
+    x[3:9, 5] *= 3000  # rows with a fourth digit
+    x[50, 2] = np.nan
+    for size, bias in ((None, uniform(130) * 20), (32, None)):
+        steps = RNG.uniform(0.001, 0.01, (130, Format(size).groups(65))).astype(np.float32)
+        with make_backend(name, **options) as backend:
+            y = multiplied(backend, x, wq, inv_s, steps, Format(size))
+            quantized = Quantized(put(backend, steps), Format(size), codes=put(backend, wq, np.int8))
+            handles = put(backend, x), quantized, put(backend, inv_s), None if bias is None else put(backend, bias)
+            out = with_relu(backend, *handles)
+            assert ("relu" in backend.within) == (name != "cpu" and options["dequantizeTiled"] != "tiled")
+        assert np.array_equal(out, np.maximum(y if bias is None else y + bias, 0), equal_nan=True)
+        assert np.isnan(out[50]).all()
 
 
 # Factors of the activations and of the steps, and the error allowed: a denormal number has few bits of its own.

@@ -420,7 +420,7 @@ WRONG = {
         "if (row_there && column < out_features)",
         "if (row_there && column < out_features && blockIdx.x != 1)",
     ),
-    "unwritten last column": ("matmul_blocked.cu", "column < out_features) y[", "column + 1 < out_features) y["),
+    "unwritten last column": ("matmul_blocked.cu", "&& column < out_features)", "&& column + 1 < out_features)"),
     "roundf for rintf": ("quantize.cu", "rintf(scaled / step)", "roundf(scaled / step)"),
     "no division where it decides": (
         "quantize.cu",

@@ -64,7 +64,8 @@ class Layer(Generic[H]):
     """A layer's arrays, allocated once and written by every pass: the stages know a layer by this alone.
 
     Shapes: `x` (M, K), the activations; `w` (N, K); `bias` (N,); `abs_mean`, `sq_mean`, `s` and `inv_s` (K,); `error`
-    (G,) float64, the curve of the search; `y` and `out` (M, N), before and after relu; `outputs` = M·N.
+    (G,) float64, the curve of the search; `out` (M, N); `outputs` = M·N. `y` (M, N), what is before relu, is work space
+    that layers share.
     """
 
     x: H
@@ -92,6 +93,11 @@ class Backend(ABC, Generic[H]):
     """
 
     name: str
+
+    @property
+    def within(self) -> frozenset[str]:
+        """Stages that are done on the way by the one before: a pass does not call them."""
+        return frozenset()
 
     @abstractmethod
     def device(self) -> dict[str, Any]:
@@ -173,6 +179,10 @@ class Backend(ABC, Generic[H]):
     @abstractmethod
     def dequantize_tiled(self, x: H, quantized: Quantized[H], inv_s: H, y: H) -> None:
         """`Y = X · (Ŵ · inv_s)ᵀ`, Ŵ dequantized on the fly: (M, K) times (N, K) to (M, N)."""
+
+    def multiply(self, layer: Layer[H]) -> None:
+        """The product of a layer in a pass: into its `y`, or with relu into its `out` where that is `within`."""
+        self.dequantize_tiled(layer.x, layer.quantized, layer.inv_s, layer.y)
 
     @abstractmethod
     def relu(self, y: H, bias: H | None, out: H) -> None:

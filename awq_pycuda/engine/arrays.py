@@ -49,7 +49,7 @@ def layer_arrays(specs: Sequence[LayerSpec], index: int, convention: Convention)
         "inv_s": Array((k,), together="scales"),
         "steps": Array(steps, together="scales"),
         "codes": Array((n, k), form.code_dtype),
-        "y": Array((m, n)),
+        "y": Array((m, n), shared=True),
         "out": Array((m, n)),
         "trial s": Array((k,), shared=True),
         "trial inv_s": Array((k,), shared=True),

@@ -46,12 +46,15 @@ def collect(backend: Backend[H], spec: LayerSpec, layer: Layer[H], convention: C
 def measure(backend: Backend[H], specs: Sequence[LayerSpec], run: Run[H], results: Sequence[LayerResult]) -> None:
     """Gives every result its metrics; the layers' own arrays stay as the pass left them.
 
+    The product without relu is made again: a pass may not have written it, and its place is shared.
+
     Raises:
         FloatingPointError: the output of a layer overflows.
     """
     chain: H | None = None
     for index, result in enumerate(results):
         spec, layer, trial = specs[index], run.layers[index], run.layers[index].trial
+        backend.dequantize_tiled(layer.x, layer.quantized, layer.inv_s, layer.y)
         backend.matmul_reference(layer.x, layer.w, trial.reference)
         signal, noise = backend.error_sums(trial.reference, layer.y)
         if not np.isfinite(signal + noise):
@@ -85,6 +88,7 @@ def measure(backend: Backend[H], specs: Sequence[LayerSpec], run: Run[H], result
 def verify(backend: Backend[H], layer: Layer[H], result: LayerResult, convention: Convention) -> None:
     """Compares a layer of the last pass with the oracle; `result.verify` gets the worst error of each stage."""
     read = backend.read
+    backend.dequantize_tiled(layer.x, layer.quantized, layer.inv_s, layer.y)
     result.verify = check_layer(
         convention,
         x=read(layer.x),

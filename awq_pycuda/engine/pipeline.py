@@ -15,7 +15,7 @@ from awq_pycuda.backends.base import Backend, H, Layer, Mark, Unrecordable
 from awq_pycuda.engine import evaluation
 from awq_pycuda.engine.arrays import Run, allocate
 from awq_pycuda.engine.spec import RunSpec
-from awq_pycuda.engine.stages import STAGE_NAMES, STAGES, Stage
+from awq_pycuda.engine.stages import Stage, stages_of
 from awq_pycuda.engine.verify import refuse_beyond_tolerance
 from awq_pycuda.results.record import LayerResult, Timings
 
@@ -29,6 +29,7 @@ class Pipeline(Generic[H]):
     def __init__(self, backend: Backend[H], spec: RunSpec) -> None:
         self.backend = backend
         self.spec = spec
+        self._stages = stages_of(backend)
         self.layers: list[LayerResult] = []  # those finished so far, from the first on
         self.handles: Run[H] | None = None  # once there are inputs
         self._cold_ms = float("nan")
@@ -39,14 +40,15 @@ class Pipeline(Generic[H]):
     @property
     def timings(self) -> Timings:
         """Every measured pass so far."""
-        shape = (len(self.spec.layers), len(STAGES), len(self._samples))
+        shape = (len(self.spec.layers), len(self._stages), len(self._samples))
         gpu, host = np.empty(shape), np.empty(shape)
         for repeat, (_, gpu_ms, host_ms) in enumerate(self._samples):
             gpu[:, :, repeat], host[:, :, repeat] = gpu_ms, host_ms
         whole = np.array([sample[0] for sample in self._samples])
         told = dict.fromkeys(name for each in self._conditions for name in each)
         conditions = {name: np.array([each.get(name, np.nan) for each in self._conditions]) for name in told}
-        return Timings(STAGE_NAMES, gpu, host, whole, self._cold_ms, conditions, self._launched)
+        names = tuple(stage.name for stage in self._stages)
+        return Timings(names, gpu, host, whole, self._cold_ms, conditions, self._launched)
 
     def run(self, on_progress: Callable[[str, int, int], None] = lambda what, done, total: None) -> None:
         """Inputs, the cold pass, warm-up, the measured passes; then results and metrics from what the last pass left.
@@ -101,7 +103,7 @@ class Pipeline(Generic[H]):
         one pass and half of another.
         """
         for index, layer in enumerate(run.layers):
-            for stage in STAGES:
+            for stage in self._stages:
                 self._call(stage, index, layer)
             self._collect(index, layer)
         self.backend.synchronize()
@@ -125,7 +127,7 @@ class Pipeline(Generic[H]):
         """All layers once; the marks before the first stage and after each, layers × stages + 1."""
         marks = [self.backend.mark()]
         for index, layer in enumerate(run.layers):
-            for stage in STAGES:
+            for stage in self._stages:
                 self._call(stage, index, layer)
                 marks.append(self.backend.mark())
         return marks
@@ -145,7 +147,7 @@ class Pipeline(Generic[H]):
     def _sample(self, marks: list[Mark]) -> tuple[float, NDArray[np.float64], NDArray[np.float64]]:
         """Pipeline, GPU and host milliseconds of one pass. The pipeline is timed on the stream where there is one."""
         spans = list(itertools.pairwise(marks))
-        shape = (len(self.spec.layers), len(STAGES))
+        shape = (len(self.spec.layers), len(self._stages))
         gpu = np.array([self.backend.gpu_ms(*span) for span in spans]).reshape(shape)
         host = np.array([(end.host - start.host) * 1e3 for start, end in spans]).reshape(shape)
         first, last = marks[0], marks[-1]

@@ -26,15 +26,18 @@ STAGES = (
     Stage("compute_s", lambda backend, layer, convention: backend.compute_s(layer, convention)),
     Stage("compute_scale_b", lambda backend, layer, _: backend.compute_scale_b(layer.w, layer.s, layer.quantized)),
     Stage("quantize_awq", lambda backend, layer, _: backend.quantize_awq(layer.w, layer.s, layer.quantized)),
-    Stage(
-        "dequantizeTiled",
-        lambda backend, layer, _: backend.dequantize_tiled(layer.x, layer.quantized, layer.inv_s, layer.y),
-    ),
+    Stage("dequantizeTiled", lambda backend, layer, _: backend.multiply(layer)),
     Stage("relu", lambda backend, layer, _: backend.relu(layer.y, layer.bias, layer.out)),
 )
 
 STAGE_NAMES = tuple(stage.name for stage in STAGES)
 UP_TO_CODES = STAGES[: STAGE_NAMES.index("quantize_awq") + 1]  # what quantizes a layer
+
+
+def stages_of(backend: Backend[Any]) -> tuple[Stage, ...]:
+    """The stages that a pass of this backend calls, and that it has times of."""
+    return tuple(stage for stage in STAGES if stage.name not in backend.within)
+
 
 # Of a run whose process died: what it had measured went with it.
 NO_TIMINGS = Timings(

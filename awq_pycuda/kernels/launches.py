@@ -48,3 +48,5 @@ PRODUCT = arguments(
     "int in_features",
     "int group_size",
 )
+# Of a product that does what the stage relu does, too, where a call asks for it.
+WITH_RELU = (*PRODUCT[:4], *arguments("float* bias[out_features]"), *PRODUCT[4:], *arguments("int relu"))

@@ -10,7 +10,17 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from awq_pycuda.kernels.digits import DIGITS, DIGITS_MMA
-from awq_pycuda.kernels.launches import MEANS, ONLY, PRODUCT, QMAX, arguments, blocks_of, rows_of_blocks, walk
+from awq_pycuda.kernels.launches import (
+    MEANS,
+    ONLY,
+    PRODUCT,
+    QMAX,
+    WITH_RELU,
+    arguments,
+    blocks_of,
+    rows_of_blocks,
+    walk,
+)
 from awq_pycuda.kernels.searches import DIAG_SEARCH, OUTPUT_SEARCH
 from awq_pycuda.kernels.variant import (
     WALK_THREADS,
@@ -186,7 +196,7 @@ VARIANTS = (
         file="matmul_blocked.cu",
         help="4 x 4 outputs per thread",
         kernels=(
-            Kernel("dequantizeTiled", PRODUCT, grid=_tiles(lambda v: v["TILE"] * v["MICRO"]), block=("TILE", "TILE")),
+            Kernel("dequantizeTiled", WITH_RELU, grid=_tiles(lambda v: v["TILE"] * v["MICRO"]), block=("TILE", "TILE")),
         ),
         macros={"MICRO": 4},
         parameters=_TILE,
@@ -198,7 +208,7 @@ VARIANTS = (
         stage="relu",
         name=ONLY,
         file="relu.cu",
-        help="`max(y + bias, 0)`; NaN stays NaN",
+        help="`max(y + bias, 0)`; NaN stays NaN; in a pass with `tiled` alone: the other products do it on the way",
         kernels=(
             Kernel(
                 "relu",

@@ -228,6 +228,11 @@ class Variant:
                     return f"takes {argument.name} up to {MAX_INT}, not {values[argument.name]}"
         return None
 
+    @property
+    def with_relu(self) -> bool:
+        """Whether it is a product that can do on the way what the stage relu does."""
+        return any(argument.name == "relu" for kernel in self.kernels for argument in kernel.arguments)
+
     def runs_on(self, capability: Capability) -> bool:
         """Whether a device of this compute capability can run it."""
         if self.suffix:

@@ -239,8 +239,32 @@ class CudaBackend(HostStages[ManagedArray]):
         self, x: ManagedArray, quantized: Quantized[ManagedArray], inv_s: ManagedArray, y: ManagedArray
     ) -> None:
         """See `Backend.dequantize_tiled`."""
+        self._product(x, quantized, inv_s, y)
+
+    @property
+    def within(self) -> frozenset[str]:
+        """See `Backend.within`: relu, where the product chosen can do it."""
+        return frozenset({"relu"} if self._variants["dequantizeTiled"][0].with_relu else ())
+
+    def multiply(self, layer: Layer[ManagedArray]) -> None:
+        """See `Backend.multiply`."""
+        if "relu" not in self.within:
+            super().multiply(layer)
+            return
+        self._product(layer.x, layer.quantized, layer.inv_s, layer.out, bias=layer.bias, relu=1)
+
+    def _product(
+        self,
+        x: ManagedArray,
+        quantized: Quantized[ManagedArray],
+        inv_s: ManagedArray,
+        y: ManagedArray,
+        **ending: ManagedArray | int | None,
+    ) -> None:
         codes, steps, size = quantized.codes, quantized.steps, quantized.format.size(x.shape[-1])
-        self._run("dequantizeTiled", x=x, wq=codes, inv_s=inv_s, scale_b=steps, y=y, group_size=size)
+        if self._variants["dequantizeTiled"][0].with_relu:
+            ending = {"bias": None, "relu": 0, **ending}
+        self._run("dequantizeTiled", x=x, wq=codes, inv_s=inv_s, scale_b=steps, y=y, group_size=size, **ending)
 
     def on_host(self, handle: ManagedArray) -> NDArray[Any]:
         """See `HostStages.on_host`."""
