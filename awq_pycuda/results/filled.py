@@ -8,12 +8,15 @@ from typing import Any
 
 import h5py
 import numpy as np
+from h5py import h5a, h5d, h5ds, h5g, h5p, h5s, h5t
+from numpy.typing import NDArray
 
 from awq_pycuda import hdf5
 from awq_pycuda.results import schema
 from awq_pycuda.results.schema import Layout
 from awq_pycuda.temporary import replacing
 
+_TEXT = h5py.string_dtype()
 _CHUNK_BYTES = 64 << 20  # of one dataset's chunk, which is read as a whole; HDF5's limit is 4 GB
 
 
@@ -47,42 +50,74 @@ def attributes(group: str, values: Mapping[str, Any]) -> dict[str, Any]:
 def fill(group: h5py.Group, layout: Layout, place: str, values: Mapping[str, Any]) -> None:
     """Writes what stands at `place` of a schema, by path below it, with all that the schema says of it.
 
+    Through h5py's low-level interface: the other one looks up each name anew, and takes as long again.
+
     Raises:
         KeyError: the schema does not know a path.
     """
-    scales: dict[str, h5py.Dataset] = {}
+    groups = {"": group.id}
+    scales: dict[str, h5d.DatasetID] = {}
     for path, value in values.items():
         entry = layout.entry(f"{place}/{path}")
-        above = path.rpartition("/")[0]
-        parent = group.require_group(above) if above else group
+        parent = _group(groups, path.rpartition("/")[0])
         if entry.is_attribute:
-            parent.attrs[entry.name] = value
+            _write_attribute(parent, entry.name, value)
         elif entry.type is None:
-            parent.require_group(entry.name)
+            _group(groups, path)
         else:
             _write_dataset(parent, entry, value, scales)
 
 
-def _write_dataset(group: h5py.Group, entry: schema.Entry, value: Any, scales: dict[str, h5py.Dataset]) -> None:
+def _group(groups: dict[str, h5g.GroupID], path: str) -> h5g.GroupID:
+    """The group of this path, made if it is not there."""
+    if path not in groups:
+        above, _, name = path.rpartition("/")
+        parent = _group(groups, above)
+        own = name.encode()
+        groups[path] = h5g.open(parent, own) if own in parent else h5g.create(parent, own)
+    return groups[path]
+
+
+def _write_attribute(owner: h5g.GroupID | h5d.DatasetID, name: str, value: Any) -> None:
+    """One attribute: a number, a truth value or a text."""
+    values = np.array(value, _TEXT if isinstance(value, str) else None)
+    h5a.create(owner, name.encode(), _kind(values), h5s.create(h5s.SCALAR)).write(values)
+
+
+def _write_dataset(group: h5g.GroupID, entry: schema.Entry, value: Any, scales: dict[str, h5d.DatasetID]) -> None:
     """Writes one dataset along the `scales`, which it joins if it is one."""
-    values = value if entry.type == "str" else np.asarray(value, entry.type)
-    dataset = group.create_dataset(entry.name, data=values, **_checksum(values))
-    dataset.attrs["units"] = entry.units
-    dataset.attrs["description"] = entry.description
+    values = np.array(value, _TEXT if entry.type == "str" else entry.type, order="C")
+    space = h5s.create_simple(values.shape)
+    dataset = h5d.create(group, entry.name.encode(), _kind(values), space, _stored(values))
+    if values.size:
+        dataset.write(h5s.ALL, h5s.ALL, values)
+    _write_attribute(dataset, "units", entry.units)
+    _write_attribute(dataset, "description", entry.description)
     if entry.is_scale:
-        dataset.make_scale(entry.name)
+        h5ds.set_scale(dataset, entry.name.encode())
         scales[entry.name] = dataset
         return
-    for dimension, name in zip(dataset.dims, (name for name in entry.dims if name in scales), strict=True):
-        dimension.attach_scale(scales[name])
+    along = [name for name in entry.dims if name in scales]
+    if len(along) != values.ndim:
+        raise ValueError(f"{entry.path} has the shape {values.shape}, and the dimensions {along}")
+    for dimension, name in enumerate(along):
+        h5ds.attach_scale(dataset, scales[name], dimension)
 
 
-def _checksum(values: Any) -> dict[str, Any]:
-    """How to store these values under a checksum.
+def _kind(values: NDArray[Any]) -> h5t.TypeID:
+    """The type of these values in a file."""
+    return h5t.py_create(values.dtype, logical=True)
+
+
+def _stored(values: NDArray[Any]) -> h5p.PropDCID:
+    """How to store these values: under a checksum.
 
     HDF5 has none for scalars and strings of variable length, which the digest covers; what is empty needs none.
     """
-    if np.ndim(values) == 0 or np.size(values) == 0 or values.dtype == object:
-        return {}
-    row = max(1, values.nbytes // len(values))
-    return {"fletcher32": True, "chunks": (min(len(values), max(1, _CHUNK_BYTES // row)), *values.shape[1:])}
+    stored = h5p.create(h5p.DATASET_CREATE)
+    stored.set_obj_track_times(False)  # as h5py does: the file says itself when it was written
+    if values.ndim and values.size and values.dtype != object:
+        row = max(1, values.nbytes // len(values))
+        stored.set_chunk((min(len(values), max(1, _CHUNK_BYTES // row)), *values.shape[1:]))
+        stored.set_fletcher32()
+    return stored
