@@ -5,6 +5,7 @@ from dataclasses import fields, replace
 import h5py
 import numpy as np
 import pytest
+from result_files import editing
 
 from awq_pycuda import analyze
 from awq_pycuda.hdf5 import UnreadableError
@@ -113,6 +114,19 @@ def test_a_flipped_byte_is_told(tmp_path):
     image[place] ^= 1
     path.write_bytes(image)
     with pytest.raises(UnreadableError, match="its content and its digest /sha256 disagree"):
+        read_bench(path)
+
+
+def test_a_file_of_version_1_is_read(tmp_path):
+    path = tmp_path / "a.h5"
+    write_bench(path, record())
+    with editing(path) as file:
+        del file["rows/passes"]
+        file.attrs["schema_version"] = 1
+    assert [row.passes for row in read_bench(path).rows] == [1, 1, 1]
+    with editing(path) as file:
+        file.attrs["schema_version"] = 2
+    with pytest.raises(UnreadableError, match="/rows/passes is missing"):
         read_bench(path)
 
 

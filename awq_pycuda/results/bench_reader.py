@@ -25,11 +25,12 @@ def read_bench(path: Path) -> BenchRecord:
 
 def _read(file: File, root: Mapping[str, Scalar]) -> BenchRecord:
     file.check(bench_schema.TABLE)
-    columns = {
-        each.name: file.texts(each.path) if each.type == "str" else file.numbers(each.path)
+    of_rows = [
+        each
         for each in bench_schema.TABLE
-        if each.parent == bench_schema.ROWS and not each.is_scale
-    }
+        if each.parent == bench_schema.ROWS and not each.is_scale and each.path in file.found
+    ]
+    columns = {each.name: file.texts(each.path) if each.type == "str" else file.numbers(each.path) for each in of_rows}
     samples = {
         each.name: file.numbers(each.path)
         for each in bench_schema.TABLE
@@ -45,8 +46,7 @@ def _read(file: File, root: Mapping[str, Scalar]) -> BenchRecord:
         own = of_row == index
         values: dict[str, Any] = {
             each.name: int(columns[each.name][index]) if each.type == "i8" else columns[each.name][index]
-            for each in bench_schema.TABLE
-            if each.parent == bench_schema.ROWS and not each.is_scale
+            for each in of_rows
         }
         conditions = {name: taken[own] for name, taken in samples.items() if np.isfinite(taken[own]).any()}
         rows.append(BenchRow(**values, us=us[own], late=late[own] != 0, conditions=conditions))

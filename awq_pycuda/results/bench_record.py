@@ -34,7 +34,6 @@ class BenchRow:
     written: float
     operations: float
     unit: str
-    passes: int
     error: float
     tolerance: float
     state: str
@@ -46,6 +45,7 @@ class BenchRow:
     us: NDArray[np.float64]
     late: NDArray[Any]
     conditions: Mapping[str, NDArray[np.float64]]
+    passes: int = 1  # as of whatever files of version 1 were written for
 
     @property
     def key(self) -> tuple[Any, ...]:

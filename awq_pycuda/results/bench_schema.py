@@ -8,7 +8,7 @@ from awq_pycuda.results import schema
 from awq_pycuda.results.schema import Entry
 
 NAME = "awq_pycuda_bench"
-VERSION = 1
+VERSION = 2
 
 ROWS = "/rows"
 SAMPLES = "/samples"
@@ -40,7 +40,7 @@ TABLE: tuple[Entry, ...] = (
     Entry(f"{ROWS}/written", "bytes that must be written", "f8", _ROW, "bytes"),
     Entry(f"{ROWS}/operations", "operations that must be done", "f8", _ROW),
     Entry(f"{ROWS}/unit", "what does them, and so which ceiling counts", "str", _ROW),
-    Entry(f"{ROWS}/passes", "how many operations of that unit each of them takes", "i8", _ROW),
+    Entry(f"{ROWS}/passes", "how many operations of that unit each of them takes", "i8", _ROW, since=2),
     Entry(f"{ROWS}/error", "worst error against float64; NaN where nothing was compared", "f8", _ROW),
     Entry(f"{ROWS}/tolerance", "the most that it may be", "f8", _ROW),
     Entry(f"{ROWS}/state", "`timed`; `failed`: not right, so there are no samples", "str", _ROW),
