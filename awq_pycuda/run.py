@@ -39,6 +39,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from awq_pycuda import __version__, streams, summary
+from awq_pycuda.config import BackendChoice, SearchPlace
 from awq_pycuda.engine.execution import RunFailed, execute, validate
 from awq_pycuda.errors import InputError
 from awq_pycuda.layers.inputs import plan_layers
@@ -49,7 +50,7 @@ from awq_pycuda.sweeps.composition import Plan, register_schemas, task_overrides
 from awq_pycuda.sweeps.hydra_errors import explain, hydra_overrides
 from awq_pycuda.sweeps.launchers import end_with_sweep, prepare_launcher, stop_processes
 from awq_pycuda.sweeps.overrides import check_overrides, split
-from awq_pycuda.sweeps.study import Job, Outcome, complete_jobs, job_folder
+from awq_pycuda.sweeps.study import Job, complete_jobs, job_folder
 from awq_pycuda.sweeps.sweep import Reporter, Sweep, clock
 
 _CHECKED_AT_ONCE = 256  # jobs sent to the worker together
@@ -103,6 +104,8 @@ def _check_sweep(config: DictConfig, plan: Plan, console: Console) -> int:
             raise InputError(f"{override}: a job's folder is named after its config; allowed: study=NAME for the sweep")
     launcher = str(config.hydra.launcher._target_)
     here = launcher.rpartition(".")[2] in ("BasicLauncher", "JoblibLauncher")
+    if launcher.endswith(".BasicLauncher") and config.backend is not BackendChoice.cpu:
+        isolation.use_every_gpu()
     study = Path(config.hydra.sweep.dir)
     finished = complete_jobs(study)
     seen = set(finished.values())
@@ -117,6 +120,9 @@ def _check_sweep(config: DictConfig, plan: Plan, console: Console) -> int:
                 for answer in answers:
                     if answer.refusal is not None:
                         raise InputError(answer.refusal)
+                on_gpu = all(answer.backend == "cuda" for answer in answers)
+                if not on_gpu or any(each.search.where is SearchPlace.host for each in configs):
+                    isolation.use_one_worker()  # jobs at work on the host would disturb each other's times
                 devices = [{(answer.backend, answer.device)} for answer in answers]
             else:
                 # On which devices the jobs will run is not known yet: any that this study has run on may be theirs.
@@ -234,26 +240,22 @@ def job(composed: DictConfig) -> None:
         return
     # A signal is not raised on: in a launcher's process it would count as a crash.
     its_job = Job(config, cwd, folder, overrides, config_yaml)
-    if _run_in_sweep(settings.job.num, its_job, reporter).stop:
-        reporter.stopped = True
-
-
-def _run_in_sweep(number: int, its_job: Job, reporter: Reporter) -> Outcome:
-    reporter.started(number)
+    reporter.started(settings.job.num)
     outcome = isolation.run_isolated(its_job)
-    reporter.ended(number, outcome)
-    return outcome
+    reporter.ended(settings.job.num, outcome)
+    reporter.stopped = outcome.stop
 
 
 def _run_here(plan: Plan, sweep: Sweep) -> None:
-    """Runs a sweep's jobs one after the other, until a signal comes."""
+    """Runs a sweep's jobs until a signal comes."""
     reporter = Reporter(sweep.folder)
     cwd = Path.cwd()
-    for number in range(len(plan)):
+
+    def made(number: int) -> Job:
         planned = plan.job(number)
-        its_job = Job(planned.config, cwd, sweep.study, planned.overrides, planned.config_yaml)
-        if _run_in_sweep(number, its_job, reporter).stop:
-            return
+        return Job(planned.config, cwd, sweep.study, planned.overrides, planned.config_yaml)
+
+    isolation.run_all(map(made, range(len(plan))), reporter.started, reporter.ended)
 
 
 @lru_cache(maxsize=1)

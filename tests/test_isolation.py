@@ -4,12 +4,14 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
 
 from awq_pycuda.signals import STOPPING
 from awq_pycuda.sweeps import isolation, worker
+from awq_pycuda.sweeps.study import Job
 
 CHOOSE = """
 import sys
@@ -54,6 +56,47 @@ def test_a_process_that_runs_no_jobs_leaves_its_gpu_to_others(choose, monkeypatc
     assert host._choose_gpu() == "0"
     isolation.close_worker()
     assert {choose(), choose()} == {"0", "GPU-1"}
+
+
+@pytest.fixture
+def two_gpus(choose):
+    """This process's hosts, where there are two GPUs."""
+    isolation.close_worker()
+    yield lambda: [host.reserved() for host in (isolation._host, *isolation._more)]
+    isolation.close_worker()
+
+
+def test_a_sweep_uses_every_gpu_that_nobody_else_has_chosen(two_gpus, choose):
+    isolation.use_every_gpu()
+    assert two_gpus() == ["0", "GPU-1"]
+    isolation.use_every_gpu()
+    assert two_gpus() == ["0", "GPU-1"]
+    isolation.use_one_worker()
+    assert two_gpus() == ["0"]
+    assert choose() == "GPU-1"
+    isolation.use_every_gpu()
+    assert two_gpus() == ["0"]
+
+
+def test_jobs_go_to_every_worker_that_is_free(two_gpus, compose, tmp_path):
+    """The configs ask for the CPU, so that there need be no GPU."""
+    isolation.use_every_gpu()
+    configs = [compose("n=8", "layers=1", "timing=once", "backend=cpu", f"seed={seed}") for seed in range(5)]
+    *fine, refused = isolation.checked([*configs, compose("n=99999999", "backend=cpu")])
+    assert [answer.refusal for answer in fine] == [None] * 5
+    assert refused.refusal.startswith("n=99999999: ")
+    told = []
+    isolation.run_all(
+        (Job(config, tmp_path, Path("study"), [], "") for config in configs),
+        lambda number: told.append(f"started {number}"),
+        lambda number, outcome: told.append(f"{outcome.state} {number}"),
+    )
+    assert told[:2] == ["started 0", "started 1"]
+    assert sorted(told) == sorted([f"{word} {number}" for word in ("started", "complete") for number in range(5)])
+    for count, line in enumerate(told):  # never more than two at work, and no third before one has ended
+        begun = sum(each.startswith("started") for each in told[: count + 1])
+        assert begun - (count + 1 - begun) in (0, 1, 2), line
+    assert len(list(tmp_path.glob("study/*/results.h5"))) == 5
 
 
 @pytest.mark.parametrize(("given", "seen"), [("", []), ("-1", []), ("2", ["2"]), ("1,0", ["1", "0"])])

@@ -63,6 +63,11 @@ def to_config(composed: DictConfig) -> Config:
     task = copy.deepcopy(composed)
     with open_dict(task):
         task.pop("hydra", None)
+    return _checked(task)
+
+
+def _checked(task: DictConfig) -> Config:
+    """The same of a composed config without Hydra's own settings."""
     config = OmegaConf.to_object(task)
     assert isinstance(config, Config)
     _refuse_missing_and_added_keys(config, "")
@@ -182,7 +187,7 @@ class Plan:
             InputError, HydraException, OmegaConfBaseException: what is wrong with it.
         """
         config = self._composed(number)
-        return PlannedJob(to_config(config), OmegaConf.to_yaml(config, resolve=True), self.overrides(number))
+        return PlannedJob(_checked(config), OmegaConf.to_yaml(config, resolve=True), self.overrides(number))
 
     def config(self, number: int) -> Config:
         """A job's config alone, in half the time.
@@ -190,7 +195,7 @@ class Plan:
         Raises:
             InputError, HydraException, OmegaConfBaseException: what is wrong with it.
         """
-        return to_config(self._composed(number))
+        return _checked(self._composed(number))
 
     def _composed(self, number: int) -> DictConfig:
         parsed = self._parser.parse_overrides(self.overrides(number))

@@ -1,4 +1,4 @@
-"""Gives jobs to a worker process: kept while it is healthy, replaced when not, and its death told."""
+"""Gives jobs to worker processes, one for each GPU: kept while healthy, replaced when not, and their death told."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from multiprocessing.connection import Connection
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ class Worker:
                 )
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        self._connection = Connection(ours.detach())
+        self.connection = Connection(ours.detach())
         self.interrupted = False
         self._deadline: threading.Timer | None = None
 
@@ -65,23 +66,22 @@ class Worker:
         """Whether the process runs."""
         return self._process.poll() is None
 
-    def ask(self, request: Any, on_started: Callable[[Started], None] = lambda started: None) -> Any:
-        """Sends a request and waits for its answer.
+    def send(self, request: Any) -> None:
+        """Sends a request; where the process has ended, `receive` tells so."""
+        with suppress(OSError):
+            self.connection.send(request)
+
+    def receive(self) -> Any:
+        """Waits for the next message.
 
         Raises:
             WorkerDied: the process ended first.
             KeyboardInterrupt: a signal came; the worker is of no more use.
         """
         try:
-            self._connection.send(request)
-            while isinstance(answer := self._connection.recv(), Started):
-                on_started(answer)
+            return self.connection.recv()
         except (EOFError, OSError):
             raise WorkerDied(self._cause_of_death()) from None
-        finally:
-            if self._deadline is not None:
-                self._deadline.cancel()
-        return answer
 
     def interrupt(self, number: signal.Signals) -> None:
         """Passes a signal on: a job answers soon what it has stored. The worker is of no more use."""
@@ -102,13 +102,15 @@ class Worker:
 
     def close(self) -> None:
         """Ends the process: an idle one at its leisure, a busy one at once."""
-        self._connection.close()
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self.connection.close()
         self._process.wait()
         self._errors.close()
 
 
 class _Host:
-    """The one worker of this process."""
+    """A worker of this process, and the GPU that it has among several."""
 
     def __init__(self) -> None:
         self._worker: Worker | None = None
@@ -124,13 +126,17 @@ class _Host:
         return self._worker
 
     def _choose_gpu(self) -> str | None:
-        """One of several GPUs for this process's workers, which no other process has chosen; None leaves it open."""
+        """One of several GPUs; where others have chosen them all, one that is shared. None leaves it open."""
         visible = visible_gpus()
         if len(visible) < 2:
             return None
+        return self.reserved() or visible[os.getpid() % len(visible)]
+
+    def reserved(self) -> str | None:
+        """One of several GPUs that nobody else has chosen, this one's own from now on; None where there is none."""
         if self._gpu_lock is not None:
             return Path(self._gpu_lock.lock_file).stem.removeprefix("chosen-")
-        for gpu in visible:
+        for gpu in visible_gpus():
             lock = FileLock(lock_folder() / f"chosen-{gpu}.lock")
             try:
                 lock.acquire(timeout=0)
@@ -138,7 +144,7 @@ class _Host:
                 continue
             self._gpu_lock = lock
             return gpu
-        return visible[os.getpid() % len(visible)]
+        return None
 
     def close(self) -> None:
         """Ends the worker; the next one gets the same GPU."""
@@ -154,13 +160,38 @@ class _Host:
 
 
 _host = _Host()
+_more: list[_Host] = []  # each with a GPU of its own
 
 
 @atexit.register
 def _close_at_exit() -> None:
-    # The worker takes a moment to go; a signal has nothing left to stop then, and would be told as a traceback.
+    # Workers take a moment to go; a signal has nothing left to stop then, and would be told as a traceback.
     ignore()
-    _host.close()
+    _close_all()
+
+
+def _close_all() -> None:
+    for host in (_host, *_more):
+        host.close()
+
+
+def use_every_gpu() -> None:
+    """From now on jobs are given to a worker on each GPU that this process sees and no other has chosen."""
+    if len(visible_gpus()) < 2 or _more:
+        return
+    _host.close()  # it may be on any of them
+    if _host.reserved() is None:
+        return
+    while (more := _Host()).reserved() is not None:
+        _more.append(more)
+
+
+def use_one_worker() -> None:
+    """Undoes `use_every_gpu`."""
+    for host in _more:
+        host.close()
+        host.release_gpu()
+    _more.clear()
 
 
 def visible_gpus() -> list[str]:
@@ -178,44 +209,119 @@ def visible_gpus() -> list[str]:
 
 
 def checked(configs: Sequence[Config]) -> list[Checked]:
-    """What speaks against each config on this machine, and where it would run: `validate`, in a worker.
+    """What speaks against each config on this machine, and where it would run: `validate`, shared among the workers.
 
     Raises:
         WorkerDied: it could not be found out.
         KeyboardInterrupt: a signal.
     """
+    hosts = [_host, *_more][: len(configs)]
+    shares = [configs[index :: len(hosts)] for index in range(len(hosts))]
     try:
-        answer: list[Checked] = _host.worker(configs[0]).ask(Question(list(configs), Path.cwd()))
-    except KeyboardInterrupt:
-        _host.close()
+        workers = [host.worker(configs[0]) for host in hosts]
+        for worker, share in zip(workers, shares, strict=True):
+            worker.send(Question(share, Path.cwd()))
+        answers: list[list[Checked]] = [worker.receive() for worker in workers]
+    except (KeyboardInterrupt, WorkerDied):
+        _close_all()  # the others may be about to answer
         raise
-    return answer
+    return [answers[index % len(hosts)][index // len(hosts)] for index in range(len(configs))]
 
 
 def close_worker() -> None:
-    """Ends this process's worker and leaves its GPU to others: this process will run no jobs."""
+    """Ends this process's workers and leaves their GPUs to others: this process will run no jobs."""
+    use_one_worker()
     _host.close()
     _host.release_gpu()
 
 
+@dataclass
+class _Running:
+    """A job that a worker has been given."""
+
+    host: _Host
+    worker: Worker
+    started: list[Started] = field(default_factory=list)
+
+    def outcome(self) -> Outcome | None:
+        """Waits for the worker's next message; what became of the job, where that is what it tells."""
+        try:
+            message: Started | Finished = self.worker.receive()
+        except WorkerDied as death:
+            return self.ended(_outcome_of_death(str(death), self.started), usable=False)
+        if isinstance(message, Started):
+            self.started.append(message)
+            return None
+        return self.ended(message.outcome, message.usable)
+
+    def given_up(self, error: Exception) -> Outcome:
+        """Ends the worker in the middle of the job."""
+        self.host.close()
+        return self.ended(_outcome_of_death(f"{type(error).__name__}: {error}", self.started), usable=False)
+
+    def ended(self, outcome: Outcome, usable: bool) -> Outcome:
+        """What became of the job; a worker that is of no more use goes."""
+        if not usable or self.worker.interrupted:
+            self.host.close()
+        return replace(outcome, stop=self.worker.interrupted)
+
+
 def run_isolated(job: Job) -> Outcome:
     """Runs a job in the worker. Whatever happens there comes back as an outcome, and is in the job's result file."""
-    started: list[Started] = []
-    worker = _host.worker(job.config)
+    running = _Running(_host, _host.worker(job.config))
     try:
         # Raised here, a signal could fall between two messages and leave the worker alone with the job.
-        with stoppable(worker.interrupt, held=True):
-            finished: Finished = worker.ask(job, started.append)
-        outcome, usable = finished.outcome, finished.usable and not worker.interrupted
-    except WorkerDied as death:
-        outcome, usable = _outcome_of_death(str(death), started), False
+        with stoppable(running.worker.interrupt, held=True):
+            running.worker.send(job)
+            while (outcome := running.outcome()) is None:
+                pass
     except Exception as error:
         # Raised in the middle by a signal handler of a launcher's, such as submitit's when Slurm's time is up.
-        _host.close()
-        outcome, usable = _outcome_of_death(f"{type(error).__name__}: {error}", started), False
-    if not usable:
-        _host.close()
-    return replace(outcome, stop=worker.interrupted)
+        return running.given_up(error)
+    return outcome
+
+
+def run_all(jobs: Iterable[Job], on_started: Callable[[int], None], on_ended: Callable[[int, Outcome], None]) -> None:
+    """Runs jobs in the workers, in their order, each as soon as a worker is free, until a signal comes.
+
+    While the workers are at work the next job is made ready.
+
+    Args:
+        jobs: each is asked for when its turn is near.
+        on_started: told the number of a job that a worker is given.
+        on_ended: told the number of a job and what became of it, as `run_isolated` returns it.
+    """
+    hosts = [_host, *_more]
+    at_work: dict[Connection, tuple[int, _Running]] = {}
+
+    def interrupt(number: signal.Signals) -> None:
+        for _, running in at_work.values():
+            running.worker.interrupt(number)
+
+    upcoming = enumerate(jobs)
+    with stoppable(interrupt, held=True) as stop:
+        following = next(upcoming, None)
+        while at_work or (following and stop.number is None):
+            busy = [running.host for _, running in at_work.values()]
+            idle = [host for host in hosts if host not in busy]
+            if idle and following and stop.number is None:
+                number, job = following
+                worker = idle[0].worker(job.config)
+                at_work[worker.connection] = number, _Running(idle[0], worker)
+                if stop.number is not None:  # it came before `interrupt` knew of this worker, or was its first
+                    del at_work[worker.connection]
+                    idle[0].close()
+                    continue
+                on_started(number)
+                worker.send(job)
+                following = next(upcoming, None)
+                continue
+            for connection in wait([*at_work]):
+                assert isinstance(connection, Connection)
+                number, running = at_work[connection]
+                if (outcome := running.outcome()) is not None:
+                    del at_work[connection]
+                    on_ended(number, outcome)
 
 
 def _outcome_of_death(reason: str, started: Sequence[Started]) -> Outcome:
