@@ -1,68 +1,106 @@
 // accum_stats: mean of |x| and of x^2 per input channel over the tokens.
 //
-// The default sums in double, in an order that only the shape decides: blocks of ROWS_PER_BLOCK tokens leave partial
-// sums, finish_stats adds them up. accum_stats_atomic does one float atomicAdd of |x| and one of x^2 per element; its
-// order, and so its last bits, change from run to run.
+// The default sums in double, in an order that only the shape decides. A block owns a strip of 4 LANES channels, a line
+// of 128 bytes in each row: LANES threads side by side read 16 bytes each, the others of a warp and the other warps the
+// rows below, AHEAD of them at a time. Where the strips alone would leave most of the card idle, the tokens are split
+// as well: such blocks leave partial sums, and finish_stats adds them up. accum_stats_atomic does one float atomicAdd
+// of |x| and one of x^2 per element; its order, and so its last bits, change from run to run.
 #include "common.cuh"
 
-#if !defined(CHANNELS) || !defined(WARPS) || !defined(ROWS_PER_BLOCK)
-#error "channels, rows in flight and rows of a block must be given: -DCHANNELS=32 -DWARPS=8 -DROWS_PER_BLOCK=64"
+#if !defined(LANES) || !defined(THREADS)
+#error "threads side by side and those of a block must be given: -DLANES=8 -DTHREADS=1024"
 #endif
-static_assert(CHANNELS == 32, "CHANNELS is 32: a warp reads one 128-byte line of a row");
-static_assert(WARPS >= 1 && WARPS <= 32, "WARPS is 1 to 32: a block has CHANNELS * WARPS threads, at most 1,024");
-static_assert(ROWS_PER_BLOCK % WARPS == 0, "ROWS_PER_BLOCK is a multiple of WARPS: each warp takes as many rows");
+static_assert(LANES == 8, "LANES is 8: they read one 128-byte line of a row");
+static_assert(THREADS % 32 == 0 && THREADS <= 1024, "THREADS is a multiple of 32, at most 1,024: whole warps");
+constexpr int CHANNELS = 4 * LANES;
+constexpr int WARPS = THREADS / 32;
+constexpr int SIDE = THREADS / LANES;         // rows at a time
+constexpr int AHEAD = THREADS > 512 ? 4 : 8;  // loads of a thread in flight: as many as there are registers for
 
-extern "C" __global__ void __launch_bounds__(CHANNELS * WARPS) accum_stats(const float* __restrict__ x,
-                                                                        double* __restrict__ partial_abs,
-                                                                        double* __restrict__ partial_sq, Size tokens,
-                                                                        Size in_features) {
-    __shared__ double abs_sums[WARPS][CHANNELS];
-    __shared__ double sq_sums[WARPS][CHANNELS];
-    const Size channel_blocks = (in_features + CHANNELS - 1) / CHANNELS;
-    const Size chunk = blockIdx.x / channel_blocks;
-    const Size channel = blockIdx.x % channel_blocks * CHANNELS + threadIdx.x;
-    const Size first = chunk * ROWS_PER_BLOCK + threadIdx.y;
+struct Sums {
+    double abs[4], sq[4];
 
-    double abs_sum = 0.0;
-    double sq_sum = 0.0;
-    if (channel < in_features) {
+    __device__ __forceinline__ void take(float4 v) {
+        const double values[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
-        for (int step = 0; step < ROWS_PER_BLOCK / WARPS; ++step) {
-            const Size row = first + step * WARPS;
-            // A missing row adds 0, so that all loads of the loop can be in flight at once.
-            const double value = row < tokens ? static_cast<double>(x[row * in_features + channel]) : 0.0;
-            abs_sum += fabs(value);
-            sq_sum += value * value;
+        for (int i = 0; i < 4; ++i) {
+            abs[i] += fabs(values[i]);
+            sq[i] = fma(values[i], values[i], sq[i]);
         }
     }
-    abs_sums[threadIdx.y][threadIdx.x] = abs_sum;
-    sq_sums[threadIdx.y][threadIdx.x] = sq_sum;
-    __syncthreads();
-    if (threadIdx.y == 0 && channel < in_features) {
-        for (int warp = 1; warp < WARPS; ++warp) {
-            abs_sum += abs_sums[warp][threadIdx.x];
-            sq_sum += sq_sums[warp][threadIdx.x];
+};
+
+// The sums of every SIDE-th row, the four channels from `from` on, of which `there` exist.
+__device__ __forceinline__ Sums sums_of(const float* from, int rows, int in_features, int there) {
+    Sums sums = {};
+    const Size step = static_cast<Size>(SIDE) * in_features;
+    int row = threadIdx.x / LANES;
+    from += static_cast<Size>(row) * in_features;
+    if (in_features % 4 == 0) {
+        if (there <= 0) return sums;
+        for (; row + (AHEAD - 1) * SIDE < rows; row += AHEAD * SIDE, from += AHEAD * step) {
+            float4 v[AHEAD];
+#pragma unroll
+            for (int i = 0; i < AHEAD; ++i) v[i] = *reinterpret_cast<const float4*>(from + i * step);
+#pragma unroll
+            for (int i = 0; i < AHEAD; ++i) sums.take(v[i]);
         }
-        partial_abs[chunk * in_features + channel] = abs_sum;
-        partial_sq[chunk * in_features + channel] = sq_sum;
+        for (; row < rows; row += SIDE, from += step) sums.take(*reinterpret_cast<const float4*>(from));
+    } else {
+#pragma unroll 4
+        for (; row < rows; row += SIDE, from += step) {
+            sums.take(make_float4(there > 0 ? from[0] : 0.0f, there > 1 ? from[1] : 0.0f, there > 2 ? from[2] : 0.0f,
+                                  there > 3 ? from[3] : 0.0f));
+        }
     }
+    return sums;
 }
 
-extern "C" __global__ void finish_stats(const double* __restrict__ partial_abs, const double* __restrict__ partial_sq,
-                                        float* __restrict__ abs_mean, float* __restrict__ sq_mean, Size tokens,
-                                        Size in_features) {
-    const Size chunks = (tokens + ROWS_PER_BLOCK - 1) / ROWS_PER_BLOCK;
-    for (Size channel = global_thread(); channel < in_features; channel += global_threads()) {
-        double abs_sum = 0.0;
-        double sq_sum = 0.0;
+extern "C" __global__ void __launch_bounds__(THREADS) accum_stats(const float* __restrict__ x,
+                                                               double* __restrict__ partial,
+                                                               float* __restrict__ abs_mean,
+                                                               float* __restrict__ sq_mean, int tokens, int in_features,
+                                                               int rows_of_block) {
+    __shared__ double parts[2][WARPS][CHANNELS];
+    const int strips = (in_features - 1) / CHANNELS + 1;
+    const int chunk = blockIdx.x / strips, first_channel = blockIdx.x % strips * CHANNELS;
+    const int first_row = chunk * rows_of_block, lane = threadIdx.x % LANES, channel = first_channel + 4 * lane;
+    Sums sums = sums_of(x + static_cast<Size>(first_row) * in_features + channel,
+                        min(rows_of_block, tokens - first_row), in_features, in_features - channel);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+#pragma unroll
+        for (int offset = LANES; offset < 32; offset *= 2) {
+            sums.abs[i] += __shfl_xor_sync(~0u, sums.abs[i], offset);
+            sums.sq[i] += __shfl_xor_sync(~0u, sums.sq[i], offset);
+        }
+        if (threadIdx.x % 32 < LANES) {
+            parts[0][threadIdx.x / 32][4 * lane + i] = sums.abs[i];
+            parts[1][threadIdx.x / 32][4 * lane + i] = sums.sq[i];
+        }
+    }
+    __syncthreads();
+    if (threadIdx.x >= 2 * CHANNELS) return;
+    const int which = threadIdx.x / CHANNELS, place = threadIdx.x % CHANNELS;
+    if (first_channel + place >= in_features) return;
+    double sum = 0.0;
+#pragma unroll
+    for (int warp = 0; warp < WARPS; ++warp) sum += parts[which][warp][place];
+    if (rows_of_block >= tokens)
+        (which ? sq_mean : abs_mean)[first_channel + place] = static_cast<float>(sum / tokens);
+    else
+        partial[(2 * static_cast<Size>(chunk) + which) * in_features + first_channel + place] = sum;
+}
+
+extern "C" __global__ void finish_stats(const double* __restrict__ partial, float* __restrict__ abs_mean,
+                                        float* __restrict__ sq_mean, int tokens, int in_features, int chunks) {
+    for (Size i = global_thread(); i < 2 * static_cast<Size>(in_features); i += global_threads()) {
+        const int which = i / in_features, channel = i % in_features;
+        double sum = 0.0;
         // Unrolled so that the loads of several chunks are in flight; the order of the sums stays.
 #pragma unroll 8
-        for (Size chunk = 0; chunk < chunks; ++chunk) {
-            abs_sum += partial_abs[chunk * in_features + channel];
-            sq_sum += partial_sq[chunk * in_features + channel];
-        }
-        abs_mean[channel] = static_cast<float>(abs_sum / static_cast<double>(tokens));
-        sq_mean[channel] = static_cast<float>(sq_sum / static_cast<double>(tokens));
+        for (int chunk = 0; chunk < chunks; ++chunk) sum += partial[static_cast<Size>(chunk) * 2 * in_features + i];
+        (which ? sq_mean : abs_mean)[channel] = static_cast<float>(sum / tokens);
     }
 }
 

@@ -102,9 +102,10 @@ def largest_over_127(scaled, form):
 
 
 GROUPED = [((9, 24), 4), ((5, 15), 3), ((9, 24), 9), ((5, 15), 4), ((7, 28), 12), ((33, 257), 128), ((3, 8), 100)]
+WIDE = [((3, 5200), size) for size in (None, 16, 32, 48, 128)]  # several loads of a thread on their way
 
 
-@pytest.mark.parametrize(("shape", "size"), [*((shape, None) for shape in SHAPES), *GROUPED])
+@pytest.mark.parametrize(("shape", "size"), [*((shape, None) for shape in SHAPES), *GROUPED, *WIDE])
 def test_codes(backend, shape, size):
     w, s = uniform(*shape), RNG.uniform(0.2, 4, shape[1]).astype(np.float32)
     steps = largest_over_127(w * s, Format(size))
@@ -113,11 +114,11 @@ def test_codes(backend, shape, size):
     assert np.abs(found.codes).max() == 127
 
 
-@pytest.mark.parametrize("size", [None, 8, 3, 7, 50])
-def test_steps(backend, size):
-    w, s = uniform(33, 24), RNG.uniform(0.2, 4, 24).astype(np.float32)
+@pytest.mark.parametrize(("shape", "size"), [*(((33, 24), size) for size in (None, 8, 3, 7, 50)), *WIDE])
+def test_steps(backend, shape, size):
+    w, s = uniform(*shape), RNG.uniform(0.2, 4, shape[1]).astype(np.float32)
     form = Format(size)
-    steps, codes = poisoned(backend, (33, form.groups(24))), poisoned(backend, w.shape, np.int8)
+    steps, codes = poisoned(backend, (shape[0], form.groups(shape[1]))), poisoned(backend, w.shape, np.int8)
     found = Quantized(steps, form, codes=codes)
     backend.compute_scale_b(put(backend, w), put(backend, s), found)
     assert same_bits(backend.read(found.steps), largest_over_127(w * s, form))

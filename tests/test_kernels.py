@@ -82,10 +82,14 @@ LAUNCHES = [
     ("dequantizeTiled", "digits", 1, {**ODD_PRODUCT, "tokens": 4096, "multiprocessors": 15}, 14, (384, 1, 1)),
     ("dequantizeTiled", "digits_mma", 0, ODD_PRODUCT, 128 + 4, (128, 1, 1)),
     ("dequantizeTiled", "digits_mma", 1, ODD_PRODUCT, 2 * 2, (256, 1, 1)),
-    ("accum_stats", "deterministic", 0, {"tokens": 130, "in_features": 70}, 3 * 3, (32, 8, 1)),
-    ("accum_stats", "deterministic", 1, {"tokens": 130, "in_features": 70}, 1, (256, 1, 1)),
-    ("init", None, 0, {"rows": 4096, "cols": 4096, "multiprocessors": 132}, 32 * 132, (256, 1, 1)),
-    ("init", None, 0, {"rows": 41, "cols": 25}, 2, (256, 1, 1)),
+    ("accum_stats", "deterministic", 0, {"tokens": 130, "in_features": 70}, 3, (1024, 1, 1)),
+    ("accum_stats", "deterministic", 1, {"tokens": 130, "in_features": 70}, 0, (256, 1, 1)),
+    ("accum_stats", "deterministic", 0, {"tokens": 4100, "in_features": 70}, 3 * 4, (1024, 1, 1)),
+    ("accum_stats", "deterministic", 1, {"tokens": 4100, "in_features": 70}, 1, (256, 1, 1)),
+    ("accum_stats", "deterministic", 0, {"tokens": 4096, "in_features": 8192}, 256, (512, 1, 1)),
+    ("accum_stats", "deterministic", 0, {"tokens": 4096, "in_features": 11008}, 344, (256, 1, 1)),
+    ("init", None, 0, {"rows": 4096, "cols": 4096, "multiprocessors": 132}, 16 * 132, (256, 1, 1)),
+    ("init", None, 0, {"rows": 41, "cols": 125}, 2, (256, 1, 1)),
     ("matmul_reference", None, 0, {"tokens": 65, "out_features": 64}, 2, (16, 16, 1)),
     ("error_sums", None, 0, {"count": 3}, 1024, (256, 1, 1)),
     ("search_diag", "rows", 0, {"candidates": 7, "in_features": 9}, 7, (1024, 1, 1)),
@@ -97,17 +101,16 @@ LAUNCHES = [
 @pytest.mark.parametrize(("stage", "name", "index", "sizes", "blocks", "threads"), LAUNCHES)
 def test_launches(stage, name, index, sizes, blocks, threads):
     variant = table.find(stage, name)
-    values = {"multiprocessors": 8, **variant.macros, **sizes}
+    values = variant.complete({"multiprocessors": 8, **sizes}) if stage == "accum_stats" else sizes
+    values = {"multiprocessors": 8, **variant.macros, **values}
     kernel = variant.kernels[index]
     assert (kernel.grid(values), kernel.threads(values)) == (blocks, threads)
 
 
 def test_scratch_follows_the_chunks():
     variant = table.find("accum_stats", "deterministic")
-    sizes = {
-        name: nbytes({**variant.macros, "tokens": 130, "in_features": 70}) for name, nbytes in variant.scratch.items()
-    }
-    assert sizes == {"partial_abs": 8 * 3 * 70, "partial_sq": 8 * 3 * 70}
+    (nbytes,) = variant.scratch.values()
+    assert nbytes(variant.complete({"tokens": 3100, "in_features": 70})) == 16 * 3 * 70
 
 
 def test_sizes_follow_from_the_shapes():

@@ -49,7 +49,8 @@ def settle_variants(
         values["group_size"] = group_size
     settled, told = {}, []
     for stage, name in choices.items():
-        obstacles = {each.name: each.obstacle(values, device) for each in table.variants(stage).values()}
+        found = table.variants(stage).values()
+        obstacles = {each.name: each.obstacle(each.defaults() | values, device) for each in found}
         wanted = table.BEST[stage] if name == table.AUTO else (name,)
         able = [each for each in wanted if obstacles[each] is None]
         if not able:

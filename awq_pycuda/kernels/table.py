@@ -47,8 +47,7 @@ def _tiles(side: Callable[[Values], int]) -> Callable[[Values], int]:
     return lambda v: blocks_of(v["tokens"], side(v)) * blocks_of(v["out_features"], side(v))
 
 
-_PARTIALS = ("double* partial_abs", "double* partial_sq")
-_STATS = {"CHANNELS": 32, "WARPS": 8, "ROWS_PER_BLOCK": 64}
+_LANES = 8  # of statistics, side by side: they read a line of 128 bytes
 _REFERENCE = {"TILE": 16, "MICRO": 4, "THREADS": 256}
 # A block has TILE x TILE threads, at most 1,024; 7 takes the paths of a tile that 4 does not divide. With all
 # 32 `make kernels` takes five times as long (207 compilations for 39, 86 s of CPU for 16), and only a change of the
@@ -56,12 +55,23 @@ _REFERENCE = {"TILE": 16, "MICRO": 4, "THREADS": 256}
 _TILE = {"TILE": Parameter(range(1, 33), compiled=(4, 7, 16, 32))}
 
 
+def _strips(v: Values) -> int:
+    """Of 4 channels a lane: blocks of statistics side by side."""
+    return blocks_of(v["in_features"], 4 * _LANES)
+
+
+def _stats_threads(v: Values) -> int:
+    """Fewer the more blocks there are: those of a multiprocessor keep about as much on the way together."""
+    return 1024 if _strips(v) <= 132 else 512 if _strips(v) <= 264 else 256
+
+
+def _rows_of_block(v: Values) -> int:
+    """All tokens, but where the strips are few: then so many that finishing what is split costs less than it gains."""
+    return blocks_of(v["tokens"], max(1, min(128 // _strips(v), v["tokens"] // 1024)))
+
+
 def _chunks(v: Values) -> int:
-    return blocks_of(v["tokens"], v["ROWS_PER_BLOCK"])
-
-
-def _partial(v: Values) -> int:
-    return 8 * _chunks(v) * v["in_features"]
+    return blocks_of(v["tokens"], v["rows_of_block"])
 
 
 # The first variant of a stage is the default.
@@ -83,9 +93,13 @@ VARIANTS = (
                     "float* row_gain[rows]",
                     "float* col_gain[cols]",
                 ),
-                grid=walk(lambda v: blocks_of(v["rows"] * v["cols"], 4)),
+                grid=lambda v: min(
+                    blocks_of(v["rows"] * v["cols"], 4 * v["QUADS"] * v["THREADS"]), 16 * v["multiprocessors"]
+                ),
+                block=("THREADS",),
             ),
         ),
+        macros={"THREADS": 256, "QUADS": 4},
     ),
     Variant(
         stage="accum_stats",
@@ -95,18 +109,27 @@ VARIANTS = (
         kernels=(
             Kernel(
                 "accum_stats",
-                arguments("float* x[tokens, in_features]", *_PARTIALS, "Size tokens", "Size in_features"),
-                grid=lambda v: _chunks(v) * blocks_of(v["in_features"], v["CHANNELS"]),
-                block=("CHANNELS", "WARPS"),
+                arguments(
+                    "float* x[tokens, in_features]",
+                    "double* partial",
+                    *MEANS,
+                    "int tokens",
+                    "int in_features",
+                    "int rows_of_block",
+                ),
+                grid=lambda v: _strips(v) * v["chunks"],
+                block=("THREADS",),
             ),
             Kernel(
                 "finish_stats",
-                arguments(*_PARTIALS, *MEANS, "Size tokens", "Size in_features"),
-                grid=walk(lambda v: v["in_features"]),
+                arguments("double* partial", *MEANS, "int tokens", "int in_features", "int chunks"),
+                grid=lambda v: walk(lambda v: 2 * v["in_features"])(v) if v["chunks"] > 1 else 0,
             ),
         ),
-        macros=_STATS,
-        scratch={"partial_abs": _partial, "partial_sq": _partial},
+        macros={"LANES": _LANES},
+        parameters={"THREADS": Parameter(range(256, 1025, 256), compiled=(1024, 512, 256))},
+        derived={"THREADS": _stats_threads, "rows_of_block": _rows_of_block, "chunks": _chunks},
+        scratch={"partial": lambda v: 16 * v["chunks"] * v["in_features"]},
         tolerance=2**-24,  # nothing but the rounding of the mean to float32
         unit="fp64",
     ),
@@ -127,7 +150,7 @@ VARIANTS = (
                 grid=walk(lambda v: v["in_features"]),
             ),
         ),
-        macros=_STATS,
+        macros={"LANES": _LANES, "THREADS": WALK_THREADS},
         zeroed=("abs_mean", "sq_mean"),
         tolerance=1e-5,
     ),
@@ -154,7 +177,7 @@ VARIANTS = (
                 block=("THREADS",),
             ),
         ),
-        macros={"THREADS": WALK_THREADS},
+        macros={"THREADS": 256, "AHEAD": 4},
         parameters={"QMAX": QMAX},
         # Of a warp, for a group of channels by fours.
         derived={"lanes": lambda v: min(32, 1 << max(0, blocks_of(v["group_size"], 4) - 1).bit_length())},
@@ -176,9 +199,11 @@ VARIANTS = (
                     "int in_features",
                     "int group_size",
                 ),
-                grid=rows_of_blocks("out_features"),
+                grid=lambda v: min(v["out_features"], v["BLOCKS"] * v["multiprocessors"]),
+                block=("THREADS",),
             ),
         ),
+        macros={"THREADS": 256, "AHEAD": 4, "BLOCKS": 4},
         parameters={"QMAX": QMAX},
     ),
     Variant(

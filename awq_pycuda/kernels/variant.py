@@ -53,7 +53,7 @@ class Kernel:
     Attributes:
         entry: its name in the source.
         arguments: in the source's order.
-        grid: the number of blocks, from sizes, macros and `multiprocessors`.
+        grid: the number of blocks, from sizes, macros and `multiprocessors`; with 0 it is not launched.
         block: threads along x and y: numbers, or names of macros.
         shared_bytes: dynamic shared memory, from the macros.
     """

@@ -244,7 +244,12 @@ TABLE: tuple[Entry, ...] = (
     Entry(f"{LAYER}/weights/Wq", "quantized weights, -127 to 127", "i1", ("out_features", "in_features")),
     # Times.
     Entry(TIMINGS, "every sample of the measured passes", presence="complete"),
-    Entry(f"{TIMINGS}/stage", "stage of the pipeline, in the order run", "str", ("stage",)),
+    Entry(
+        f"{TIMINGS}/stage",
+        "stage of the pipeline, in the order run; without relu where the product does it on the way",
+        "str",
+        ("stage",),
+    ),
     Entry(f"{TIMINGS}/layer", "index of the layer", "i8", ("layer",)),
     Entry(f"{TIMINGS}/repeat", "index of the measured pass", "i8", ("repeat",)),
     Entry(

@@ -382,7 +382,7 @@ class CudaBackend(HostStages[ManagedArray]):
         scratch = self._scratch({name: nbytes(values) for name, nbytes in variant.scratch.items()})
         values |= {name: array.pointer for name, array in arrays.items()}
         values |= {name: pointer for name, (pointer, _) in scratch.items()}
-        launches = [self._launch(module, kernel, values) for kernel in variant.kernels]
+        launches = [self._launch(module, kernel, values) for kernel in variant.kernels if kernel.grid(values)]
         zeroed = [(values[name], arrays[name].array.nbytes) for name in variant.zeroed]
         return _Bound(list(arrays.values()), zeroed, launches, scratch)
 
