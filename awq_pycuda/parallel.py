@@ -151,21 +151,38 @@ def map_row_blocks(work: Callable[[slice], T], shape: Sequence[int]) -> list[T]:
     return _map_blocks(work, shape[0], _block_rows(shape))
 
 
+def map_numbers(work: Callable[[int], T], count: int) -> list[T]:
+    """Calls `work` on every number below `count`; returns its results in order. See `map_row_blocks`."""
+    return _map_blocks(lambda one: work(one.start), count, 1)
+
+
+def product_rows(rows: int) -> int:
+    """How many of so many rows a product takes at a time."""
+    return min(max(rows // BLOCKS, SMALLEST_PRODUCT), LARGEST_PRODUCT)
+
+
 def product(x: NDArray[Any], w: NDArray[Any], out: NDArray[Any]) -> None:
     """`out = x · wᵀ` for x (M, K), w (N, K) and out (M, N) of one dtype, by blocks that depend on the shape alone.
 
     Within `use_threads` the BLAS has one thread: then every bit is the same for any number of threads.
     """
-    across = w.shape[0] >= x.shape[0]
-    rows = max(w.shape[0], x.shape[0])
+    if w.shape[0] >= x.shape[0]:
+        product_by_blocks(x, lambda block: w[block], out)
+        return
 
-    def block_product(block: slice) -> None:
-        if across:
-            np.matmul(x, w[block].T, out=out[:, block])
-        else:
-            np.matmul(x[block], w.T, out=out[block])
+    def rows_of_x(block: slice) -> None:
+        np.matmul(x[block], w.T, out=out[block])
 
-    _map_blocks(block_product, rows, min(max(rows // BLOCKS, SMALLEST_PRODUCT), LARGEST_PRODUCT))
+    _map_blocks(rows_of_x, x.shape[0], product_rows(x.shape[0]))
+
+
+def product_by_blocks(x: NDArray[Any], w: Callable[[slice], NDArray[Any]], out: NDArray[Any]) -> None:
+    """The same product, by blocks of the rows of w, each called for once: it may be a `scratch` of the thread."""
+
+    def rows_of_w(block: slice) -> None:
+        np.matmul(x, w(block).T, out=out[:, block])
+
+    _map_blocks(rows_of_w, out.shape[1], product_rows(out.shape[1]))
 
 
 def _map_blocks(work: Callable[[slice], T], rows: int, size: int) -> list[T]:

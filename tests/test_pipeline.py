@@ -19,6 +19,7 @@ class Kept:
     """A finished run and copies of every array that it touched."""
 
     def __init__(self, name: str, config: Config) -> None:
+        self.name = name
         spec = spec_of(config)
         with make_backend(name, spec.tile, spec.convention.quantizer.group_size, **spec.variants) as backend:
             pipeline = Pipeline(backend, spec)
@@ -248,9 +249,12 @@ def test_metrics_are_their_definitions(run, tmp_path, search):
         assert layer.metrics == pytest.approx(exact, rel=2e-3)
         assert layer.objective == search
         if search == "output":
-            # On a GPU the kernels of the search add up in an order of their own.
-            assert layer.search.error_chosen == pytest.approx(layer.metrics["output_mse"], rel=1e-12)
-            assert layer.search.error_rtn == pytest.approx(layer.metrics["rtn_output_mse"], rel=1e-12)
+            if kept.name == "cuda":  # where the kernels of the search add up in an order of their own
+                assert layer.search.error_chosen == pytest.approx(layer.metrics["output_mse"], rel=1e-12)
+                assert layer.search.error_rtn == pytest.approx(layer.metrics["rtn_output_mse"], rel=1e-12)
+            else:  # one product, of the difference: nearer to the definition than the difference of two products
+                assert layer.search.error_chosen == pytest.approx(exact["output_mse"], rel=1e-5)
+                assert layer.search.error_rtn == pytest.approx(exact["rtn_output_mse"], rel=1e-5)
 
 
 def test_the_output_objective_is_the_true_error_at_every_gamma(run):

@@ -12,10 +12,18 @@ import psutil
 from numpy.typing import DTypeLike, NDArray
 
 from awq_pycuda import philox
-from awq_pycuda.backends.base import Mark
+from awq_pycuda.backends.base import Layer, Mark
 from awq_pycuda.backends.host_stages import HostStages
-from awq_pycuda.parallel import host_threads, map_row_blocks, product
-from awq_pycuda.quant.format import Quantized, dequantize, quantize
+from awq_pycuda.parallel import (
+    host_threads,
+    map_numbers,
+    map_row_blocks,
+    product,
+    product_by_blocks,
+    product_rows,
+    scratch,
+)
+from awq_pycuda.quant.format import Format, Quantized, quantize
 
 Array = NDArray[Any]
 
@@ -111,8 +119,24 @@ class CpuBackend(HostStages[Array]):
         quantize(w, s, quantized)
 
     def dequantize_tiled(self, x: Array, quantized: Quantized[Array], inv_s: Array, y: Array) -> None:
-        """See `Backend.dequantize_tiled`: dequantizes once, then one product."""
-        self._product(x, dequantize(quantized, inv_s, self.dtype), y)
+        """See `Backend.dequantize_tiled`: weights are dequantized once, if they can be, where they are multiplied."""
+        if y.shape[1] < x.shape[0]:
+            weights = np.empty(quantized.codes.shape, self.dtype)
+            map_row_blocks(lambda block: self._weights(quantized, inv_s, block, weights[block]), weights.shape)
+            self._product(x, weights, y)
+            return
+
+        def of_block(block: slice) -> Array:
+            weights = scratch((block.stop - block.start, x.shape[1]), self.dtype)
+            self._weights(quantized, inv_s, block, weights)
+            return weights
+
+        with np.errstate(over="ignore", invalid="ignore"):
+            product_by_blocks(x, of_block, y)
+
+    def _weights(self, quantized: Quantized[Array], inv_s: Array, block: slice, out: Array) -> None:
+        """The dequantized weights of a block of rows, (rows, K)."""
+        quantized.format.dequantize(quantized.codes[block], quantized.steps[block], out, inv_s)
 
     def on_host(self, handle: Array) -> Array:
         """See `HostStages.on_host`: it is there already."""
@@ -154,6 +178,46 @@ class CpuBackend(HostStages[Array]):
         with np.errstate(invalid="ignore"):  # inf − inf: the sums are not finite, and that is the answer
             signal, noise = np.sum(map_row_blocks(sums, reference.shape), axis=0)
         return float(signal), float(noise)
+
+    def _output_errors(self, layer: Layer[Array], scales: Array) -> NDArray[np.float64]:
+        """Mean of `(X·(Ŵ/s − W)ᵀ)²` for each candidate; one that overflows has an error of inf.
+
+        The product of the difference instead of the difference of two products, and a block of it at a time: nothing
+        of all rows is ever in memory.
+        """
+        x, w, form = layer.x, layer.w, layer.quantized.format
+        tokens, (rows, channels) = x.shape[0], w.shape
+        size = product_rows(rows)
+        blocks = -(-rows // size)
+        inverse = 1 / scales
+
+        def noise(number: int) -> float:
+            candidate, index = divmod(number, blocks)
+            block = w[index * size : (index + 1) * size]
+            memory = scratch((len(block) * (channels + tokens),), self.dtype)
+            off = memory[: block.size].reshape(block.shape)
+            made = memory[block.size :].reshape(tokens, len(block))
+            self._differences(block, scales[candidate], inverse[candidate], form, off)
+            np.matmul(x, off.T, out=made)
+            return self._squares(made)
+
+        with np.errstate(over="ignore", invalid="ignore"):
+            sums = map_numbers(noise, len(scales) * blocks)
+        errors = np.array(sums).reshape(len(scales), blocks).sum(axis=1) / layer.outputs
+        return np.where(np.isfinite(errors), errors, np.inf)
+
+    def _differences(self, w: Array, s: Array, inv_s: Array, form: Format, out: Array) -> None:
+        """What a block of weights differs by once it is quantized and dequantized: (rows, K)."""
+        np.multiply(w, s, out=out)
+        steps = form.steps(form.parts(np.abs(out)))
+        form.round(out, steps)
+        form.dequantize(out, steps, out, inv_s)
+        out -= w
+
+    def _squares(self, y: Array) -> float:
+        """Σ y² in float64, over an array of one block."""
+        exact = y.astype(np.float64)
+        return float(np.vdot(exact, exact))
 
     def mark(self) -> Mark:
         """See `Backend.mark`."""

@@ -7,7 +7,7 @@ from awq_pycuda.engine.arrays import kept_bytes
 from awq_pycuda.engine.spec import RunSpec
 from awq_pycuda.kernels import table
 from awq_pycuda.layers.inputs import LayerSpec
-from awq_pycuda.parallel import host_threads, working_elements
+from awq_pycuda.parallel import host_threads, product_rows, working_elements
 from awq_pycuda.quant.conventions import Convention
 from awq_pycuda.quant.format import Format
 
@@ -30,11 +30,11 @@ def required_bytes(run: RunSpec, on_device: bool) -> tuple[int, int]:
     specs, convention = run.layers, run.convention
     searching = not on_device or run.search is SearchPlace.host
     kept = kept_bytes(specs, convention)
-    step = max(_host_step(spec, convention, searching) for spec in specs)
+    step = max(_host_step(spec, convention, searching, on_device) for spec in specs)
     checking = max(_checking(spec, convention.quantizer) for spec in specs) if run.verify else 0
     results = sum(_result(spec, convention.quantizer, run.save) for spec in specs)
     codes = sum(spec.out_features * spec.in_features for spec in specs) if run.save is Save.full else 0
-    blocks = max(_kept_blocks(spec, convention, searching) for spec in specs)
+    blocks = max(_kept_blocks(spec, convention, searching, on_device) for spec in specs)
     steps = [step, checking, 2 * codes]  # in the end codes are in the file's image and in its bytes, too
     if on_device:
         read = sum(_read_on_host(spec, convention.quantizer, run.verify, searching) for spec in specs)
@@ -58,13 +58,26 @@ def _read_on_host(spec: LayerSpec, form: Format, verify: bool, searching: bool) 
     return always + (own + 8 * m * n if verify else 0)
 
 
-def _kept_blocks(spec: LayerSpec, convention: Convention, searching: bool) -> int:
-    """The blocks of W that every thread keeps from call to call: `parallel.scratch`, for the stages on the host."""
+def _kept_blocks(spec: LayerSpec, convention: Convention, searching: bool, on_device: bool) -> int:
+    """The blocks that every thread keeps from call to call: `parallel.scratch`, for the stages on the host."""
+    m, n, k = spec.tokens, spec.out_features, spec.in_features
     arrays = 0 if not searching else 3 if convention.objective is Objective.diag else 1
-    return 4 * arrays * working_elements((spec.out_features, spec.in_features))
+    kept = arrays * working_elements((n, k))
+    if not on_device:
+        kept = max(kept, min(n, product_rows(n) * host_threads()) * k if n >= m else 0)
+        if convention.objective is Objective.output:
+            kept = max(kept, _trial_rows(spec, convention) * (k + m))
+    return 4 * kept
 
 
-def _host_step(spec: LayerSpec, convention: Convention, searching: bool) -> int:
+def _trial_rows(spec: LayerSpec, convention: Convention) -> int:
+    """Rows of weights that the CPU's search for the output's error has at work at one time."""
+    rows = product_rows(spec.out_features)
+    blocks = -(-spec.out_features // rows) * convention.grid.size
+    return min(rows, spec.out_features) * min(host_threads(), blocks)
+
+
+def _host_step(spec: LayerSpec, convention: Convention, searching: bool, on_device: bool) -> int:
     """The most that the metrics, and the search where it is there, make on the host and let go of."""
     n, k = spec.out_features, spec.in_features
     block = working_elements((n, k))
@@ -74,13 +87,17 @@ def _host_step(spec: LayerSpec, convention: Convention, searching: bool) -> int:
     # Every candidate's scales, importance and weights in float64 and float32; the steps of the blocks at work.
     candidates = 44 * k * convention.grid.size + 28 * block * convention.quantizer.groups(k) // k
     making_steps = 4 * n * convention.quantizer.groups(k)
-    return max(candidates, weight_error, making_steps)
+    trials = 0
+    if convention.objective is Objective.output and not on_device:
+        # All candidates, and of the blocks at work magnitudes in float32 or products in float64.
+        trials = 8 * k * convention.grid.size + max(4 * k, 8 * spec.tokens) * _trial_rows(spec, convention)
+    return max(candidates, weight_error, making_steps, trials)
 
 
 def _stage(spec: LayerSpec) -> int:
     """The most that the other stages and metrics make on the CPU backend and let go of."""
     m, n, k = spec.tokens, spec.out_features, spec.in_features
-    dequantized = 4 * n * k
+    dequantized = 4 * n * k if n < m else 0
     statistics = 12 * working_elements((m, k))  # |x| in float32 and float64
     sums = 16 * working_elements((m, n))  # both sides of a comparison in float64
     return max(dequantized, statistics, sums)
