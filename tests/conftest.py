@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 import re
@@ -33,7 +34,9 @@ from awq_pycuda.sweeps import composition, isolation
 ROOT = Path(__file__).parent.parent
 TINY_SWEEP = ("-m", "n=24", "layers=2", "timing=once", "backend=cpu")
 PLANT = Path(__file__).with_name("plant")
-BACKENDS = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+# tests/test_compiled.py fails where there is no Numba.
+COMPILED = ["compiled"] if importlib.util.find_spec("numba") else []
+BACKENDS = ["cpu", *COMPILED, pytest.param("cuda", marks=pytest.mark.gpu)]
 STAGE_BACKENDS = ["host", *BACKENDS]  # host: the kernels, compiled for the CPU
 
 _worst: dict[str, float] = {}
@@ -116,6 +119,10 @@ def make_backend(
     """A backend, not entered; tile and the variants by stage are those of kernels and mean nothing to NumPy."""
     if name == "cpu":
         return CpuBackend()
+    if name == "compiled":
+        from awq_pycuda.backends.compiled import CompiledCpuBackend
+
+        return CompiledCpuBackend()
     open_gpu = open_host
     if name == "cuda":
         from awq_pycuda.backends.cuda.device import open_gpu

@@ -49,7 +49,7 @@ VOLATILE = (
     (re.compile(r"(?<![\w.])\d[\d,.]*(?: to \d[\d,.]*)? (?:ms|s|min|h)(?!\w)"), "<time>"),
     (re.compile(r"(IQR) [\d.,]+ to [\d.,]+"), r"\1 <time>"),
     (re.compile(r"( to [\d.]+ %) +[\d.,]+ +(?:\d+ %|-)$"), r"\1 <time>"),  # of a table of runs
-    (re.compile(r"^backend cpu \(.*\)"), "backend cpu"),
+    (re.compile(r"^backend cpu \(.*"), "backend cpu"),
     (re.compile(r"cpu on .*"), "cpu on <device>"),
     (re.compile(r"^(times|fail_on=\w+): .*"), r"\1: <verdicts>"),
     (re.compile(r"[ ─━]{2,}"), " "),  # columns are as wide as their widest number

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,32 @@ from awq_pycuda.config import BackendChoice, SearchPlace
 from awq_pycuda.errors import InputError
 from awq_pycuda.kernels import table
 from awq_pycuda.kernels.variant import Device
+
+# Runs of fewer weights are over before Numba is imported and has its loops from disk: 0.6 s, and 3 s the first time.
+COMPILED_FROM = 1 << 20
+
+
+def why_not_compiled() -> str | None:
+    """Why the CPU's loops cannot be compiled here, in a few words; None where they are, ready to be called."""
+    if os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
+        return "NUMBA_DISABLE_JIT is set"
+    try:
+        import awq_pycuda.backends.compiled  # noqa: F401
+    except Exception as error:  # not installed, of another NumPy; no folder to keep them in, or damaged files there
+        return f"Numba cannot be used ({type(error).__name__}: {' '.join(str(error).split())})"
+    return None
+
+
+def cpu_backend(weights: int) -> tuple[CpuBackend, str]:
+    """The CPU backend for a run of so many weights, and what to say of it, if anything."""
+    if weights < COMPILED_FROM:
+        return CpuBackend(), ""
+    obstacle = why_not_compiled()
+    if obstacle is not None:
+        return CpuBackend(), f"; loops in NumPy: {obstacle}"
+    from awq_pycuda.backends.compiled import CompiledCpuBackend
+
+    return CompiledCpuBackend(), "; loops compiled by Numba"
 
 
 def why_no_cuda() -> str | None:
@@ -66,7 +93,12 @@ def settle_variants(
 
 
 def choose_backend(
-    wanted: BackendChoice, variants: Mapping[str, str], tile: int, group_size: int | None, search: SearchPlace
+    wanted: BackendChoice,
+    variants: Mapping[str, str],
+    tile: int,
+    group_size: int | None,
+    search: SearchPlace,
+    weights: int,
 ) -> tuple[Backend[Any], dict[str, str], str]:
     """The backend asked for, not yet entered; the variants that run there; one line that says which these are and why.
 
@@ -76,6 +108,7 @@ def choose_backend(
         tile: of the kernels that leave theirs to the config.
         group_size: of the format, which not every kernel takes.
         search: where scales are to be searched.
+        weights: of all layers.
 
     Raises:
         InputError: backend=cuda where CUDA cannot be used, search.where=device without it, or a kernel that cannot do
@@ -88,7 +121,8 @@ def choose_backend(
         reason = "as asked" if obstacle is None else f"auto: {obstacle}"
         if search is SearchPlace.device:
             raise InputError(f"search.where=device: the backend is cpu ({reason}); allowed here: auto, host")
-        return CpuBackend(), dict(variants), f"backend cpu ({reason})"
+        cpu, loops = cpu_backend(weights)
+        return cpu, dict(variants), f"backend cpu ({reason}){loops}"
     from awq_pycuda.backends.cuda.backend import CudaBackend
     from awq_pycuda.backends.cuda.device import open_gpu
 

@@ -32,7 +32,7 @@ class HostStages(Backend[H]):
         refuse_overflow(abs_mean, sq_mean)
         scales = candidates(convention, {"abs_mean": abs_mean, "sq_mean": sq_mean}[convention.statistic])
         if convention.objective is Objective.diag:
-            errors = diag_errors(self.on_host(layer.w), scales, sq_mean, layer.quantized.format)
+            errors = self._diag_errors(layer, scales, sq_mean)
         else:
             errors = self._output_errors(layer, scales)
         s = scales[best(convention, errors)]
@@ -44,6 +44,10 @@ class HostStages(Backend[H]):
         """See `Backend.compute_scale_b`."""
         steps = steps_of(self.on_host(w), self.on_host(s), quantized.format)
         self.from_host(quantized.steps, steps)
+
+    def _diag_errors(self, layer: Layer[H], scales: NDArray[Any], sq_mean: NDArray[Any]) -> NDArray[np.float64]:
+        """See `diag_errors`."""
+        return diag_errors(self.on_host(layer.w), scales, sq_mean, layer.quantized.format)
 
     def _output_errors(self, layer: Layer[H], scales: NDArray[Any]) -> NDArray[np.float64]:
         """Mean of `(X·Wᵀ − Y)²` for each candidate's Y; a candidate that overflows has an error of inf."""

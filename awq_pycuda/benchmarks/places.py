@@ -9,6 +9,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 
 from awq_pycuda.backends.base import Backend
+from awq_pycuda.backends.choose import why_not_compiled
 from awq_pycuda.backends.cpu import CpuBackend
 from awq_pycuda.benchmarks.cases import CASES, SEARCHES, Case
 from awq_pycuda.benchmarks.ceilings import host_ceilings
@@ -21,6 +22,7 @@ from awq_pycuda.parallel import use_threads
 from awq_pycuda.quant.conventions import Convention
 
 KERNELS = "kernels"
+_NUMPY_ALONE = ("init", "matmul_reference")  # the stages that have no other variant on the host
 
 
 class Place(Protocol):
@@ -72,22 +74,30 @@ class Place(Protocol):
 
 
 class CpuPlace:
-    """The host, by NumPy."""
+    """The host, by NumPy and, where Numba is installed, by compiled loops."""
 
     torch_device = "cpu"
-    variant = "numpy"
 
     def __init__(self, backend: Backend[Any] | None = None, machine: Machine | None = None) -> None:
-        self.backend: Backend[Any] = backend or CpuBackend()
+        self._variants: dict[str, Backend[Any]] = {"numpy": backend or CpuBackend()}
         self.machine: Machine = machine or CpuMachine()
         self.absent: list[str] = []
         self.stream = None
+        if backend is None:
+            if (obstacle := why_not_compiled()) is None:
+                from awq_pycuda.backends.compiled import CompiledCpuBackend
+
+                self._variants["numba"] = CompiledCpuBackend()
+            else:
+                self.absent.append(f"variant numba: {obstacle}")
+        self.backend = [*self._variants.values()][-1]
 
     def __enter__(self) -> Self:
         """See `Place`."""
         with ExitStack() as stack:
             stack.enter_context(use_threads(None))
-            stack.enter_context(self.backend)
+            for backend in self._variants.values():
+                stack.enter_context(backend)
             self._stack = stack.pop_all()
         return self
 
@@ -112,24 +122,35 @@ class CpuPlace:
         self, shape: Shape, convention: Convention, stages: Sequence[str]
     ) -> Iterator[dict[str, list[Subject]]]:
         """See `Place.kernels`."""
-        layer = layer_of(self.backend, shape, convention)
+        layers = {name: layer_of(backend, shape, convention) for name, backend in self._variants.items()}
         yield {
-            case.name: [StageSubject(self.backend, layer, convention, case, self._key(case, shape), host_unit(case))]
+            case.name: [
+                StageSubject(
+                    self._variants[name],
+                    layer,
+                    convention,
+                    case,
+                    Key(KERNELS, case.name, name, OURS, shape),
+                    host_unit(case),
+                )
+                for name, layer in layers.items()
+                if name == "numpy" or case.name not in _NUMPY_ALONE
+            ]
             for case in CASES
             if case.name in stages
         }
-
-    def _key(self, case: Case, shape: Shape) -> Key:
-        return Key(KERNELS, case.name, self.variant, OURS, shape)
 
     @contextmanager
     def models(
         self, name: str, shape: Shape, convention: Convention, stages: Sequence[str]
     ) -> Iterator[dict[str, list[Subject]]]:
-        """See `Place.models`: one block, since all of them take minutes."""
+        """See `Place.models`: one block, since all of them take minutes, and the same one for every variant."""
         layers = layers_of(self.backend, name, shape, convention)
         yield {
-            stage: [ModelSubject(self.backend, layers, name, self.variant, stage, convention, shape, "fp32", 1)]
+            stage: [
+                ModelSubject(backend, layers, name, variant, stage, convention, shape, "fp32", 1)
+                for variant, backend in self._variants.items()
+            ]
             for stage in SEARCHES
             if stage in stages
         }
@@ -137,9 +158,9 @@ class CpuPlace:
     @contextmanager
     def backends(self) -> Iterator[dict[str, Backend[Any]]]:
         """See `Place.backends`."""
-        yield {self.variant: self.backend}
+        yield dict(self._variants)
 
 
 def host_unit(case: Case) -> Unit:
-    """What does the operations of a stage in NumPy."""
+    """What does the operations of a stage on the host."""
     return "fp64" if case.name in ("accum_stats", "error_sums") else "fp32"

@@ -63,7 +63,8 @@ def prepared(spec: RunSpec) -> Prepared:
         InputError: the backend cannot be had, or cannot do what is asked.
     """
     group_size = spec.convention.quantizer.group_size
-    backend, variants, reason = choose_backend(spec.backend, spec.variants, spec.tile, group_size, spec.search)
+    weights = sum(layer.out_features * layer.in_features for layer in spec.layers)
+    backend, variants, reason = choose_backend(spec.backend, spec.variants, spec.tile, group_size, spec.search, weights)
     return Prepared(replace(spec, variants=variants), backend, reason)
 
 

@@ -120,7 +120,38 @@ def search_result(convention: Convention, error: NDArray[np.float64], s: NDArray
     )
 
 
-def diag_errors(w: NDArray[Any], scales: NDArray[Any], sq_mean: NDArray[Any], form: Format) -> NDArray[np.float64]:
+BlockErrors = Callable[[NDArray[Any], NDArray[Any], NDArray[Any], Format], NDArray[np.float64]]
+
+
+def block_errors(w: NDArray[Any], scales: NDArray[Any], weights: NDArray[Any], form: Format) -> NDArray[np.float64]:
+    """`Σ_n Σ_k weights[g, k] · (rint(U) - U)² · step²`, U = W·s_g / step, of each candidate g, in NumPy.
+
+    Args:
+        w: (rows, K).
+        scales: (G, K) in the same dtype.
+        weights: (G, K), alike.
+        form: the format to come.
+
+    Returns:
+        (G,).
+    """
+    magnitude, scaled, work = scratch((3, *w.shape), w.dtype)
+    np.abs(w, out=magnitude)
+    parts = form.parts(scaled)
+    errors = np.empty(len(scales))
+    for index, s in enumerate(scales):
+        np.multiply(magnitude, s, out=scaled)
+        errors[index] = form.weighted_errors(scaled, parts, work, form.parts(weights[index : index + 1]))
+    return errors
+
+
+def diag_errors(
+    w: NDArray[Any],
+    scales: NDArray[Any],
+    sq_mean: NDArray[Any],
+    form: Format,
+    of_block: BlockErrors = block_errors,
+) -> NDArray[np.float64]:
     """Output error of each candidate with the input channels taken as uncorrelated.
 
     `E = Σ_k sq_mean[k] / s[k]² · Σ_n (Ŵ·s − W·s)²[n, k]`. With U = W·s / step the inner square is
@@ -131,6 +162,7 @@ def diag_errors(w: NDArray[Any], scales: NDArray[Any], sq_mean: NDArray[Any], fo
         scales: (G, K) candidates in the same dtype.
         sq_mean: (K,) mean of x² per input channel.
         form: the format to come.
+        of_block: what computes a block of rows.
 
     Returns:
         (G,) float64; inf where a candidate overflows.
@@ -138,20 +170,10 @@ def diag_errors(w: NDArray[Any], scales: NDArray[Any], sq_mean: NDArray[Any], fo
     importance = sq_mean.astype(np.float64) / scales.astype(np.float64) ** 2
     largest = importance.max(axis=1)
     largest[largest == 0] = 1
-    weighting = [form.parts(row[None, :].astype(w.dtype)) for row in importance / largest[:, None]]
-
-    def block_errors(block: slice) -> NDArray[np.float64]:
-        magnitude, scaled, work = scratch((3, block.stop - block.start, w.shape[1]), w.dtype)
-        np.abs(w[block], out=magnitude)
-        parts = form.parts(scaled)
-        errors = np.empty(len(scales))
-        for index, s in enumerate(scales):
-            np.multiply(magnitude, s, out=scaled)
-            errors[index] = form.weighted_errors(scaled, parts, work, weighting[index])
-        return errors
-
+    weights = (importance / largest[:, None]).astype(w.dtype)
     with np.errstate(over="ignore", invalid="ignore"):
-        total = np.sum(map_row_blocks(block_errors, w.shape), axis=0) * largest
+        errors = map_row_blocks(lambda block: of_block(w[block], scales, weights, form), w.shape)
+        total = np.sum(errors, axis=0) * largest
     return np.where(np.isfinite(total), total, np.inf)
 
 
