@@ -203,15 +203,15 @@ def test_the_command_works_from_any_folder_as_a_process(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "bytes_needed"),
     [
-        # A layer: W 4 n², Wq n², Y and relu(Y) 8 n². Then X 4 n², trial codes n², four products 16 n²; for the one
+        # A layer: W 4 n², Wq n², relu(Y) 4 n². Then X 4 n², trial codes n², Y and four more products 20 n²; for the one
         # thread's block of n² / 4 three float32 that the search keeps, and two float64 in the sums over Y.
-        ((), (3 * 13 + 4 + 1 + 16 + 3 + 4) * 1024**2),
+        ((), (3 * 9 + 4 + 1 + 20 + 3 + 4) * 1024**2),
         # The weights while they are drawn: once more in float32, and the words of the one thread.
         (("layers=1", "tokens=1"), (5 + 1 + 4 + 2) * 1024**2),
         # The copies of the codes, the image of the file and its bytes.
-        (("save=full",), (3 * 13 + 4 + 1 + 16 + 3 + 3 * 3) * 1024**2),
+        (("save=full",), (3 * 9 + 4 + 1 + 20 + 3 + 3 * 3) * 1024**2),
         # The oracle: eight arrays in float64 at a time.
-        (("verify=true",), (3 * 13 + 4 + 1 + 16 + 3 + 8 * 8) * 1024**2),
+        (("verify=true",), (3 * 9 + 4 + 1 + 20 + 3 + 8 * 8) * 1024**2),
     ],
 )
 def test_memory_is_refused_beyond_80_percent_of_what_is_free(cli, monkeypatch, tmp_path, overrides, bytes_needed):
