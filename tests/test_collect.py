@@ -55,6 +55,7 @@ def test_the_tables_hold_what_the_file_holds(real):
         assert run.pipeline_ms == np.median(file["timings/pipeline_ms"])
         assert run.cold_ms == file["timings/cold_ms"][()]
         assert (run.layers_finished, run.gamma_grid_size, run.clock) == (3, 3, "host")
+        assert run.launched == file["timings/launched"].asstr()[()] == "stage by stage: stages run on the host"
         stages = file["timings/stage"].asstr()[:]
         host = file["timings/host_ms"][()]
         for index, row in found.layers.iterrows():

@@ -39,7 +39,7 @@ _SPREADS = (*_QUARTILES, *(f"{name}_{part}" for name in _OVER_LAYERS for part in
 _ONLY_IN_RUNS = ("config", *_ORIGIN, *_SPREADS)
 _RUN_COLUMNS = (
     *("run", "path", "status", "error", "created", "backend", "device_name", "config_hash", "study"),
-    *("pipeline_ms", "cold_ms", "held_down", "layers_finished", "clock", "gamma_grid_size", *_ONLY_IN_RUNS),
+    *("pipeline_ms", "cold_ms", "held_down", "layers_finished", "clock", "launched", "gamma_grid_size", *_ONLY_IN_RUNS),
 )
 _OF_LAYER = (
     *("name", "tokens", "in_features", "out_features"),
@@ -249,6 +249,7 @@ def _run_row(run: str, result: ResultFile) -> dict[str, Any]:
         "held_down": _held_down(result),
         "layers_finished": len(result.layers),
         "clock": _clock(result),
+        "launched": result.launched,
         "gamma_grid_size": len({0, *gammas}) if gammas and _is_grid(gammas) else None,  # 0 is always searched
         "config": json.dumps(config, sort_keys=True),
         **{name: root.get(name) for name in _ORIGIN},

@@ -131,8 +131,8 @@ class File:
         return _numbers(self.found, place(path, layer), len(self.layout.entry(path).dims))
 
     def texts(self, path: str) -> list[str]:
-        """The texts of a dataset of one dimension."""
-        return _texts(self.found, path)
+        """The texts of a dataset, in their order."""
+        return _texts(self.found, path, len(self.layout.entry(path).dims))
 
 
 def place(path: str, layer: int) -> str:
@@ -181,13 +181,13 @@ def _numbers(found: hdf5.Objects, where: str, rank: int) -> Array:
     return values
 
 
-def _texts(found: hdf5.Objects, where: str) -> list[str]:
-    dataset, shape, stored = _dataset(found, where, 1)
+def _texts(found: hdf5.Objects, where: str, rank: int) -> list[str]:
+    dataset, shape, stored = _dataset(found, where, rank)
     if stored.get_class() != h5t.STRING:
         raise UnreadableError(f"{where} holds no text")
     values = np.empty(shape, stored.dtype)
     dataset.read(h5s.ALL, h5s.ALL, values)
-    return [value.decode() for value in values]
+    return [value.decode() for value in values.flat]
 
 
 def _attributes(location: Any) -> dict[str, Scalar]:

@@ -45,7 +45,8 @@ class ResultFile:
 
     `root` are the scalar attributes of the file, `config` the resolved config by dotted key. `gpu_ms` and `host_ms`
     are (layers, stages, repeats) float64, `timed_layers` and `stages` name their first two axes, `pipeline_ms` is
-    (repeats,), `cold_ms` NaN where the cold pass did not finish, `conditions` (repeats,) by name where a GPU told them.
+    (repeats,), `cold_ms` NaN where the cold pass did not finish, `conditions` (repeats,) by name where a GPU told them,
+    `launched` how the passes were, "" where the file does not say.
     """
 
     path: Path
@@ -60,6 +61,7 @@ class ResultFile:
     pipeline_ms: Array = field(default_factory=lambda: np.empty(0))
     cold_ms: float = float("nan")
     conditions: Mapping[str, Array] = field(default_factory=dict)
+    launched: str = ""
 
 
 def read(path: Path) -> ResultFile:
@@ -177,5 +179,6 @@ def _read_timings(file: File) -> dict[str, Any]:
     for name, values in conditions.items():
         if values.shape != samples["pipeline_ms"].shape:
             raise UnreadableError(f"{schema.CONDITIONS}/{name} has shape {values.shape}, not that of pipeline_ms")
-    whole = {"cold_ms": float(samples["cold_ms"]), "conditions": conditions}
+    (launched,) = file.texts(f"{where}/launched") if f"{where}/launched" in file.found else [""]
+    whole = {"cold_ms": float(samples["cold_ms"]), "conditions": conditions, "launched": launched}
     return {"stages": stages, "timed_layers": layers, **samples, **whole}
