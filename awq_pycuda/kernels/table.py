@@ -67,7 +67,7 @@ def _stats_threads(v: Values) -> int:
 
 def _rows_of_block(v: Values) -> int:
     """All tokens, but where the strips are few: then so many that finishing what is split costs less than it gains."""
-    return blocks_of(v["tokens"], max(1, min(128 // _strips(v), v["tokens"] // 1024)))
+    return blocks_of(v["tokens"], max(1, min(128 // _strips(v), v["tokens"] // 2048)))
 
 
 def _chunks(v: Values) -> int:
