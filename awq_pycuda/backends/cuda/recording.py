@@ -1,0 +1,58 @@
+"""Work that is recorded into a graph: what it needs, and what the graph holds as long as it is launched."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pycuda.driver as cuda
+
+from awq_pycuda.backends.base import Mark
+from awq_pycuda.backends.cuda.graph import Event, Graph
+from awq_pycuda.backends.cuda.memory import ManagedArray
+
+
+class Recording:
+    """Work on its way into a graph, and then the graph.
+
+    Args:
+        event: makes an event of the graph, on the stream that is captured.
+
+    Attributes:
+        placing: the work only shows what it needs; nothing is launched yet.
+        arrays: what must lie on the device before each launch.
+        graph: once it is captured.
+        workspace: scratch memory that the graph uses.
+    """
+
+    def __init__(self, event: Callable[[cuda.Stream], Event]) -> None:
+        self.placing = True
+        self.arrays: dict[ManagedArray, None] = {}
+        self.graph: Graph | None = None
+        self.workspace: cuda.DeviceAllocation | None = None
+        self._event = event
+        self._events: list[Event] = []
+
+    def mark(self, stream: cuda.Stream) -> Mark:
+        """A moment of the graph."""
+        if self.placing:
+            return Mark(math.nan)
+        self._events.append(self._event(stream))
+        return Mark(math.nan, self._events[-1])
+
+    def launch(self, stream: cuda.Stream) -> None:
+        """The whole work once more."""
+        assert self.graph is not None
+        for array in self.arrays:
+            array.to_device(stream)
+        self.graph.launch(stream)
+
+    def free(self) -> None:
+        """Gives back what it holds."""
+        for event in self._events:
+            event.free()
+        if self.graph is not None:
+            self.graph.free()
+        self.arrays.clear()
+        self._events.clear()
+        self.graph = self.workspace = None
