@@ -7,7 +7,7 @@ from awq_pycuda.engine.arrays import kept_bytes
 from awq_pycuda.engine.spec import RunSpec
 from awq_pycuda.kernels import table
 from awq_pycuda.layers.inputs import LayerSpec
-from awq_pycuda.parallel import host_threads, product_rows, working_elements
+from awq_pycuda.parallel import LARGEST_PRODUCT, host_threads, product_rows, working_elements
 from awq_pycuda.quant.conventions import Convention
 from awq_pycuda.quant.format import Format
 
@@ -72,9 +72,8 @@ def _kept_blocks(spec: LayerSpec, convention: Convention, searching: bool, on_de
 
 def _trial_rows(spec: LayerSpec, convention: Convention) -> int:
     """Rows of weights that the CPU's search for the output's error has at work at one time."""
-    rows = product_rows(spec.out_features)
-    blocks = -(-spec.out_features // rows) * convention.grid.size
-    return min(rows, spec.out_features) * min(host_threads(), blocks)
+    blocks = -(-spec.out_features // LARGEST_PRODUCT) * convention.grid.size
+    return min(LARGEST_PRODUCT, spec.out_features) * min(host_threads(), blocks)
 
 
 def _host_step(spec: LayerSpec, convention: Convention, searching: bool, on_device: bool) -> int:
