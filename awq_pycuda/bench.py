@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 from awq_pycuda import signals
 from awq_pycuda.errors import InputError
+from awq_pycuda.kernels import table
+from awq_pycuda.kernels.launches import ONLY
 from awq_pycuda.kernels.work import WORK
 from awq_pycuda.options import (
     SYNTAX,
@@ -39,6 +41,11 @@ if TYPE_CHECKING:  # NumPy and what stands on it take a moment to import; --help
 CASES = ("kernels", "pass", "llama7b")
 BACKENDS = ("auto", "cuda", "cpu")
 PEERS = ("auto", "none", "eager", "compiled", "libraries")
+# As the rows have them: those of the table of kernels, where a search runs or its weights lie, and NumPy's and Numba's.
+VARIANTS = (
+    *dict.fromkeys(variant.name for variant in table.VARIANTS if variant.name != ONLY),
+    *("device", "host", "search on the host", "weights on the device", "weights from the host", "numpy", "numba"),
+)
 _COPIES = 4  # of the arrays on a GPU: one for each variant of a stage, and those of the peers
 _SHAPE = re.compile(r"([1-9][0-9]{0,6})(?:x([1-9][0-9]{0,6})x([1-9][0-9]{0,6}))?")
 
@@ -67,6 +74,13 @@ class BenchOptions:
         "the stages whose kernels are measured, in every variant; none given: all",
         ", ".join(WORK),
         words(*WORK),
+        (),
+    )
+    variants: tuple[str, ...] = option(
+        "WORDS",
+        "of stages with variants of these names those alone, as of the product and the search; none given: all",
+        ", ".join(VARIANTS),
+        words(*VARIANTS),
         (),
     )
     shapes: tuple[str, ...] = option(
@@ -187,6 +201,7 @@ def _plan(options: BenchOptions) -> Plan:
         options.seed,
         options.noise,
         options.seconds,
+        options.variants,
     )
 
 

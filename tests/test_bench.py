@@ -3,6 +3,7 @@
 import json
 import signal
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -94,6 +95,22 @@ def test_the_models_are_cases():
     assert set(bench.CASES) - {"kernels", "pass"} == set(models.MODELS)
 
 
+@pytest.mark.parametrize(
+    ("wanted", "left"), [((), {"numpy", "other"}), (("other",), {"other"}), (("host",), {"numpy", "other"})]
+)
+def test_variants_alone(wanted, left):
+    class Two(CpuPlace):
+        @contextmanager
+        def kernels(self, *given):
+            with super().kernels(*given) as found, super().kernels(*given) as again:
+                for (subject,) in again.values():
+                    subject.key = replace(subject.key, variant="other")
+                yield {stage: [*subjects, *again[stage]] for stage, subjects in found.items()}
+
+    record = measured(place=Two, stages=("relu",), variants=wanted)
+    assert {row.variant for row in of_stage(record, "relu")} == left
+
+
 def test_a_pass_is_verified_and_timed():
     record = measured(cases=("pass",), layers=2)
     rows = of_stage(record, "pass")
@@ -111,6 +128,7 @@ def test_a_pass_is_verified_and_timed():
         (["seconds=inf"], "seconds=inf: is no number; allowed: a number above 0"),
         (["peers=jax"], "peers=jax: 'jax' is none; allowed: auto, none, eager, compiled"),
         (["case=pass", "shapes=4x8x4"], "shapes=4x8x4: layers=3 of a chain must be square; allowed: sizes such as"),
+        (["variants=fast"], "variants=fast: 'fast' is none; allowed: deterministic, atomic, "),
         (["kernels=softmax"], "kernels=softmax: 'softmax' is none; allowed: init, accum_stats"),
     ],
 )

@@ -48,6 +48,7 @@ class Plan:
         layers: of a pass.
         seed: of the inputs.
         noise: see `interleave`; `seconds` for each group.
+        variants: of the stages that have them, these alone; without any, all.
     """
 
     cases: tuple[str, ...]
@@ -57,6 +58,7 @@ class Plan:
     seed: int
     noise: float
     seconds: float
+    variants: tuple[str, ...] = ()
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -198,14 +200,14 @@ def _groups(
         with place.kernels(shape, convention, plan.stages) as by_stage:
             for stage, subjects in by_stage.items():
                 tell(f"{stage}, {shape}")
-                yield [*subjects, *peers.kernels(stage, shape, convention)]
+                yield [*_wanted(subjects, plan), *peers.kernels(stage, shape, convention)]
     if "pass" in plan.cases:
         tell(f"pass, {shape}")
         with place.backends() as backends:
             own = [
                 PassSubject(backend, variant, shape, convention, plan.layers) for variant, backend in backends.items()
             ]
-            yield [*own, *peers.passes(shape, convention, plan.layers)]
+            yield [*_wanted(own, plan), *peers.passes(shape, convention, plan.layers)]
 
 
 def _model_groups(place: Place, plan: Plan, name: str, tell: Callable[[str], None]) -> Iterator[list[Subject]]:
@@ -213,7 +215,12 @@ def _model_groups(place: Place, plan: Plan, name: str, tell: Callable[[str], Non
     with place.models(name, shape, convention_for(shape), plan.stages) as by_stage:
         for stage, subjects in by_stage.items():
             tell(f"{stage}, {name}")
-            yield subjects
+            yield _wanted(subjects, plan)
+
+
+def _wanted(subjects: Sequence[Subject], plan: Plan) -> list[Subject]:
+    """Those of the variants that were asked for; all, where none of them is among these."""
+    return [each for each in subjects if each.key.variant.partition(",")[0] in plan.variants] or [*subjects]
 
 
 def _measure_subjects(place: Place, subjects: Sequence[Subject], plan: Plan, shape: Shape) -> list[Measured]:
