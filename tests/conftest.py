@@ -134,7 +134,8 @@ def make_backend(
 
     backend = CudaBackend({"TILE": tile}, choices, search_on_host)
     for stage, variant in choices.items():
-        obstacle = table.find(stage, variant).obstacle({"TILE": tile}, backend.limits)
+        found = table.find(stage, variant)
+        obstacle = found.obstacle(found.defaults() | {"TILE": tile}, backend.limits)
         if obstacle is not None:
             pytest.skip(f"{stage} ({variant}) {obstacle}")
     return backend
