@@ -7,6 +7,7 @@ import h5py
 import numpy as np
 import pytest
 from conftest import files_under, make_backend, same_bits
+from test_backends import with_relu
 from test_pipeline import Kept
 from test_results import result_path
 
@@ -79,16 +80,18 @@ def test_products_of_many_tiles(tokens, out_features, in_features, group_size, m
             backend.write(handle, values)
         inverse, y = backend.empty(inv_s.shape), backend.empty((tokens, out_features))
         backend.write(inverse, inv_s)
-        found = []
+        quantized, found = Quantized(handles[2], form, codes=handles[1]), []
         for _ in range(2):
             backend.write(y, np.full(y.shape, np.nan, np.float32))
-            backend.dequantize_tiled(handles[0], Quantized(handles[2], form, codes=handles[1]), inverse, y)
+            backend.dequantize_tiled(handles[0], quantized, inverse, y)
             found.append(backend.read(y).copy())
+        out = with_relu(backend, handles[0], quantized, inverse, None)
     weights = (
         codes * np.repeat(steps.astype(float), form.size(in_features), axis=1)[:, :in_features] * inv_s.astype(float)
     )
     exact = x.astype(float) @ weights.T
     assert same_bits(*found)
+    assert np.array_equal(out, np.maximum(found[0], 0))
     for part in (slice(tokens // 2), slice(tokens // 2, None)):
         most = table.find("dequantizeTiled", matmul).tolerance
         worst(f"{matmul} product of many tiles", frobenius_error(found[0][part], exact[part]), most)
