@@ -13,6 +13,7 @@ import numpy as np
 
 from awq_pycuda import provenance
 from awq_pycuda.benchmarks.cases import SEARCHES
+from awq_pycuda.benchmarks.ceilings import CASE as CEILING
 from awq_pycuda.benchmarks.ceilings import measured
 from awq_pycuda.benchmarks.groups import Measured, measure_group
 from awq_pycuda.benchmarks.limits import Ceilings, floor_us, limit_us
@@ -116,7 +117,8 @@ def measure(
                     found += _measure_subjects(place, group, plan, shape)
             for name in plan.models:
                 for group in _model_groups(place, plan, name, tell):
-                    found += _measure_subjects(place, group, plan, plan.shapes[0])
+                    # No cache holds a block: there is nothing to be warm.
+                    found += _measure_subjects(place, group, plan, plan.shapes[0], (COLD,))
             tell("ceilings")
             after = _measure_ceilings(place, subjects)
     except (Exception, KeyboardInterrupt) as caught:  # a fault of a GPU leaves nothing that works
@@ -130,7 +132,7 @@ def measure(
         place.absent.append(
             f"cold times: the flush has no effect (an array is read in {effect:.2f} of its time without)"
         )
-        rows = [row for row in rows if row.cache != COLD or row.case == "ceiling"]
+        rows = [row for row in rows if row.cache != COLD or row.case in (CEILING, *MODELS)]
     root = {
         "created": provenance.created(),
         **provenance.made_by(place.backend),
@@ -223,9 +225,11 @@ def _wanted(subjects: Sequence[Subject], plan: Plan) -> list[Subject]:
     return [each for each in subjects if each.key.variant.partition(",")[0] in plan.variants] or [*subjects]
 
 
-def _measure_subjects(place: Place, subjects: Sequence[Subject], plan: Plan, shape: Shape) -> list[Measured]:
+def _measure_subjects(
+    place: Place, subjects: Sequence[Subject], plan: Plan, shape: Shape, caches: Sequence[str] = (COLD, WARM)
+) -> list[Measured]:
     inputs = [Exact(shape, convention_for(shape), plan.seed + which) for which in range(2)]
-    return measure_group(place.machine, subjects, inputs, plan.noise, plan.seconds)
+    return measure_group(place.machine, subjects, inputs, plan.noise, plan.seconds, caches)
 
 
 def _rows(each: Measured, limits: Ceilings, machine: Machine) -> Iterator[BenchRow]:
