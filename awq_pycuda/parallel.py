@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
-from contextvars import ContextVar, copy_context
+from contextvars import Context, ContextVar, copy_context
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -190,29 +190,19 @@ def _map_blocks(work: Callable[[slice], T], rows: int, size: int) -> list[T]:
     count = min(host_threads(), len(blocks))
     if count <= 1:
         return [work(block) for block in blocks]
-    # The pool's threads reach `work`, and the arrays that it uses, through these two alone: they hold their tasks a
+    # The pool's threads reach `work`, and the arrays that it uses, through this list alone: they hold their tasks a
     # moment longer than the caller waits, and the last hold on memory of a GPU must not be theirs.
-    works, found = [work], dict[int, T]()
-    left = iter(range(len(blocks)))  # whoever is free takes the next
+    works = [work]
 
-    def take() -> None:
-        try:
-            for index in left:
-                found[index] = works[0](blocks[index])
-        finally:  # after an error nobody begins another
-            for _ in left:
-                pass
+    def call(context: Context, block: slice) -> T:
+        return context.run(works[0], block)
 
-    # The caller is one of the threads: a pool's takes 0.1 ms to wake up, in which a small array is done.
-    futures = [_pool(count - 1).submit(copy_context().run, take) for _ in range(count - 1)]
+    futures = [_pool(count).submit(call, copy_context(), block) for block in blocks]
     try:
-        take()
-        futures = [future for future in futures if not future.cancel()]
-        for future in futures:
-            future.result()
-        return [found[index] for index in range(len(blocks))]
+        return [future.result() for future in futures]
     finally:
         # After an error or a signal, too, no thread works on any more: the caller is about to give its arrays back.
-        wait([future for future in futures if not future.cancel()])
+        for future in futures:
+            future.cancel()
+        wait(futures)
         works.clear()
-        found.clear()

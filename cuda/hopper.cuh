@@ -79,6 +79,41 @@ __device__ __forceinline__ void bulk_copy(unsigned to, const void* from, int byt
         : "memory");
 }
 
+// --- the order of a product's tiles, and a pipeline's stages
+// ----------------------------------------------------------
+
+// Where a cluster works: bands of so many tiles of tokens, within a band the tokens change fastest.
+struct Place {
+    int token_tile, row_tile;
+
+    __device__ __forceinline__ Place(int tile, int token_tiles, int row_tiles, int band_tiles) {
+        const int band = tile / (band_tiles * row_tiles);
+        const int height = min(band_tiles, token_tiles - band * band_tiles);
+        const int rest = tile - band * band_tiles * row_tiles;
+        token_tile = band * band_tiles + rest % height;
+        row_tile = rest / height;
+    }
+};
+
+// The stages in shared memory, in turn.
+template <int COUNT, int BYTES>
+struct Ring {
+    unsigned stages;
+    int at = 0;
+    unsigned phase = 0;
+
+    __device__ __forceinline__ explicit Ring(unsigned shared) : stages(shared) {}
+    __device__ __forceinline__ unsigned stage() const { return stages + at * BYTES; }
+    __device__ __forceinline__ unsigned full() const { return stages + COUNT * BYTES + 8 * at; }
+    __device__ __forceinline__ unsigned empty() const { return full() + 8 * COUNT; }
+    __device__ __forceinline__ void next() {
+        if (++at == COUNT) {
+            at = 0;
+            phase ^= 1;
+        }
+    }
+};
+
 // --- warpgroups
 // --------------------------------------------------------------------------------------------------------
 

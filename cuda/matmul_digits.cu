@@ -58,38 +58,6 @@ extern "C" __global__ void __launch_bounds__(SPLITTERS) split_digits(
 
 #ifdef __CUDACC__
 
-// Where a cluster works: bands of BAND tiles of tokens, within a band the tokens change fastest.
-struct Place {
-    int token_tile, row_tile;
-
-    __device__ __forceinline__ Place(int tile, int token_tiles, int row_tiles) {
-        const int band = tile / (BAND * row_tiles);
-        const int height = min(BAND, token_tiles - band * BAND);
-        const int rest = tile - band * BAND * row_tiles;
-        token_tile = band * BAND + rest % height;
-        row_tile = rest / height;
-    }
-};
-
-// The stages in shared memory, in turn.
-template <int COUNT, int BYTES>
-struct Ring {
-    unsigned stages;
-    int at = 0;
-    unsigned phase = 0;
-
-    __device__ __forceinline__ explicit Ring(unsigned shared) : stages(shared) {}
-    __device__ __forceinline__ unsigned stage() const { return stages + at * BYTES; }
-    __device__ __forceinline__ unsigned full() const { return stages + COUNT * BYTES + 8 * at; }
-    __device__ __forceinline__ unsigned empty() const { return full() + 8 * COUNT; }
-    __device__ __forceinline__ void next() {
-        if (++at == COUNT) {
-            at = 0;
-            phase ^= 1;
-        }
-    }
-};
-
 template <int TILE_TOKENS>
 __device__ __forceinline__ bool any_wide(const float* __restrict__ low_unit) {
     bool found = false;
@@ -144,7 +112,7 @@ struct Product {
 
     __device__ __forceinline__ void copy() {
         for (int tile = blockIdx.x / CLUSTER; tile < tiles; tile += gridDim.x / CLUSTER) {
-            const Place at(tile, token_tiles, row_tiles);
+            const Place at(tile, token_tiles, row_tiles, BAND);
             const bool wide = any_wide<TILE_TOKENS>(of.low_unit + at.token_tile * TILE_TOKENS);
             if (threadIdx.x % 32 != 0) continue;
             const Size first = static_cast<Size>(at.token_tile) * depths;
@@ -189,7 +157,7 @@ struct Product {
     __device__ __forceinline__ void multiply() {
         if (GROUPED && in_turns() && warpgroup() == 1) turn_over();
         for (int tile = blockIdx.x / CLUSTER; tile < tiles; tile += gridDim.x / CLUSTER) {
-            const Place at(tile, token_tiles, row_tiles);
+            const Place at(tile, token_tiles, row_tiles, BAND);
             const int token = at.token_tile * TILE_TOKENS;
             const int row = (at.row_tile * CLUSTER + rank) * ROWS + line();
             if (GROUPED ? multiply_groups(token, row) : multiply_rows(token, row)) multiply_low(token, row);

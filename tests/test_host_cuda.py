@@ -96,6 +96,14 @@ def test_arithmetic_rounds_as_on_the_device():
     assert same_bits(found[:, 3], np.maximum(values.view(np.int32), 3).view(np.float32))
 
 
+def test_bytes_of_two_words():
+    words, found = RNG.integers(-(2**31), 2**31, 6, np.int32), np.zeros(6, np.int32)
+    call("bytes", words, found, threads=3)
+    of_pair = words.view(np.uint8).reshape(3, 8)
+    chosen = np.stack([of_pair[:, [0, 1, 4, 5]], of_pair[:, [2, 6, 3, 7]]], axis=1)
+    assert np.array_equal(found.view(np.uint8), chosen.reshape(-1))
+
+
 @pytest.mark.parametrize("block", [0, 7, 2**32 - 1, 2**61])
 def test_philox_goes_on_where_it_stands(block):
     found = np.full(8, np.nan, np.float32)
@@ -203,9 +211,10 @@ def agree_on_steps(backend, inputs, codes):
     assert same_bits(*found)
 
 
-def search_agrees(size, points, objective=Objective.diag):
+def search_agrees(size, points, objective=Objective.diag, out_features=21, tokens=13):
     def agrees(backend):
-        spec, chosen = layer_of(21, 132), convention(points, size, objective=objective)
+        spec = layer_of(out_features, 132, tokens=tokens)
+        chosen = convention(points, size, objective=objective)
         expected = searched(CpuBackend(np.float64), spec, chosen)
         (layer,) = allocate(backend, [spec], chosen).layers
         backend.accum_stats(layer.x, layer.abs_mean, layer.sq_mean)
@@ -243,7 +252,9 @@ CHECKS = {
     "search_rows.cu": search_agrees(None, 11),
     "search_groups.cu": search_agrees(128, 5),
     "search_any.cu": search_agrees(10, 7),
-    "search_output.cu": search_agrees(None, 3, Objective.output),
+    "search_output.cu": search_agrees(None, 2, Objective.output),
+    "search_output_digits.cu": search_agrees(None, 2, Objective.output, 130, 128),
+    "search_output_digits_mma.cu": search_agrees(None, 2, Objective.output, 130, 128),
     "relu.cu": relu_agrees,
     "reference.cu references": references_agree,
     "reference.cu sums": sums_agree,
@@ -253,7 +264,9 @@ CHECKS = {
 
 def check(kernel, sources=None):
     product = PRODUCTS.get(kernel, table.find("dequantizeTiled"))
-    choices = {"dequantizeTiled": product.name, "accum_stats": "atomic" if "atomic" in kernel else "deterministic"}
+    searches = {variant.file: variant.name for variant in table.variants("search_output").values()}
+    choices = {"search_output": searches[kernel]} if kernel in searches else {}
+    choices |= {"dequantizeTiled": product.name, "accum_stats": "atomic" if "atomic" in kernel else "deterministic"}
     tiles = table.allowed("dequantizeTiled", "TILE").get(product.name, [7])
     with host_backend({"TILE": 7 if 7 in tiles else tiles[0]}, choices, sources) as backend:
         CHECKS[kernel](backend)

@@ -37,18 +37,31 @@ PRODUCTS = [
 ]
 
 
-@pytest.mark.parametrize(("name", "capability", "claimed"), PRODUCTS)
-def test_the_products_use_the_instructions_they_claim(tmp_path, name, capability, claimed):
+# Four products of digits by four times 32 channels; 32 x 32 of each.
+SQUARES = [
+    ("digits", (9, 0), {IGMMA: 4 * 4, IMMA: 0}),
+    ("digits_mma", (8, 0), {IGMMA: 0, IMMA: 4 * 2 * 4}),
+]
+
+
+@pytest.mark.parametrize(
+    ("stage", "entry", "name", "capability", "claimed"),
+    [
+        *(("dequantizeTiled", "dequantizeTiled", *product) for product in PRODUCTS),
+        *(("search_output", "square_products", *squares) for squares in SQUARES),
+    ],
+)
+def test_the_products_use_the_instructions_they_claim(tmp_path, stage, entry, name, capability, claimed):
     try:
         toolchain = find_toolchain()
     except InputError as error:
         pytest.skip(str(error))
-    variant = table.find("dequantizeTiled", name)
+    variant = table.find(stage, name)
     source = variant.source(variant.defaults())
     cubin = tmp_path / "kernel.cubin"
     command = [toolchain.nvcc, *toolchain.flags, "-cubin", f"-arch={source.arch(capability)}", "-o", str(cubin)]
     subprocess.run([*command, *source.flags(), str(resource_dir("cuda") / source.file)], check=True)
-    found = opcodes(cubin.read_bytes(), "dequantizeTiled")
+    found = opcodes(cubin.read_bytes(), entry)
     assert {code: found[code] for code in claimed} == claimed
     assert found[FFMA] > 0
     assert (found[LOAD_LOCAL], found[STORE_LOCAL]) == (0, 0)

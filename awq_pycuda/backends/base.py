@@ -10,6 +10,7 @@ from typing import Any, Generic, Self, TypeVar
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from awq_pycuda.kernels.variant import Device
 from awq_pycuda.quant.conventions import Convention
 from awq_pycuda.quant.format import Quantized
 
@@ -106,6 +107,11 @@ class Backend(ABC, Generic[H]):
     @abstractmethod
     def versions(self) -> dict[str, str]:
         """Versions of the libraries that only this backend uses."""
+
+    @property
+    def limits(self) -> Device | None:
+        """What decides which kernels can run; None where there are none."""
+        return None
 
     def conditions(self) -> dict[str, float]:
         """What clock, power and temperature are now, by the names of the result file; empty where nothing tells."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from awq_pycuda.backends.base import Backend
@@ -90,6 +90,27 @@ def settle_variants(
             unused = "" if "TILE" in table.find(stage, able[0]).parameters else ", which has no tile"
             told.append(f"{table.KEYS[stage]} {able[0]} ({table.AUTO}{why}){unused}")
     return settled, told
+
+
+def settle_search(stage: str, layers: Sequence[Mapping[str, int]], device: Device) -> list[str]:
+    """What searches the scales of these layers where the best cannot, in a few words, and why.
+
+    Args:
+        stage: of the table of kernels.
+        layers: the sizes of each, by that table's names.
+        device: to run on.
+    """
+    told = []
+    for sizes in layers:
+        better = []
+        for variant in table.candidates(stage):
+            obstacle = variant.obstacle(variant.complete(sizes), device)
+            if obstacle is None:
+                break
+            better.append(f"{variant.name} {obstacle}")
+        if better:
+            told.append(f"{stage} {variant.name} ({'; '.join(better)})")
+    return list(dict.fromkeys(told))
 
 
 def choose_backend(

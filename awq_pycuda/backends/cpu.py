@@ -15,12 +15,12 @@ from awq_pycuda import philox
 from awq_pycuda.backends.base import Layer, Mark
 from awq_pycuda.backends.host_stages import HostStages
 from awq_pycuda.parallel import (
-    LARGEST_PRODUCT,
     host_threads,
     map_numbers,
     map_row_blocks,
     product,
     product_by_blocks,
+    product_rows,
     scratch,
 )
 from awq_pycuda.quant.format import Format, Quantized, quantize
@@ -187,7 +187,7 @@ class CpuBackend(HostStages[Array]):
         """
         x, w, form = layer.x, layer.w, layer.quantized.format
         tokens, (rows, channels) = x.shape[0], w.shape
-        size = LARGEST_PRODUCT  # all candidates together are blocks enough for any number of threads
+        size = product_rows(rows)
         blocks = -(-rows // size)
         inverse = 1 / scales
 

@@ -151,10 +151,7 @@ CASES = (
 )
 CASE_NAMES = tuple(case.name for case in CASES)
 # Stages of the table of kernels that are parts of a case: the case that they are in.
-WITHIN = {
-    "search_diag": DIAG_SEARCH,
-    **dict.fromkeys(("candidate", "output_error", "choose_output"), OUTPUT_SEARCH),
-}
+WITHIN = {"search_diag": DIAG_SEARCH, "search_output": OUTPUT_SEARCH}
 
 
 def case_of(stage: str) -> Case:

@@ -251,12 +251,15 @@ def _searching(
     backend: Backend[Any], layer: Layer[Any], convention: Convention, stage: str, where: str, shape: Shape
 ) -> Subject:
     key = Key(KERNELS, stage, where, OURS, shape)
-    return StageSubject(backend, layer, convention, case_of(stage), key, _unit(stage, where))
+    return StageSubject(backend, layer, convention, case_of(stage), key, *_unit(stage, where))
 
 
-def _unit(stage: str, where: str) -> Unit:
-    """What does the operations of a search."""
-    return "fp16 matrix" if (stage, where) == (OUTPUT_SEARCH, DEVICE) else "fp32"
+def _unit(stage: str, where: str) -> tuple[Unit, int]:
+    """What does the operations of a search, and how many for each that it asks for."""
+    if (stage, where) != (OUTPUT_SEARCH, DEVICE):
+        return "fp32", 1
+    variant = table.find("search_output")
+    return variant.unit, variant.passes
 
 
 class StreamedModelSubject(ModelSubject):

@@ -56,11 +56,9 @@ class ModelSubject:
         stage: one of `SEARCHES`.
         convention: see `convention_for`.
         shape: whose candidates and groups count.
-        unit: what does the operations.
+        unit: what does the operations, and how many for each that the search asks for.
         blocks: how many are searched; None: all.
     """
-
-    passes = 1
 
     def __init__(
         self,
@@ -71,14 +69,15 @@ class ModelSubject:
         stage: str,
         convention: Convention,
         shape: Shape,
-        unit: Unit,
+        unit: tuple[Unit, int],
         blocks: int | None = None,
     ) -> None:
         model = MODELS[name]
         self._blocks = blocks or model.blocks
         self._shapes = model.shapes(shape.candidates, shape.group_size)
         told = variant if blocks is None else f"{variant}, {blocks} of {model.blocks} blocks"
-        self.key, self.unit = Key(name, stage, told, OURS, model_shape(name, shape)), unit
+        self.key = Key(name, stage, told, OURS, model_shape(name, shape))
+        self.unit, self.passes = unit
         works = [each.work(stage) for each in self._shapes]
         parts = ("read", "written", "operations")
         self.work = Work(*(self._blocks * sum(getattr(work, part) for work in works) for part in parts))

@@ -148,7 +148,7 @@ class CpuPlace:
         layers = layers_of(self.backend, name, shape, convention)
         yield {
             stage: [
-                ModelSubject(backend, layers, name, variant, stage, convention, shape, "fp32", 1)
+                ModelSubject(backend, layers, name, variant, stage, convention, shape, ("fp32", 1), 1)
                 for variant, backend in self._variants.items()
             ]
             for stage in SEARCHES

@@ -15,13 +15,14 @@ import psutil
 
 from awq_pycuda import provenance, signals, summary
 from awq_pycuda.backends.base import Backend
-from awq_pycuda.backends.choose import choose_backend
-from awq_pycuda.config import Config, FileInputs, SyntheticInputs
-from awq_pycuda.engine.memory import required_bytes
+from awq_pycuda.backends.choose import choose_backend, settle_search
+from awq_pycuda.config import Config, FileInputs, Objective, SearchPlace, SyntheticInputs
+from awq_pycuda.engine.memory import kernel_sizes, required_bytes
 from awq_pycuda.engine.pipeline import Pipeline
 from awq_pycuda.engine.spec import RunSpec, spec_of
 from awq_pycuda.engine.verify import TOLERANCES
 from awq_pycuda.errors import InputError
+from awq_pycuda.kernels import table
 from awq_pycuda.layers.files import unreached_layers
 from awq_pycuda.layers.inputs import LayerSpec
 from awq_pycuda.limits import refuse_beyond_memory
@@ -65,6 +66,11 @@ def prepared(spec: RunSpec) -> Prepared:
     group_size = spec.convention.quantizer.group_size
     weights = sum(layer.out_features * layer.in_features for layer in spec.layers)
     backend, variants, reason = choose_backend(spec.backend, spec.variants, spec.tile, group_size, spec.search, weights)
+    limits = None if spec.search is SearchPlace.host else backend.limits
+    if limits is not None and spec.convention.objective is Objective.output:  # one of its variants is much faster
+        sizes = [kernel_sizes(layer, spec.convention) for layer in spec.layers]
+        told = settle_search(table.SEARCHES[Objective.output.name], sizes, limits)
+        reason = "; ".join([reason, *told])
     return Prepared(replace(spec, variants=variants), backend, reason)
 
 

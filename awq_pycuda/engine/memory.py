@@ -7,7 +7,7 @@ from awq_pycuda.engine.arrays import kept_bytes
 from awq_pycuda.engine.spec import RunSpec
 from awq_pycuda.kernels import table
 from awq_pycuda.layers.inputs import LayerSpec
-from awq_pycuda.parallel import LARGEST_PRODUCT, host_threads, product_rows, working_elements
+from awq_pycuda.parallel import host_threads, product_rows, working_elements
 from awq_pycuda.quant.conventions import Convention
 from awq_pycuda.quant.format import Format
 
@@ -72,8 +72,9 @@ def _kept_blocks(spec: LayerSpec, convention: Convention, searching: bool, on_de
 
 def _trial_rows(spec: LayerSpec, convention: Convention) -> int:
     """Rows of weights that the CPU's search for the output's error has at work at one time."""
-    blocks = -(-spec.out_features // LARGEST_PRODUCT) * convention.grid.size
-    return min(LARGEST_PRODUCT, spec.out_features) * min(host_threads(), blocks)
+    rows = product_rows(spec.out_features)
+    blocks = -(-spec.out_features // rows) * convention.grid.size
+    return min(rows, spec.out_features) * min(host_threads(), blocks)
 
 
 def _host_step(spec: LayerSpec, convention: Convention, searching: bool, on_device: bool) -> int:
@@ -116,19 +117,23 @@ def _checking(spec: LayerSpec, form: Format) -> int:
     return 8 * max(2 * m * k + n * k, m * k + 2 * n * k + max(5 * n * k + steps, 3 * m * n))
 
 
-def _scratch(spec: LayerSpec, run: RunSpec) -> int:
-    """What the kernels of one stage share between them: the workspace of the stage that needs most."""
-    form = run.convention.quantizer
-    sizes = {
+def kernel_sizes(spec: LayerSpec, convention: Convention) -> dict[str, int]:
+    """The sizes that a layer's kernels follow from, by the names of their table."""
+    return {
         "tokens": spec.tokens,
         "out_features": spec.out_features,
         "in_features": spec.in_features,
-        "group_size": form.size(spec.in_features),
-        "candidates": run.convention.grid.size,
-        "QMAX": form.largest,
+        "group_size": convention.quantizer.size(spec.in_features),
+        "candidates": convention.grid.size,
+        "QMAX": convention.quantizer.largest,
     }
-    on_device = run.search is not SearchPlace.host and run.convention.objective is Objective.diag
-    stages = [stage for stage in table.stages() if on_device or stage != "search_diag"]
+
+
+def _scratch(spec: LayerSpec, run: RunSpec) -> int:
+    """What the kernels of one stage share between them: the workspace of the stage that needs most."""
+    sizes = kernel_sizes(spec, run.convention)
+    search = None if run.search is SearchPlace.host else table.SEARCHES[run.convention.objective.name]
+    stages = [stage for stage in table.stages() if stage == search or stage not in table.BY_SIZES]
     needed = [0]
     for stage in stages:
         for variant in table.candidates(stage, run.variants.get(stage)):

@@ -1,14 +1,13 @@
-"""The entries of the search for scales; what they compute stands in cuda/search.cuh and cuda/search_diag.cuh."""
+"""The entries of the search with objective diag; they compute what cuda/search.cuh and cuda/search_diag.cuh say."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
-from awq_pycuda.kernels.launches import MEANS, ONLY, QMAX, arguments, blocks_of
+from awq_pycuda.kernels.launches import MEANS, QMAX, arguments, blocks_of
 from awq_pycuda.kernels.variant import Kernel, Parameter, Values, Variant
 
-_CANDIDATES = Kernel(
+CANDIDATES = Kernel(
     "candidates",
     arguments(
         *MEANS,
@@ -22,7 +21,7 @@ _CANDIDATES = Kernel(
     grid=lambda v: v["candidates"],
     block=("THREADS",),
 )
-_CHOOSE = Kernel(
+CHOOSE = Kernel(
     "choose",
     arguments(
         "double* partial",
@@ -106,7 +105,7 @@ DIAG_SEARCH = (
         file="search_rows.cu",
         help="one step per row, input channels a multiple of 4: a tiled maximum, then threads that own channels",
         kernels=(
-            _CANDIDATES,
+            CANDIDATES,
             Kernel(
                 "row_maxima",
                 arguments(
@@ -136,7 +135,7 @@ DIAG_SEARCH = (
                 ),
                 grid=_by_chunks(_of_rows_and_columns),
             ),
-            _CHOOSE,
+            CHOOSE,
         ),
         macros={"THREADS": 1024, "ROWS": 128, "AHEAD": 2},
         parameters={
@@ -168,7 +167,7 @@ DIAG_SEARCH = (
         file="search_groups.cu",
         help="steps per group of 32, 64 or 128: a warp holds a group of a row",
         kernels=(
-            _CANDIDATES,
+            CANDIDATES,
             Kernel(
                 "group_errors",
                 arguments(
@@ -181,7 +180,7 @@ DIAG_SEARCH = (
                 ),
                 grid=_by_chunks(_of_rows_and_columns),
             ),
-            _CHOOSE,
+            CHOOSE,
         ),
         macros={"THREADS": 1024, "BLOCKS": 2, "AHEAD": 1},
         parameters={
@@ -209,7 +208,7 @@ DIAG_SEARCH = (
         file="search_any.cu",
         help="any sizes: a warp for each group, errors in double",
         kernels=(
-            _CANDIDATES,
+            CANDIDATES,
             Kernel(
                 "diag_errors",
                 arguments(
@@ -222,7 +221,7 @@ DIAG_SEARCH = (
                 ),
                 grid=_by_chunks(lambda v: v["blocks"]),
             ),
-            _CHOOSE,
+            CHOOSE,
         ),
         macros={"THREADS": 1024, "WARPS": 8},
         parameters={"QMAX": QMAX, "CHUNK": Parameter(range(1, 9), compiled=(8, 5))},
@@ -234,92 +233,5 @@ DIAG_SEARCH = (
         },
         scratch=_SEARCH_SCRATCH,
         tolerance=1e-5,
-    ),
-)
-
-_MADE = (
-    *MEANS,
-    "double* gamma[candidates]",
-    "double* rule[rules]",
-)
-_ERROR_BLOCKS = 264  # at most; they follow from the sizes alone, so that sums are in the same order on every device
-
-
-def _output(stage: str, help_: str, kernels: tuple[Kernel, ...], **more: Any) -> Variant:
-    return Variant(stage, ONLY, "search_output.cu", help_, kernels, macros={"THREADS": 1024}, tolerance=1e-5, **more)
-
-
-# The search with objective output goes through the stages of a layer, candidate by candidate; these come beside them.
-OUTPUT_SEARCH = (
-    _output(
-        "candidate",
-        "the scales of one candidate",
-        (
-            Kernel(
-                "candidate",
-                arguments(
-                    *_MADE,
-                    "float* s[in_features]",
-                    "float* inv_s[in_features]",
-                    "double* work",
-                    "int in_features",
-                    "int by_mean",
-                    "int index",
-                ),
-                grid=lambda v: 1,
-                block=("THREADS",),
-            ),
-        ),
-        scratch={"work": lambda v: 8 * v["in_features"]},
-    ),
-    _output(
-        "output_error",
-        "the mean squared error of one candidate's output",
-        (
-            Kernel(
-                "squared_errors",
-                arguments(
-                    "float* reference[tokens, out_features]",
-                    "float* value[tokens, out_features]",
-                    "double* partial",
-                    "Size count",
-                ),
-                grid=lambda v: v["blocks"],
-                block=("THREADS",),
-            ),
-            Kernel(
-                "mean_error",
-                arguments("double* partial", "double* error[candidates]", "Size count", "int blocks", "int index"),
-                grid=lambda v: 1,
-                block=("THREADS",),
-            ),
-        ),
-        derived={
-            "count": lambda v: v["tokens"] * v["out_features"],
-            "blocks": lambda v: min(blocks_of(v["count"], v["THREADS"]), _ERROR_BLOCKS),
-        },
-        scratch={"partial": lambda v: 8 * v["blocks"]},
-    ),
-    _output(
-        "choose_output",
-        "the scales of the best candidate",
-        (
-            Kernel(
-                "choose_output",
-                arguments(
-                    *_MADE,
-                    "double* error[candidates]",
-                    "float* s[in_features]",
-                    "float* inv_s[in_features]",
-                    "double* work",
-                    "int in_features",
-                    "int by_mean",
-                    "int candidates",
-                ),
-                grid=lambda v: 1,
-                block=("THREADS",),
-            ),
-        ),
-        scratch={"work": lambda v: 8 * v["in_features"]},
     ),
 )

@@ -21,7 +21,8 @@ from awq_pycuda.kernels.launches import (
     rows_of_blocks,
     walk,
 )
-from awq_pycuda.kernels.searches import DIAG_SEARCH, OUTPUT_SEARCH
+from awq_pycuda.kernels.output_search import OUTPUT_SEARCH
+from awq_pycuda.kernels.searches import DIAG_SEARCH
 from awq_pycuda.kernels.variant import (
     WALK_THREADS,
     Capability,
@@ -35,7 +36,8 @@ from awq_pycuda.kernels.variant import (
 # What `make kernels` compiles for: A100; H100 and H200; B200.
 ARCHITECTURES: tuple[Capability, ...] = ((8, 0), (9, 0), (10, 0))
 KEYS = {"accum_stats": "stats", "dequantizeTiled": "matmul.kernel"}  # the config key that chooses a stage's variant
-BY_SIZES = ("search_diag",)  # stages of which the first variant is taken that can do the sizes
+SEARCHES = {"diag": "search_diag", "output": "search_output"}  # the stage that searches, by the objective
+BY_SIZES = (*SEARCHES.values(),)  # stages of which the first variant is taken that can do the sizes
 AUTO = "auto"  # in place of a variant: the first of these that can
 BEST = {"dequantizeTiled": ("digits", "digits_mma", "blocked")}
 
@@ -252,7 +254,7 @@ VARIANTS = (
         stage="matmul_reference",
         name=ONLY,
         file="reference.cu",
-        help="`X·Wᵀ` with sums in double; only for metrics and `search=output`",
+        help="`X·Wᵀ` with sums in double; only for metrics and the search on the host",
         kernels=(
             Kernel(
                 "matmul_reference",
@@ -276,7 +278,7 @@ VARIANTS = (
         stage="error_sums",
         name=ONLY,
         file="reference.cu",
-        help="sums of squares and of squared errors in double; only for metrics and `search=output`",
+        help="sums of squares and of squared errors in double; only for metrics and the search on the host",
         kernels=(
             Kernel(
                 "error_sums",
@@ -316,8 +318,8 @@ def find(stage: str, name: str | None = None) -> Variant:
 
 
 def candidates(stage: str, name: str | None = None) -> list[Variant]:
-    """The variants that a call takes the first able one of: all where sizes decide, else the one of this name."""
-    return list(variants(stage).values()) if stage in BY_SIZES else [find(stage, name)]
+    """The variants that a call takes the first able one of: that of this name; without one all where sizes decide."""
+    return list(variants(stage).values()) if stage in BY_SIZES and name is None else [find(stage, name)]
 
 
 def names(stage: str) -> dict[str, str]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import groupby
 
 from awq_pycuda.kernels.work import Unit
 
@@ -23,7 +24,7 @@ class Device:
     shared_bytes: int
 
 
-_DTYPES = {"float*": "float32", "double*": "float64", "signed char*": "int8"}
+_DTYPES = {"float*": "float32", "double*": "float64", "signed char*": "int8", "int*": "int32"}
 _CODES = {"Size": "Q", "int": "i"}
 
 
@@ -56,6 +57,7 @@ class Kernel:
         grid: the number of blocks, from sizes, macros and `multiprocessors`; with 0 it is not launched.
         block: threads along x and y: numbers, or names of macros.
         shared_bytes: dynamic shared memory, from the macros.
+        each_round: whether it is launched once in every round of its variant, with the number `round`.
     """
 
     entry: str
@@ -63,6 +65,7 @@ class Kernel:
     grid: Callable[[Values], int]
     block: tuple[int | str, ...] = (WALK_THREADS,)
     shared_bytes: Callable[[Values], int] = lambda values: 0
+    each_round: bool = False
 
     def threads(self, values: Values) -> tuple[int, int, int]:
         """Threads of a block along x, y and z."""
@@ -122,6 +125,7 @@ class Variant:
         group_multiple: what the size of a group must be a multiple of, where a row has several.
         unit: what does most of its arithmetic; a benchmark holds it against the rate of that.
         passes: operations of that unit for each one that the stage asks for.
+        rounds: how often those kernels are launched, one after another, that each round has.
         refuses: why it does not take these sizes, in a few words; None where it does.
     """
 
@@ -141,6 +145,7 @@ class Variant:
     group_multiple: int = 1
     unit: Unit = "fp32"
     passes: int = 1
+    rounds: Callable[[Values], int] = lambda values: 1
     refuses: Callable[[Values], str | None] = lambda values: None
 
     def chosen(self, values: Values) -> dict[str, int]:
@@ -188,6 +193,14 @@ class Variant:
                 raise ValueError(f"{argument.name} is of shape {shape}; the kernel needs [{', '.join(argument.shape)}]")
             sizes = dict(zip(argument.shape, shape, strict=True)) | sizes
         return sizes
+
+    def launches(self, values: Values) -> Iterator[tuple[Kernel, dict[str, int]]]:
+        """Every kernel as often as it is launched, in order, with the values of that launch."""
+        for in_rounds, group in groupby(self.kernels, key=lambda kernel: kernel.each_round):
+            kernels = tuple(group)
+            for index in range(self.rounds(values) if in_rounds else 1):
+                for kernel in kernels:
+                    yield kernel, {**values, "round": index}
 
     def complete(self, values: Values) -> dict[str, int]:
         """Sizes and parameters together with the constants and what follows from them."""

@@ -14,6 +14,7 @@
 
 #define __global__
 #define __device__
+#define __noinline__ __attribute__((noinline))
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
 #define __cluster_dims__(...)
@@ -265,6 +266,12 @@ inline int __float_as_int(float value) {
 }
 inline float __int_as_float(int bits) {
     return host_cuda::from_bits<float>(host_cuda::to_bits(bits));
+}
+inline unsigned __byte_perm(unsigned low, unsigned high, unsigned selector) {
+    const uint64_t bytes = static_cast<uint64_t>(high) << 32 | low;
+    unsigned chosen = 0;
+    for (int i = 0; i < 4; ++i) chosen |= static_cast<unsigned>(bytes >> 8 * (selector >> 4 * i & 7) & 0xFF) << 8 * i;
+    return chosen;
 }
 inline int __popc(unsigned value) {
     return __builtin_popcount(value);

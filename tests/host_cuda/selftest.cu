@@ -81,6 +81,12 @@ extern "C" __global__ void arithmetic(const float* __restrict__ in, int* __restr
     out[4 * i + 3] = __int_as_float(max(__float_as_int(value), min(__popc(0xF0), 3)));
 }
 
+extern "C" __global__ void bytes(const int* __restrict__ in, int* __restrict__ out) {
+    const int low = in[2 * threadIdx.x], high = in[2 * threadIdx.x + 1];
+    out[2 * threadIdx.x] = __byte_perm(low, high, 0x5410);
+    out[2 * threadIdx.x + 1] = __byte_perm(low, high, 0x7362);
+}
+
 // Eight numbers in a row from one state: the counter goes on.
 extern "C" __global__ void random_numbers(float* __restrict__ out, unsigned long long seed,
                                           unsigned long long subsequence, unsigned long long offset) {

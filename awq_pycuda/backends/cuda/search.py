@@ -7,9 +7,10 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from awq_pycuda.backends.base import Backend, Layer
+from awq_pycuda.backends.base import Layer
 from awq_pycuda.backends.cuda.memory import ManagedArray
 from awq_pycuda.config import Normalization, Objective
+from awq_pycuda.kernels import table
 from awq_pycuda.quant.conventions import FINITE, Convention
 
 
@@ -17,18 +18,15 @@ class DeviceSearch:
     """`compute_s` on the device.
 
     Args:
-        backend: whose stages try a candidate.
         launch: a stage of the table of kernels, with its arrays and numbers by name.
         written: a new array with these values.
     """
 
     def __init__(
         self,
-        backend: Backend[ManagedArray],
         launch: Callable[..., object],
         written: Callable[[NDArray[np.float64]], ManagedArray],
     ) -> None:
-        self._backend = backend
         self._launch = launch
         self._written = written
         self._rules: dict[bytes, dict[str, ManagedArray]] = {}
@@ -45,29 +43,16 @@ class DeviceSearch:
         if key not in self._rules:
             self._rules[key] = {"gamma": self._written(convention.grid), "rule": self._written(rule)}
         made_of = self._rules[key] | {"abs_mean": layer.abs_mean, "sq_mean": layer.sq_mean}
-        by_mean = int(convention.normalization is Normalization.mean)
-        if convention.objective is Objective.output:
-            self._try_each(layer, convention, by_mean=by_mean, **made_of)
-            return
         form = layer.quantized.format
         self._launch(
-            "search_diag",
+            table.SEARCHES[convention.objective.name],
+            **({"x": layer.x} if convention.objective is Objective.output else {}),
             w=layer.w,
             error=layer.error,
             s=layer.s,
             inv_s=layer.inv_s,
-            by_mean=by_mean,
+            by_mean=int(convention.normalization is Normalization.mean),
             group_size=form.size(layer.w.shape[1]),
             QMAX=form.largest,
             **made_of,
         )
-
-    def _try_each(self, layer: Layer[ManagedArray], convention: Convention, **made_of: ManagedArray | int) -> None:
-        """The whole output of every candidate, one after the other; the arrays of the trial are work space."""
-        trial = layer.trial
-        self._backend.matmul_reference(layer.x, layer.w, trial.reference)
-        for index in range(convention.grid.size):
-            self._launch("candidate", s=trial.s, inv_s=trial.inv_s, index=index, **made_of)
-            self._backend.run_trial(layer)
-            self._launch("output_error", reference=trial.reference, value=trial.y, error=layer.error, index=index)
-        self._launch("choose_output", error=layer.error, s=layer.s, inv_s=layer.inv_s, **made_of)
