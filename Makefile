@@ -157,7 +157,7 @@ test-slurm: $(SETUP) $(DEV_READY) $(CLUSTER_READY)
 sanitize: $(CUDA_READY) $(DEV_READY)
 	for tool in 'memcheck --report-api-errors no' racecheck initcheck synccheck; do \
 	    $(COMPUTE_SANITIZER) --tool $$tool --error-exitcode 1 --target-processes all \
-	        $(PYTHON) -m pytest -q -m gpu -k sanitize || exit 1; \
+	        $(PYTHON) -m pytest -q -m gpu -k sanitize $(ARGS) || exit 1; \
 	done
 
 kernels: $(TOOLCHAIN_READY)
