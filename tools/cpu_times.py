@@ -17,6 +17,7 @@ ADDED = {
     "quant=group128": "",
     "gamma_grid=awq20": "",
     "search=output": "",
+    "search=output gamma_grid=awq20 timing.repeats=5": "",
     "n=4096 timing.repeats=3": "",
     "inputs=file inputs.path=layers.h5": "(MiniLM, 36 layers)",
 }
