@@ -76,7 +76,8 @@ SIZES = [
             ("digits", 260, 4100, 7, 130),
             ("digits_mma", 130, 132, 32, 130),
             ("digits_mma", 1000, 1028, 128, 512),
-            ("digits_mma", 128, 65, 1, 255),
+            ("plain", 130, 65, 1, 255),
+            ("digits_mma", 128, 65, 3, 255),
         )
     ),
 ]
@@ -176,6 +177,8 @@ def test_what_cannot_take_the_digits_falls_back_and_says_why():
         f"{STAGE} plain (digits takes at least 16384 "
     )
     assert settle_search(STAGE, [large, small, small], H100) == [f"{STAGE} plain (digits {few}; digits_mma {few})"]
+    (told,) = settle_search(STAGE, [large | {"group_size": 1}], H100)
+    assert told.startswith(f"{STAGE} plain (digits takes groups of at least 2 input channels, not 1; ")
     old = "digits needs a GPU of compute capability 9.0, not {}"
     assert settle_search(STAGE, [large], OLDER) == [f"{STAGE} digits_mma ({old.format('8.6')})"]
     older = "digits_mma needs a GPU of compute capability 8.0 or later, not 7.5"

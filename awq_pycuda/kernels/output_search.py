@@ -110,6 +110,8 @@ def _few(v: Values) -> str | None:
             f"takes at least {_FEWEST_ROWS} rows of {_FEWEST_CHANNELS} to {_MOST_CHANNELS} input channels, not "
             f"{v['out_features']} of {v['in_features']}"
         )
+    if v["group_size"] < 2:  # every code is exact then: what is left is the rounding of float
+        return "takes groups of at least 2 input channels, not 1"
     if v["tokens"] * min(v["in_features"], v["out_features"]) < _FEWEST_NUMBERS:
         return (
             f"takes at least {_FEWEST_NUMBERS} activations and as many outputs, not those of {v['tokens']} tokens with "
