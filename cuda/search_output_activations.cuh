@@ -94,12 +94,7 @@ extern "C" __global__ void __launch_bounds__(WIDE_WARPS * 32) split_activations(
     }
 }
 
-// The largest factor of a group of channels, whose it is, and the largest of the others.
-struct Top {
-    float first, second;
-    int channel;
-};
-
+// One more factor beside the largest so far, whose it is, and the largest of the others.
 __device__ __forceinline__ void take(float& first, float& second, int& channel, float value, int k) {
     // Not a number counts as the largest.
     if (value > first || (value == first && k < channel) || value != value) {
@@ -111,7 +106,8 @@ __device__ __forceinline__ void take(float& first, float& second, int& channel, 
     }
 }
 
-// (candidates, groups). A warp has a candidate's group.
+// Of every candidate's group, (candidates, groups, 3): the largest factor, that of the others, and whose it is. A warp
+// has a group.
 extern "C" __global__ void __launch_bounds__(WARPS * 32) top_factors(const float* __restrict__ factor,
                                                                   float* __restrict__ tops, int in_features,
                                                                   int group_size, int candidates) {

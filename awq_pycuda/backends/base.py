@@ -204,15 +204,11 @@ class Backend(ABC, Generic[H]):
 
     def trial_sums(self, layer: Layer[H]) -> tuple[float, float]:
         """`error_sums` of the layer quantized with its trial's `s`, against its trial's `reference`."""
-        self.run_trial(layer)
-        return self.error_sums(layer.trial.reference, layer.trial.y)
-
-    def run_trial(self, layer: Layer[H]) -> None:
-        """The layer's product with its trial's `s`, in its trial's arrays."""
         trial = layer.trial
         self.compute_scale_b(layer.w, trial.s, trial.quantized)
         self.quantize_awq(layer.w, trial.s, trial.quantized)
         self.dequantize_tiled(layer.x, trial.quantized, trial.inv_s, trial.y)
+        return self.error_sums(trial.reference, trial.y)
 
     def record(self, work: Callable[[], T]) -> Recorded[T]:
         """Records stages, so that the device can repeat them as one; what they leave is undefined until it has.
