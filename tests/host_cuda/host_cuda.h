@@ -85,6 +85,7 @@ const Brought& exchange(unsigned mask, uint64_t value, Site site);
 void* dynamic_shared();
 [[noreturn]] void fail(Site site, const char* message);
 void note_atomic(const void* address, size_t bytes, const void* caller);
+void note_fence();
 
 template <class T>
 uint64_t to_bits(T value) {
@@ -155,6 +156,11 @@ T __shfl_xor_sync(unsigned mask, T value, int bits, int width = warpSize, HOST_C
     const int lane = host_cuda::lane(), source = lane ^ bits;
     const int end = (lane & -width) + width;
     return host_cuda::take(mask, value, source >= end ? lane : source, {"__shfl_xor_sync", file, line});
+}
+
+// Blocks run one after another, one thread at a time: what has been written is there. Only the race detector listens.
+inline void __threadfence() {
+    host_cuda::note_fence();
 }
 
 inline unsigned __ballot_sync(unsigned mask, int predicate, HOST_CUDA_HERE) {
@@ -257,6 +263,9 @@ inline float __fmaf_rn(float a, float b, float c) {
 // Nearer than on the device, which may be 2 units in the last place off.
 inline float __fdividef(float a, float b) {
     return a / b;
+}
+inline float __logf(float value) {
+    return logf(value);
 }
 inline int __vimax3_s32(int a, int b, int c) {
     return max(max(a, b), c);

@@ -6,12 +6,14 @@
 // threads of a warp are in order, by __syncwarp of the whole warp. One pass shows a missing barrier, whatever the order
 // in which the threads happened to run.
 //
-// Atomics are in order among themselves and with nothing else: a block that waits for another's counter is told.
+// Atomics are in order among themselves. Blocks are in order where one, behind a barrier, calls __threadfence and then
+// an atomic, and the other an atomic on the same address and then __threadfence, and comes to a barrier.
 #include <stdio.h>
 #include <stdlib.h>
 
 #include <map>
 #include <string>
+#include <vector>
 
 #include "runner.h"
 
@@ -46,7 +48,17 @@ struct Access {
     const void* caller;
 };
 
-std::map<uintptr_t, Region> regions;  // by their ends
+struct Intervals {
+    uint32_t begin, end;
+};
+
+std::map<uintptr_t, Region> regions;                  // by their ends
+std::map<const void*, std::vector<Intervals>> given;  // by the address of the atomic: what blocks had done before it
+std::vector<Intervals> taken, to_take;                // what the block sees of that, now and behind its next barrier
+struct {
+    unsigned fenced, counted;  // the thread that came last to __threadfence, and to an atomic
+    const void* counter;       // the address of that
+} in_interval = {~0u, ~0u, nullptr};
 Region* last = nullptr;
 uint32_t interval = 1, block_start = 1, launch_start = 1;
 uint16_t turns[warpSize];  // by warp
@@ -79,7 +91,12 @@ uint32_t offset_of(const void* caller) {
 
 bool in_order(const Touch& before, bool shared) {
     if (before.interval < launch_start) return true;
-    if (before.interval < block_start) return shared;  // another block: its shared memory was its own
+    if (before.interval < block_start) {
+        if (shared) return true;  // another block: its shared memory was its own
+        for (const Intervals& seen : taken)
+            if (before.interval >= seen.begin && before.interval < seen.end) return true;
+        return false;
+    }
     if (before.interval < interval) return true;
     const unsigned thread = current_thread(), who = before.thread & ~ATOMIC;
     if (before.thread == SEVERAL) return false;
@@ -167,17 +184,22 @@ void watch_launch(const Launch& launch) {
     if (launch.shared_begin != launch.shared_end)
         add(launch.shared_begin, launch.shared_end - launch.shared_begin, true);
     if (launch.dynamic_bytes) add(launch.dynamic_begin, launch.dynamic_bytes, true);
+    given.clear();
     launch_start = interval + 1;
     module = launch.module;
 }
 
 void watch_block() {
     watch_barrier();
+    taken.clear();
     block_start = interval;
 }
 
 void watch_barrier() {
     ++interval;
+    taken.insert(taken.end(), to_take.begin(), to_take.end());
+    to_take.clear();
+    in_interval = {~0u, ~0u, nullptr};
     memset(turns, 0, sizeof turns);
 }
 
@@ -189,6 +211,16 @@ void watch_warp(unsigned first, unsigned lanes) {
 
 void note_atomic(const void* address, size_t bytes, const void* caller) {
     check(address, bytes, {true, true, caller});
+    if (in_interval.fenced == current_thread()) given[address].push_back({block_start, interval});
+    in_interval.counted = current_thread();
+    in_interval.counter = address;
+}
+
+void note_fence() {
+    in_interval.fenced = current_thread();
+    if (in_interval.counted != current_thread()) return;
+    const std::vector<Intervals>& of_others = given[in_interval.counter];
+    to_take.insert(to_take.end(), of_others.begin(), of_others.end());
 }
 
 }  // namespace host_cuda
@@ -230,6 +262,7 @@ void watch_launch(const Launch&) {}
 void watch_block() {}
 void watch_barrier() {}
 void watch_warp(unsigned, unsigned) {}
+void note_fence() {}
 
 }  // namespace host_cuda
 
