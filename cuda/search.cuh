@@ -37,87 +37,108 @@ static __device__ __forceinline__ double2 over_block(double2 values, double neut
     return make_double2(over_warp(values.x, combine), over_warp(values.y, combine));
 }
 
-// A block makes the scales of one candidate and their importance, as quant/search.py does. `rule` holds the floor of
-// the statistic, the clamps of `mean`, the least power, and the bounds of any scale.
+// For every thread of a block: whether it is the last of `blocks` that come here with one counter. It then sees what
+// the others have written before. The counter, 0 at first, is 0 again.
+[[maybe_unused]] static __device__ __forceinline__ bool last_to_come(unsigned* counter, unsigned blocks) {
+    __shared__ bool last;
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        __threadfence();
+        last = atomicAdd(counter, 1u) == blocks - 1;
+        if (last) atomicExch(counter, 0u);
+        __threadfence();
+    }
+    __syncthreads();
+    return last;
+}
+
+// A block makes the scales of one candidate and their importance, as quant/search.py does, for every `makers`th turn of
+// its threads through the channels, from turn `part` on; what follows from all channels each block works out for
+// itself. `rule` holds the floor of the statistic, the clamps of `mean`, the logarithm of the least power, and the
+// bounds of any scale.
 __device__ __forceinline__ void make_candidate(const float* abs_mean, const float* sq_mean, double exponent,
                                                const double* rule, float* s, double* importance, int in_features,
-                                               bool by_mean) {
-    const double floor = rule[0], lower = rule[1], upper = rule[2], least = log(rule[3]);
+                                               bool by_mean, int part, int makers) {
+    const double floor = rule[0], lower = rule[1], upper = rule[2], least = rule[3];
     const double smallest = rule[4], largest = rule[5];
     const auto power_of = [&](double statistic) { return exponent * log(fmax(statistic, floor)); };
     // Gammas are not negative, so the largest and the smallest statistic have the largest and the smallest power.
-    double2 ends =
-        make_double2(-INFINITY, -INFINITY);  // of those of live channels: the largest, and minus the smallest
-    double dead_channels = 0.0;
+    float most = -INFINITY, fewest = INFINITY;  // of live channels; `fewest` is 0 where there are dead ones
+#pragma unroll 4
     for (int k = threadIdx.x; k < in_features; k += THREADS) {
-        const double statistic = abs_mean[k];
-        if (statistic == 0.0)
-            dead_channels = 1.0;
-        else
-            ends = make_double2(fmax(ends.x, statistic), fmax(ends.y, -statistic));
+        const float statistic = abs_mean[k];
+        if (statistic != 0.0f) most = fmaxf(most, statistic);
+        fewest = fminf(fewest, statistic);
     }
-    ends = over_block(ends, -INFINITY, Largest{});
+    const double2 ends = over_block(make_double2(most, -fewest), -INFINITY, Largest{});
     const bool live = ends.x > 0.0;
+    // A scale is exp(power - centre) * factor between bounds.
+    double centre, factor = 1.0, from = smallest, to = largest, to_of_dead = largest, kept = 0.0;
     if (by_mean) {
-        const double highest = power_of(ends.x);
+        // Near the largest power, so that nothing overflows: it cancels out.
+        const double near = fmax(ends.x, floor);
+        centre = exponent * (near < 1e38 && near > 1e-37 ? __logf(static_cast<float>(near)) : log(near));
         double2 sum_and_count = make_double2(0.0, 0.0);
-#pragma unroll 2
-        for (int k = threadIdx.x; k < in_features; k += THREADS) {
+        int turn = 0;
+        for (int k = threadIdx.x; k < in_features; k += THREADS, ++turn) {
             const double statistic = abs_mean[k];
             if (statistic == 0.0) continue;
-            const double relative = exp(power_of(statistic) - highest);
-            importance[k] = relative;  // for now
+            const double relative = exp(power_of(statistic) - centre);
+            if (turn == part) kept = relative;
             sum_and_count.x += relative;
             sum_and_count.y += 1.0;
         }
         sum_and_count = over_block(sum_and_count, 0.0, Sum{});
-        const double mean = sum_and_count.x / sum_and_count.y;
-        const double of_dead = fmin(fmax(exp(least - highest) / mean, smallest), lower);
-        for (int k = threadIdx.x; k < in_features; k += THREADS) {
-            const bool dead = abs_mean[k] == 0.0f;
-            const double scale = dead ? of_dead : fmin(fmax(importance[k] / mean, lower), upper);
-            s[k] = exponent == 0.0 || !live ? 1.0f : static_cast<float>(scale);
-        }
+        factor = sum_and_count.y / sum_and_count.x;
+        from = lower, to = upper, to_of_dead = lower;
     } else {
-        const bool any_dead = over_block(make_double2(dead_channels, 0.0), 0.0, Largest{}).x != 0.0;
         const double highest = live ? fmax(power_of(ends.x), least) : least;
-        const double lowest = any_dead ? least : fmax(power_of(-ends.y), least);
-        for (int k = threadIdx.x; k < in_features; k += THREADS) {
-            const double statistic = abs_mean[k];
-            const double power = statistic == 0.0 ? least : fmax(power_of(statistic), least);
-            const double scale = fmin(fmax(exp(power - (highest + lowest) / 2), smallest), largest);
-            s[k] = exponent == 0.0 ? 1.0f : static_cast<float>(scale);
-        }
+        const double lowest = ends.y == 0.0 ? least : fmax(power_of(-ends.y), least);
+        centre = (highest + lowest) / 2;
     }
-    for (int k = threadIdx.x; k < in_features; k += THREADS) {
-        const double inverse = 1.0f / s[k];
+    for (int turn = part; turn * THREADS < in_features; turn += makers) {
+        const int k = turn * THREADS + static_cast<int>(threadIdx.x);
+        if (k >= in_features) break;
+        const double statistic = abs_mean[k];
+        const bool dead = statistic == 0.0;
+        double relative = kept;
+        if (dead)
+            relative = exp(least - centre);
+        else if (!by_mean)
+            relative = exp(fmax(power_of(statistic), least) - centre);
+        else if (turn != part)
+            relative = exp(power_of(statistic) - centre);
+        const double scale = fmin(fmax(relative * factor, dead ? smallest : from), dead ? to_of_dead : to);
+        const float rounded = exponent == 0.0 || (by_mean && !live) ? 1.0f : static_cast<float>(scale);
+        const double inverse = 1.0f / rounded;
+        s[k] = rounded;
         importance[k] = sq_mean[k] * inverse * inverse;
     }
 }
 
-// Whether error `a` at gamma `x` is better than `b` at `y`: a tie goes to the smaller gamma.
-__device__ __forceinline__ bool better(double a, double x, double b, double y) {
-    return a < b || (a == b && x < y);
+// A candidate and its error; of two the better has the lower error, or else the smaller gamma.
+struct Found {
+    double error, gamma;
+    int index;
+};
+
+__device__ __forceinline__ Found better(const Found& a, const Found& b) {
+    return a.error < b.error || (a.error == b.error && a.gamma < b.gamma) ? a : b;
 }
 
-// For every thread of a block: which error is the lowest.
-static __device__ __forceinline__ int best_of(const double* error, const double* gamma, int candidates) {
-    __shared__ int chosen;
-    if (threadIdx.x < 32) {
-        double lowest = INFINITY, at = INFINITY;
-        int best = 0;
-        for (int g = threadIdx.x; g < candidates; g += 32) {
-            if (better(error[g], gamma[g], lowest, at)) lowest = error[g], at = gamma[g], best = g;
-        }
+// For every thread of a block of `Threads`: the best of what they have found.
+template <int Threads>
+static __device__ __forceinline__ int best_of(Found found) {
+    __shared__ Found of_warps[Threads / 32];
 #pragma unroll
-        for (int offset = 16; offset > 0; offset /= 2) {
-            const double other_error = __shfl_xor_sync(ALL_LANES, lowest, offset);
-            const double other_gamma = __shfl_xor_sync(ALL_LANES, at, offset);
-            const int other = __shfl_xor_sync(ALL_LANES, best, offset);
-            if (better(other_error, other_gamma, lowest, at)) lowest = other_error, at = other_gamma, best = other;
-        }
-        if (threadIdx.x == 0) chosen = best;
+    for (int offset = 16; offset > 0; offset /= 2) {
+        const Found other = {__shfl_xor_sync(ALL_LANES, found.error, offset),
+                             __shfl_xor_sync(ALL_LANES, found.gamma, offset),
+                             __shfl_xor_sync(ALL_LANES, found.index, offset)};
+        found = better(found, other);
     }
+    if (threadIdx.x % 32 == 0) of_warps[threadIdx.x / 32] = found;
     __syncthreads();
-    return chosen;
+    for (int warp = 0; warp < Threads / 32; ++warp) found = better(found, of_warps[warp]);
+    return found.index;
 }

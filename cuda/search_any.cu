@@ -11,11 +11,11 @@
 static_assert(CHUNK >= 1 && WARPS >= 1 && WARPS <= 32, "a block has WARPS warps, at most 32, for CHUNK candidates");
 
 // Blocks: chunks of candidates fastest, so that those that read the same weights share the cache.
-extern "C" __global__ void __launch_bounds__(WARPS * 32) diag_errors(const float* __restrict__ w,
-                                                                  const float* __restrict__ candidate_s,
-                                                                  const double* __restrict__ importance,
-                                                                  double* __restrict__ partial, int out_features,
-                                                                  int in_features, int group_size, int candidates) {
+extern "C" __global__ void __launch_bounds__(WARPS * 32, 2)
+    diag_errors(const float* __restrict__ w, const float* __restrict__ candidate_s,
+                const double* __restrict__ importance, const double* __restrict__ gamma, double* partial, double* error,
+                float* __restrict__ s, float* __restrict__ inv_s, int out_features, int in_features, int group_size,
+                int candidates) {
     __shared__ double sums[WARPS][CHUNK];
     const int chunks = (candidates - 1) / CHUNK + 1;
     const int first = blockIdx.x % chunks * CHUNK;
@@ -64,4 +64,6 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) diag_errors(const float
         for (int other = 0; other < WARPS; ++other) sum += sums[other][threadIdx.x];
         partial[static_cast<Size>(first + threadIdx.x) * blocks + block] = sum;
     }
+    if (last_to_come(&blocks_done, gridDim.x))
+        choose_best<WARPS * 32, 8>(partial, gamma, candidate_s, error, s, inv_s, candidates, in_features, blocks);
 }

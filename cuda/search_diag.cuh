@@ -8,6 +8,8 @@
 #pragma once
 #include "search.cuh"
 
+#include <cuda_pipeline_primitives.h>
+
 #ifndef QMAX
 #error "the largest code must be given: -DQMAX=127"
 #endif
@@ -32,35 +34,49 @@ __device__ __forceinline__ double exact_error(float scaled, float step) {
     return distance * distance;
 }
 
-// One block for each candidate.
+__device__ unsigned blocks_done;  // of the kernel of errors, whose last block chooses
+
+// Blocks: parts of the channels fastest, then candidates.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     candidates(const float* __restrict__ abs_mean, const float* __restrict__ sq_mean, const double* __restrict__ gamma,
                const double* __restrict__ rule, float* __restrict__ candidate_s, double* __restrict__ importance,
-               int in_features, int by_mean) {
-    const Size row = static_cast<Size>(blockIdx.x) * in_features;
-    make_candidate(abs_mean, sq_mean, gamma[blockIdx.x], rule, candidate_s + row, importance + row, in_features,
-                   by_mean != 0);
+               int in_features, int by_mean, int makers) {
+    const int part = blockIdx.x % makers, g = blockIdx.x / makers;
+    const Size row = static_cast<Size>(g) * in_features;
+    make_candidate(abs_mean, sq_mean, gamma[g], rule, candidate_s + row, importance + row, in_features, by_mean != 0,
+                   part, makers);
 }
 
-// One block: the error of each candidate from its `blocks` partial sums, infinite where it has overflowed; then the
-// scales of the best.
-extern "C" __global__ void __launch_bounds__(THREADS) choose(const double* __restrict__ partial,
-                                                          const double* __restrict__ gamma,
-                                                          const float* __restrict__ candidate_s,
-                                                          double* __restrict__ error, float* __restrict__ s,
-                                                          float* __restrict__ inv_s, int candidates, int in_features,
-                                                          int blocks) {
-    for (int g = threadIdx.x / 32; g < candidates; g += THREADS / 32) {
-        double sum = 0.0;
-        for (int i = threadIdx.x % 32; i < blocks; i += 32) sum += partial[static_cast<Size>(g) * blocks + i];
-        sum = over_warp(sum, Sum{});
-        if (threadIdx.x % 32 == 0) error[g] = sum < INFINITY ? sum : INFINITY;
+// A block of `Threads`, `Lanes` for each candidate: its error from its `blocks` partial sums, infinite where it has
+// overflowed; then the scales of the best.
+template <int Threads, int Lanes>
+static __device__ __forceinline__ void choose_best(const double* partial, const double* gamma, const float* candidate_s,
+                                                   double* error, float* s, float* inv_s, int candidates,
+                                                   int in_features, int blocks) {
+    Found found = {INFINITY, INFINITY, 0};
+    for (int first = 0; first < candidates; first += Threads / Lanes) {
+        const int g = first + static_cast<int>(threadIdx.x) / Lanes;
+        Found one = {0.0, INFINITY, g};
+        if (g < candidates) {
+            one.gamma = gamma[g];
+#pragma unroll 8
+            for (int i = threadIdx.x % Lanes; i < blocks; i += Lanes)
+                one.error += partial[static_cast<Size>(g) * blocks + i];
+        }
+#pragma unroll
+        for (int offset = Lanes / 2; offset > 0; offset /= 2)
+            one.error += __shfl_xor_sync(ALL_LANES, one.error, offset);
+        if (g >= candidates) continue;
+        if (!(one.error < INFINITY)) one.error = INFINITY;
+        if (threadIdx.x % Lanes == 0) error[g] = one.error;
+        found = better(found, one);
     }
-    __syncthreads();
-    const float* const row = candidate_s + static_cast<Size>(best_of(error, gamma, candidates)) * in_features;
-    for (int k = threadIdx.x; k < in_features; k += THREADS) {
-        s[k] = row[k];
-        inv_s[k] = 1.0f / row[k];
+    const float* const row = candidate_s + static_cast<Size>(best_of<Threads>(found)) * in_features;
+#pragma unroll 8
+    for (int k = threadIdx.x; k < in_features; k += Threads) {
+        const float scale = row[k];
+        s[k] = scale;
+        inv_s[k] = 1.0f / scale;
     }
 }
 
@@ -86,6 +102,50 @@ __device__ __forceinline__ Columns<N> load(const float* from) {
     return columns;
 }
 
+// Calls `work` with a thread's N channels of each of `rows` rows, from `column` on, and then of rows of zeros until
+// there are a multiple of Turn. `slots` has Slots x Threads x N elements: all but Turn rows of that are under way while
+// Turn are worked on, since a row comes from far away, and in shared memory, since a register that a loop hands on is
+// waited for. A thread reads what it has copied itself, and need not wait for others.
+template <int N, int Threads, int Slots, int Turn, typename Before, typename Take, typename Work>
+static __device__ __forceinline__ void for_each_row(float* slots, const float* column, Size pitch, int rows,
+                                                    Before before, Take take, Work work) {
+    static_assert(Slots >= 2 * Turn && (Slots & (Slots - 1)) == 0, "Slots is a power of two, at least two turns");
+    const auto slot = [&](int row) { return slots + (row % Slots * Threads + static_cast<int>(threadIdx.x)) * N; };
+    const auto ask = [&](int row) {
+#pragma unroll
+        for (int i = 0; i < Turn; ++i)
+            __pipeline_memcpy_async(slot(row) + i * Threads * N, column + i * pitch, N * sizeof(float),
+                                    row + i < rows ? 0 : N * sizeof(float));
+        __pipeline_commit();
+        column += Turn * pitch;
+    };
+#pragma unroll
+    for (int row = 0; row < Slots - Turn; row += Turn) ask(row);
+    before();
+#pragma unroll 1
+    for (int row = 0; row < rows; row += Turn) {
+        __pipeline_wait_prior(Slots / Turn - 2);
+        Columns<N> now[Turn];
+#pragma unroll
+        for (int i = 0; i < Turn; ++i) now[i] = take(slot(row) + i * Threads * N);
+        ask(row + Slots - Turn);
+#pragma unroll
+        for (int i = 0; i < Turn; ++i) work(now[i]);
+    }
+    __pipeline_wait_prior(0);
+}
+
+// 1 / value to 1 unit in the last place, 0 above 2^126.
+__device__ __forceinline__ float reciprocal(float value) {
+#ifdef __CUDA_ARCH__
+    float result;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(value));
+    return result;
+#else
+    return value > 8.507059173e37f ? 0.0f : 1.0f / value;
+#endif
+}
+
 // The squared error of a scaled weight, added to a sum.
 __device__ __forceinline__ float add_square(float scaled, float step, float inverse, float sum) {
     constexpr float MAGIC = 12582912.0f;  // 1.5 * 2^23: adding it rounds to the nearest integer, ties to even
@@ -105,20 +165,46 @@ static __device__ __forceinline__ void sum_of_block(const float (&squares)[Chunk
     __shared__ double sums[Threads / 32][Chunk];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const bool inside = k < in_features;
-    unsigned doubtful = 0;  // a bit for each candidate
+    unsigned doubtful = 0;                                     // a bit for each candidate
+    constexpr int TOGETHER = Chunk * N > 40 ? 40 / N : Chunk;  // candidates whose importance is on its way
 #pragma unroll
-    for (int g = 0; g < Chunk; ++g) {
-        double sum = 0.0;
-        if (inside && first_g + g < candidates) {
-            const double* const of_g = importance + static_cast<Size>(first_g + g) * in_features + k;
+    for (int first = 0; first < Chunk; first += TOGETHER) {
+        // What is not there has squares of 0: whatever is loaded in its place, without a branch, that would be waited
+        // at.
+        double weight[TOGETHER][N], sum[TOGETHER] = {};
 #pragma unroll
-            for (int j = 0; j < N; ++j) {
-                if (weights && !(squares[g][j] >= TRUSTED_SUM && squares[g][j] <= LARGEST_FLOAT)) doubtful |= 1u << g;
-                sum += of_g[j] * squares[g][j];
+        for (int i = 0; i < TOGETHER; ++i) {
+            const int g = min(first_g + first + i, candidates - 1);
+            const double* const of_g = importance + static_cast<Size>(g) * in_features + (inside ? k : 0);
+            if constexpr (N == 1) {
+                weight[i][0] = *of_g;
+            } else {
+#pragma unroll
+                for (int j = 0; j < N; j += 2) {
+                    const double2 two = *reinterpret_cast<const double2*>(of_g + j);
+                    weight[i][j] = two.x, weight[i][j + 1] = two.y;
+                }
             }
         }
-        sum = over_warp(sum, Sum{});
-        if (lane == 0) sums[warp][g] = sum;
+#pragma unroll
+        for (int i = 0; i < TOGETHER && first + i < Chunk; ++i) {
+            const int g = first + i;
+            const bool there = inside && weights && first_g + g < candidates;
+#pragma unroll
+            for (int j = 0; j < N; ++j) {
+                const bool trusted = squares[g][j] >= TRUSTED_SUM && squares[g][j] <= LARGEST_FLOAT;
+                doubtful |= there && !trusted ? 1u << g : 0u;
+                sum[i] += weight[i][j] * squares[g][j];
+            }
+        }
+#pragma unroll
+        for (int offset = 16; offset > 0; offset /= 2)
+#pragma unroll
+            for (int i = 0; i < TOGETHER && first + i < Chunk; ++i)
+                sum[i] += __shfl_xor_sync(ALL_LANES, sum[i], offset);
+#pragma unroll
+        for (int i = 0; i < TOGETHER && first + i < Chunk; ++i)
+            if (lane == 0) sums[warp][first + i] = sum[i];
     }
     doubtful = __reduce_or_sync(ALL_LANES, doubtful);
     for (int g = 0; g < Chunk; ++g) {

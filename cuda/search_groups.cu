@@ -6,22 +6,25 @@
 // reciprocal. A thread keeps its channels' scales and sums of squares in registers while the rows stream by.
 #include "search_diag.cuh"
 
-#if !defined(CHUNK) || !defined(COLUMNS) || !defined(BLOCKS) || !defined(AHEAD)
-#error "candidates and channels of a thread, blocks, rows ahead: -DCHUNK=8 -DCOLUMNS=4 -DBLOCKS=2 -DAHEAD=2"
+#if !defined(CHUNK) || !defined(COLUMNS) || !defined(AHEAD) || !defined(TURN)
+#error "candidates and channels of a thread, rows ahead, rows at a time: -DCHUNK=10 -DCOLUMNS=4 -DAHEAD=8 -DTURN=2"
 #endif
 static_assert(CHUNK >= 1 && CHUNK <= 32, "CHUNK is 1 to 32: a bit for each candidate of a thread");
-static_assert(AHEAD >= 1 && BLOCKS >= 1, "AHEAD and BLOCKS are at least 1");
+static_assert(AHEAD >= 2 * TURN && TURN >= 1, "AHEAD is at least two TURNs, and TURN at least 1");
 static_assert(COLUMNS == 1 || COLUMNS == 2 || COLUMNS == 4,
               "COLUMNS is 1, 2 or 4: a warp's group has 32 * COLUMNS channels");
 
 constexpr int GROUP_THREADS = 256;
+constexpr int BLOCKS = COLUMNS * CHUNK > 24 ? 1 : 2;  // of a multiprocessor: for what a thread keeps in registers
 constexpr int LEAST_BITS = 0x04000000;  // 2^-119: its reciprocal is finite, so that a group of zeros has an error of 0
 
 // Blocks: chunks fastest, then channels, then rows. `partial` is (candidates, blocks of channels and rows).
 extern "C" __global__ void __launch_bounds__(GROUP_THREADS, BLOCKS)
     group_errors(const float* __restrict__ w, const float* __restrict__ candidate_s,
-                 const double* __restrict__ importance, double* __restrict__ partial, int out_features, int in_features,
+                 const double* __restrict__ importance, const double* __restrict__ gamma, double* partial,
+                 double* error, float* __restrict__ s, float* __restrict__ inv_s, int out_features, int in_features,
                  int candidates, int rows_of_block) {
+    __shared__ __align__(16) float slots[AHEAD * GROUP_THREADS * COLUMNS];
     const int chunks = (candidates - 1) / CHUNK + 1;
     const int column_blocks = (in_features - 1) / (GROUP_THREADS * COLUMNS) + 1;
     const int first_g = blockIdx.x % chunks * CHUNK;
@@ -31,56 +34,45 @@ extern "C" __global__ void __launch_bounds__(GROUP_THREADS, BLOCKS)
     const int rows = min(rows_of_block, out_features - first_row);
     const bool inside = k < in_features;  // which is a multiple of COLUMNS
 
-    float scale[CHUNK][COLUMNS], squares[CHUNK][COLUMNS];
-#pragma unroll
-    for (int g = 0; g < CHUNK; ++g) {
-        Columns<COLUMNS> of_g = {};
-        if (inside && first_g + g < candidates)
-            of_g = load<COLUMNS>(candidate_s + static_cast<Size>(first_g + g) * in_features + k);
-#pragma unroll
-        for (int j = 0; j < COLUMNS; ++j) scale[g][j] = of_g.v[j], squares[g][j] = 0.0f;
-    }
     const float* const column = w + static_cast<Size>(first_row) * in_features + (inside ? k : 0);
     int any = 0;  // bits of the weights
-    // AHEAD rows are on their way while one is worked on; behind the last one it is loaded again.
-    const float* ahead = column;
-    const float* const last = column + static_cast<Size>(rows - 1) * in_features;
-    Columns<COLUMNS> next[AHEAD];
-#pragma unroll
-    for (int u = 0; u < AHEAD; ++u) {
-        next[u] = load<COLUMNS>(ahead);
-        if (ahead != last) ahead += in_features;
-    }
-#pragma unroll 1
-    for (int row = 0; row < rows; ++row) {
-        const Columns<COLUMNS> now = next[0];
-#pragma unroll
-        for (int u = 0; u + 1 < AHEAD; ++u) next[u] = next[u + 1];
-        next[AHEAD - 1] = load<COLUMNS>(ahead);
-        if (ahead != last) ahead += in_features;
-#pragma unroll
-        for (int j = 0; j < COLUMNS; ++j) any |= __float_as_int(now.v[j]);
+    float scale[CHUNK][COLUMNS], squares[CHUNK][COLUMNS];
+    const auto before = [&] {
 #pragma unroll
         for (int g = 0; g < CHUNK; ++g) {
-            float scaled[COLUMNS];
-            int bits = LEAST_BITS;
-#pragma unroll
-            for (int j = 0; j < COLUMNS; ++j) scaled[j] = fabsf(now.v[j]) * scale[g][j];
-            if constexpr (COLUMNS == 1) {
-                bits = max(bits, __float_as_int(scaled[0]));
-            } else {
-#pragma unroll
-                for (int j = 0; j < COLUMNS; j += 2)
-                    bits = __vimax3_s32(bits, __float_as_int(scaled[j]), __float_as_int(scaled[j + 1]));
-            }
-            const float largest = __int_as_float(__reduce_max_sync(ALL_LANES, bits));
-            const float step = largest * (1.0f / LARGEST), inverse = __fdividef(LARGEST, largest);
 #pragma unroll
             for (int j = 0; j < COLUMNS; ++j) {
-                squares[g][j] = add_square(scaled[j], step, inverse, squares[g][j]);
+                const bool there = inside && first_g + g < candidates;
+                scale[g][j] = there ? candidate_s[static_cast<Size>(first_g + g) * in_features + k + j] : 0.0f;
+                squares[g][j] = 0.0f;
             }
         }
-    }
+    };
+    for_each_row<COLUMNS, GROUP_THREADS, AHEAD, TURN>(
+        slots, column, in_features, rows, before, load<COLUMNS>, [&](const Columns<COLUMNS>& now) {
+#pragma unroll
+            for (int j = 0; j < COLUMNS; ++j) any |= __float_as_int(now.v[j]);
+#pragma unroll
+            for (int g = 0; g < CHUNK; ++g) {
+                float scaled[COLUMNS];
+                int bits = LEAST_BITS;
+#pragma unroll
+                for (int j = 0; j < COLUMNS; ++j) scaled[j] = fabsf(now.v[j]) * scale[g][j];
+                if constexpr (COLUMNS == 1) {
+                    bits = max(bits, __float_as_int(scaled[0]));
+                } else {
+#pragma unroll
+                    for (int j = 0; j < COLUMNS; j += 2)
+                        bits = __vimax3_s32(bits, __float_as_int(scaled[j]), __float_as_int(scaled[j + 1]));
+                }
+                const float largest = __int_as_float(__reduce_max_sync(ALL_LANES, bits));
+                const float step = largest * (1.0f / LARGEST), inverse = LARGEST * reciprocal(largest);
+#pragma unroll
+                for (int j = 0; j < COLUMNS; ++j) {
+                    squares[g][j] = add_square(scaled[j], step, inverse, squares[g][j]);
+                }
+            }
+        });
     const auto exact = [&](int g, int j) {
         double sum = 0.0;
         const Size at = static_cast<Size>(first_g + g) * in_features + k;
@@ -97,4 +89,6 @@ extern "C" __global__ void __launch_bounds__(GROUP_THREADS, BLOCKS)
     };
     sum_of_block<CHUNK, COLUMNS, GROUP_THREADS>(squares, importance, partial, first_g, candidates, k, in_features,
                                                 (any & 0x7fffffff) != 0, block, blocks, exact);
+    if (last_to_come(&blocks_done, gridDim.x))
+        choose_best<GROUP_THREADS, 8>(partial, gamma, candidate_s, error, s, inv_s, candidates, in_features, blocks);
 }

@@ -1,6 +1,7 @@
 """What stands for the GPU where there is none: what it gives to kernels, and that it sees what is wrong with one."""
 
 import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -80,6 +81,12 @@ def test_atomics():
     call("count", values, histogram, extremes, blocks=3, threads=100)
     assert np.array_equal(histogram, np.bincount(values, minlength=9))
     assert extremes.tolist() == [max(5, values.max()), min(5, values.min()), 1, 7]
+
+
+def test_the_block_that_comes_last_sees_the_others():
+    values, total = np.arange(10, dtype=np.int32), np.zeros(1, np.int32)
+    call("last_block", values, np.zeros(10, np.int32), np.zeros(1, np.int32), total, blocks=5)
+    assert total == values.sum()
 
 
 def test_arithmetic_rounds_as_on_the_device():
@@ -218,11 +225,20 @@ def search_agrees(size, points, objective=Objective.diag, out_features=21, token
         expected = searched(CpuBackend(np.float64), spec, chosen)
         (layer,) = allocate(backend, [spec], chosen).layers
         backend.accum_stats(layer.x, layer.abs_mean, layer.sq_mean)
-        backend.compute_s(layer, chosen)
-        np.testing.assert_allclose(backend.read(layer.error), expected[0], rtol=1e-5)
-        np.testing.assert_allclose(backend.read(layer.s), expected[1], rtol=2**-23)
+        for shares in ({}, {"rows_of_block": 512, "channels_of_part": 512}):  # few rows a block and tile, and all
+            backend._variants["search_diag"] = [shared(each, shares) for each in table.candidates("search_diag")]
+            backend._bound.clear()
+            backend.compute_s(layer, chosen)
+            np.testing.assert_allclose(backend.read(layer.error), expected[0], rtol=1e-5)
+            np.testing.assert_allclose(backend.read(layer.s), expected[1], rtol=2**-23)
 
     return agrees
+
+
+def shared(variant, shares):
+    """The variant with these of its sizes as given."""
+    given = {name: lambda v, value=shares[name]: value for name in shares if name in variant.derived}
+    return replace(variant, derived={**variant.derived, **given})
 
 
 def moves_agree(_backend):
@@ -372,14 +388,20 @@ FAULTS = {
     "no barrier of the sums": ("stats.cu", BARRIER, "\n", RACE),
     "no barrier before the next tile of the maxima": (
         "search_rows.cu",
-        "stage = 1 - stage;\n        " + BARRIER,
-        "stage = 1 - stage;\n",
-        RACE,
+        "__pipeline_wait_prior(STAGES - 2);\n        " + BARRIER,
+        "__pipeline_wait_prior(STAGES - 2);\n",
+        RACE.replace("{file}", r"search_\w+.cuh?"),
+    ),
+    "no barrier before the maxima of warps": (
+        "search_rows.cu",
+        "__pipeline_wait_prior(0);\n    " + BARRIER,
+        "__pipeline_wait_prior(0);\n",
+        RACE.replace("{file}", r"search_\w+.cuh?"),
     ),
     "no barrier before the steps are read": (
         "search_rows.cu",
-        "    }\n    " + BARRIER + "\n    const float* const column",
-        "    }\n\n    const float* const column",
+        "        " + BARRIER + "    };\n",
+        "    };\n",
         RACE,
     ),
     "no barrier of the groups' sums": ("search_any.cu", BARRIER, "\n", RACE),
@@ -477,6 +499,22 @@ def test_faults_of_warps_atomics_and_dynamic_memory(tmp_path):
         call("count", integers // 32, integers.copy(), integers.copy(), source=source)
     with pytest.raises(KernelFault, match=r"(?s)heap-buffer-overflow.*reverse"):
         call("reverse", np.zeros(64), np.zeros(64), shared=8 * 63)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("__threadfence();\n        last", "last"),
+        ("gridDim.x - 1;\n        __threadfence();", "gridDim.x - 1;"),
+        ("__syncthreads();\n    if (threadIdx.x == 0) {", "if (threadIdx.x == 0) {"),
+        ("atomicAdd(came, 1)", "atomicAdd(came + blockIdx.x, 1) + blockIdx.x"),
+    ],
+)
+def test_a_block_that_comes_last_and_may_not_see_the_others(tmp_path, old, new):
+    source = plant(SELFTEST, tmp_path / "planted", old, new)
+    ones = np.ones(10, np.int32)
+    with pytest.raises(KernelFault, match=r"of an array at selftest.cu:\d+, which another block (wrote|read) at"):
+        call("last_block", ones, 0 * ones, 0 * ones, 0 * ones[:1], blocks=5, source=source)
 
 
 def test_a_launch_that_no_device_takes_is_told():

@@ -92,7 +92,7 @@ LAUNCHES = [
     ("init", None, 0, {"rows": 41, "cols": 125}, 2, (256, 1, 1)),
     ("matmul_reference", None, 0, {"tokens": 65, "out_features": 64}, 2, (16, 16, 1)),
     ("error_sums", None, 0, {"count": 3}, 1024, (256, 1, 1)),
-    ("search_diag", "rows", 0, {"candidates": 7, "in_features": 9}, 7, (1024, 1, 1)),
+    ("search_diag", "rows", 0, {"candidates": 7, "makers": 3}, 7 * 3, (1024, 1, 1)),
     ("compute_scale_b", None, 0, {"out_features": 70}, 70, (256, 1, 1)),
     ("compute_scale_b", None, 0, {"out_features": 7000}, 8 * 32, (256, 1, 1)),
 ]
@@ -125,12 +125,14 @@ def test_sizes_follow_from_the_shapes():
 
 
 SEARCHES = [
-    (4096, 4096, 4096, "rows", {"CHUNK": 20, "COLUMNS": 4, "rows_of_block": 128, "blocks": 4 * 32}),
-    (1024, 1024, 1024, "rows", {"CHUNK": 4, "COLUMNS": 2, "rows_of_block": 32, "blocks": 2 * 32}),
-    (130, 1024, 128, "groups", {"CHUNK": 5, "COLUMNS": 4, "rows_of_block": 8, "blocks": 17}),
+    # Blocks for 132 multiprocessors: as many as run at a time, one or two on each.
+    (4096, 4096, 4096, "rows", {"CHUNK": 20, "COLUMNS": 4, "rows_of_block": 125, "blocks": 4 * 33, "makers": 4}),
+    (8192, 8192, 8192, "rows", {"CHUNK": 20, "COLUMNS": 4, "rows_of_block": 249, "blocks": 8 * 33, "makers": 6}),
+    (1024, 1024, 1024, "rows", {"CHUNK": 10, "COLUMNS": 2, "rows_of_block": 16, "blocks": 2 * 64, "parts": 8}),
+    (130, 1024, 128, "groups", {"CHUNK": 10, "COLUMNS": 4, "rows_of_block": 9, "blocks": 15}),
     (130, 576, 128, "groups", {"COLUMNS": 4}),  # the last group is not full
-    (130, 576, 64, "groups", {"CHUNK": 10, "COLUMNS": 2}),
-    (130, 1025, 1025, "any", {"CHUNK": 5}),
+    (130, 576, 64, "groups", {"CHUNK": 20, "COLUMNS": 2}),
+    (130, 1025, 1025, "any", {"CHUNK": 7}),
     (130, 1024, 16, "any", {"blocks": 1040}),
     (130, 1022, 128, "any", {}),
 ]
@@ -149,14 +151,11 @@ def test_the_sizes_decide_how_scales_are_searched(out_features, in_features, gro
     assert "any" in able
 
 
-@pytest.mark.parametrize("candidates", [1, 2, 5, 11, 20, 21, 64, 101])
-def test_no_chunk_of_candidates_leaves_more_places_empty_than_it_must(candidates):
-    for name, sizes in (("rows", range(4, 21, 4)), ("any", range(1, 9))):
-        variant = table.find("search_diag", name)
-        given = {"out_features": 64, "in_features": 64, "group_size": 64, "candidates": candidates}
-        chosen = variant.complete(given)["CHUNK"]
-        padded = {size: -(-candidates // size) * size for size in sizes}
-        assert padded[chosen] == min(padded.values())
+@pytest.mark.parametrize(("candidates", "chunk"), [(1, 6), (5, 6), (11, 12), (20, 20), (22, 12), (64, 16), (101, 18)])
+def test_a_chunk_of_candidates_leaves_few_places_empty_and_is_not_small(candidates, chunk):
+    variant = table.find("search_diag", "rows")
+    sizes = {"out_features": 4096, "in_features": 4096, "group_size": 4096, "candidates": candidates}
+    assert variant.complete(sizes)["CHUNK"] == chunk
 
 
 OBSTACLES = [

@@ -12,7 +12,7 @@ from awq_pycuda.kernels import table
 from awq_pycuda.paths import resource_dir
 
 # The low 12 bits of an instruction of 16 bytes, on sm_80 to sm_90.
-FFMA, IMMA, IGMMA, LOAD_LOCAL, STORE_LOCAL = 0x223, 0x237, 0x9F1, 0x983, 0x387
+FFMA, IMMA, IGMMA, VIMNMX3, REDUX, LOAD_LOCAL, STORE_LOCAL = 0x223, 0x237, 0x9F1, 0x20F, 0x3C4, 0x983, 0x387
 
 
 def opcodes(cubin: bytes, kernel: str) -> Counter[int]:
@@ -44,6 +44,20 @@ SQUARES = [
 ]
 
 
+def compiled(stage, name, capability, folder):
+    """The cubin of a variant with the first values of its macros."""
+    try:
+        toolchain = find_toolchain()
+    except InputError as error:
+        pytest.skip(str(error))
+    variant = table.find(stage, name)
+    source = variant.source(variant.defaults())
+    cubin = folder / "kernel.cubin"
+    command = [toolchain.nvcc, *toolchain.flags, "-cubin", f"-arch={source.arch(capability)}", "-o", str(cubin)]
+    subprocess.run([*command, *source.flags(), str(resource_dir("cuda") / source.file)], check=True)
+    return cubin.read_bytes()
+
+
 @pytest.mark.parametrize(
     ("stage", "entry", "name", "capability", "claimed"),
     [
@@ -52,16 +66,23 @@ SQUARES = [
     ],
 )
 def test_the_products_use_the_instructions_they_claim(tmp_path, stage, entry, name, capability, claimed):
-    try:
-        toolchain = find_toolchain()
-    except InputError as error:
-        pytest.skip(str(error))
-    variant = table.find(stage, name)
-    source = variant.source(variant.defaults())
-    cubin = tmp_path / "kernel.cubin"
-    command = [toolchain.nvcc, *toolchain.flags, "-cubin", f"-arch={source.arch(capability)}", "-o", str(cubin)]
-    subprocess.run([*command, *source.flags(), str(resource_dir("cuda") / source.file)], check=True)
-    found = opcodes(cubin.read_bytes(), entry)
+    found = opcodes(compiled(stage, name, capability, tmp_path), entry)
     assert {code: found[code] for code in claimed} == claimed
     assert found[FFMA] > 0
     assert (found[LOAD_LOCAL], found[STORE_LOCAL]) == (0, 0)
+
+
+SEARCHES = [
+    # 8 x 5 maxima of 16 channels, two at a time; the error of two rows, 12 candidates and 4 channels, and its square.
+    ("rows", {"row_maxima": (VIMNMX3, 8 * 5 * 16 // 2), "column_errors": (FFMA, 2 * 12 * 4 * 2)}),
+    ("groups", {"group_errors": (REDUX, 2 * 10)}),  # the largest of a warp for two rows and 10 candidates
+]
+
+
+@pytest.mark.parametrize(("name", "claimed"), SEARCHES)
+def test_the_searches_use_the_instructions_they_claim(tmp_path, name, claimed):
+    cubin = compiled("search_diag", name, (9, 0), tmp_path)
+    for kernel, (code, least) in claimed.items():
+        found = opcodes(cubin, kernel)
+        assert found[code] >= least, kernel
+        assert (found[LOAD_LOCAL], found[STORE_LOCAL]) == (0, 0), kernel

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from awq_pycuda.kernels.launches import QMAX, arguments, blocks_of
-from awq_pycuda.kernels.searches import CANDIDATES, CHOOSE
+from awq_pycuda.kernels.searches import CANDIDATES, MAKERS
 from awq_pycuda.kernels.variant import Kernel, Values, Variant
 
 # As in search_output.cuh and search_output_digits.cuh.
@@ -39,6 +39,22 @@ def _joined(v: Values) -> int:
     return 0
 
 
+_CHOOSE = Kernel(
+    "choose",
+    arguments(
+        "double* partial",
+        "double* gamma[candidates]",
+        "float* candidate_s",
+        "double* error[candidates]",
+        "float* s[in_features]",
+        "float* inv_s[in_features]",
+        "int candidates",
+        "int in_features",
+        "int blocks",
+    ),
+    grid=lambda v: 1,
+    block=("THREADS",),
+)
 _STEPS = Kernel(
     "row_steps",
     arguments(_W, "float* candidate_s", "float* steps", *_SHAPE, *_OF_ROUND),
@@ -193,10 +209,11 @@ def _by_digits(name: str, help_: str, product: Kernel, width: int, **more: Any) 
         name=name,
         file=f"search_output_{name}.cu",
         help=help_,
-        kernels=(*_SPLIT, product, CHOOSE),
+        kernels=(*_SPLIT, product, _CHOOSE),
         parameters={"QMAX": QMAX},
         derived={
             "row_tiles": lambda v: blocks_of(v["out_features"], _together(v)) * _together(v) // v["ROWS"],
+            **MAKERS,
             "joined": _joined,
             "chunk": _chunk(lambda v: _digits_of_one(v) + _steps_of_one(v)),
             "blocks": lambda v: v["row_tiles"] * blocks_of(v["tokens"], width) * _WARPS,
@@ -279,11 +296,12 @@ _PLAIN = Variant(
             block=("TILE", "TILE"),
             each_round=True,
         ),
-        CHOOSE,
+        _CHOOSE,
     ),
     macros={"THREADS": 1024, "TILE": 16, "MICRO": 4},
     parameters={"QMAX": QMAX},
     derived={
+        **MAKERS,
         "chunk": _chunk(_steps_of_one),
         "blocks": lambda v: (
             blocks_of(v["tokens"], v["TILE"] * v["MICRO"]) * blocks_of(v["out_features"], v["TILE"] * v["MICRO"])

@@ -17,57 +17,68 @@ CANDIDATES = Kernel(
         "double* importance",
         "int in_features",
         "int by_mean",
+        "int makers",
     ),
-    grid=lambda v: v["candidates"],
+    grid=lambda v: v["candidates"] * v["makers"],
     block=("THREADS",),
 )
-CHOOSE = Kernel(
-    "choose",
-    arguments(
-        "double* partial",
-        "double* gamma[candidates]",
-        "float* candidate_s",
-        "double* error[candidates]",
-        "float* s[in_features]",
-        "float* inv_s[in_features]",
-        "int candidates",
-        "int in_features",
-        "int blocks",
-    ),
-    grid=lambda v: 1,
-    block=("THREADS",),
+_SEARCHED = (
+    "float* w[out_features, in_features]",
+    "float* candidate_s",
+    "double* importance",
+    "double* gamma[candidates]",
 )
-_SEARCHED = ("float* w[out_features, in_features]", "float* candidate_s", "double* importance")
+_FOUND = ("double* partial", "double* error[candidates]", "float* s[in_features]", "float* inv_s[in_features]")
 _SEARCH_SCRATCH: dict[str, Callable[[Values], int]] = {
     "candidate_s": lambda v: 4 * v["candidates"] * v["in_features"],
     "importance": lambda v: 8 * v["candidates"] * v["in_features"],
     "partial": lambda v: 8 * v["candidates"] * v["blocks"],
 }
 _COLUMN_THREADS = 256  # of a block whose threads own channels
-# Of threads that own channels: for every multiprocessor of the cards so far to have as many as it holds of those with
-# 4 channels and many candidates, or with fewer. Fixed, as the order of sums is.
-_ENOUGH_BLOCKS = {True: 120, False: 200}
+# The multiprocessors that grids are made for. Fixed, as the order of sums is.
+_MULTIPROCESSORS = 132
 _TILE_ROWS, _TILE_CHANNELS, _PADDING = 64, 128, 4  # of row_maxima
+_MOST_ROWS = 512  # that a thread sums up in float
 
 
-def _chunk(largest: Callable[[Values], int], step: int = 1) -> Callable[[Values], int]:
-    """How many candidates a thread takes at a time: the number that leaves the fewest places empty."""
+def _even(items: int, across: int, at_once: int, largest: int, more: int, least: int = 1) -> int:
+    """How many items a block takes, so that the last of the blocks is done soonest.
+
+    Args:
+        items: to be split.
+        across: blocks for each part of them.
+        at_once: blocks that run at a time.
+        largest: that a block can take.
+        more: items that take as long as what a block does beside them.
+        least: that a block takes, if there are as many.
+    """
+    fewest = blocks_of(items, largest)
+    most = max(fewest, min(items // least, fewest + 4 * at_once))
+    sizes = (blocks_of(items, parts) for parts in range(fewest, most + 1))
+    return min(sizes, key=lambda each: blocks_of(across * blocks_of(items, each), at_once) * (each + more))
+
+
+def _chunk(largest: Callable[[Values], int], least: int = 1, step: int = 1) -> Callable[[Values], int]:
+    """How many candidates a thread takes at a time: what takes least, as beside them a row takes as long as 2 do."""
 
     def chunk(v: Values) -> int:
-        sizes = range(largest(v), 0, -step)
-        return min(sizes, key=lambda size: (blocks_of(v["candidates"], size) * size, -size))
+        sizes = range(largest(v), least - 1, -step)
+        return min(sizes, key=lambda size: blocks_of(v["candidates"], size) * (size + 2))
 
     return chunk
 
 
-def _rows_of_block(v: Values) -> int:
-    """As many rows as leave enough blocks: what a block does before and after its rows is the same for few."""
-    across = blocks_of(v["candidates"], v["CHUNK"]) * _column_blocks(v)
-    rows = 128
-    enough = _ENOUGH_BLOCKS[v["COLUMNS"] == 4 and v["CHUNK"] > 10]
-    while rows > 8 and across * blocks_of(v["out_features"], rows) < enough:
-        rows //= 2
+def _rows_of_block(most: Callable[[Values], int], least: int) -> Callable[[Values], int]:
+    def rows(v: Values) -> int:
+        across = blocks_of(v["candidates"], v["CHUNK"]) * _column_blocks(v)
+        return _even(v["out_features"], across, v["BLOCKS"] * _MULTIPROCESSORS, most(v), 16, least)
+
     return rows
+
+
+def _most_rows(v: Values) -> int:
+    """An even number, whose steps fit into 64 KB: with the rows to come they are what sm_86 has for a block."""
+    return min(_MOST_ROWS, (1 << 16) // (16 * v["CHUNK"]) * 2)
 
 
 def _column_blocks(v: Values) -> int:
@@ -83,20 +94,29 @@ def _by_chunks(blocks: Callable[[Values], int]) -> Callable[[Values], int]:
 
 
 def _maxima_blocks(v: Values) -> int:
-    return blocks_of(v["candidates"], v["CHUNK"]) * blocks_of(v["out_features"], _TILE_ROWS)
+    return blocks_of(v["candidates"], v["TILE_G"]) * blocks_of(v["out_features"], _TILE_ROWS)
 
 
 def _channels_of_part(v: Values) -> int:
-    """The channels are split where there are too few blocks of rows: 8 blocks for each multiprocessor, if possible."""
     tiles = blocks_of(v["in_features"], _TILE_CHANNELS)
-    return _TILE_CHANNELS * blocks_of(tiles, min(tiles, blocks_of(8 * 132, _maxima_blocks(v))))
+    return _TILE_CHANNELS * _even(tiles, _maxima_blocks(v), 2 * _MULTIPROCESSORS, tiles, 1)
 
 
 def _maxima_shared(v: Values) -> int:
     """Two stages of tiles; behind them, in the same place, the maxima of the 8 warps."""
-    stages = 2 * 4 * (_TILE_ROWS + v["CHUNK"]) * (_TILE_CHANNELS + _PADDING)
-    return max(stages, 4 * 8 * _TILE_ROWS * v["CHUNK"])
+    stages = 2 * 4 * (_TILE_ROWS + v["TILE_G"]) * (_TILE_CHANNELS + _PADDING)
+    return max(stages, 4 * 8 * _TILE_ROWS * v["TILE_G"])
 
+
+def _errors_shared(v: Values) -> int:
+    """The rows to come, and of each row of the block and each candidate the step and its reciprocal."""
+    return 4 * v["AHEAD"] * _COLUMN_THREADS * v["COLUMNS"] + 8 * v["CHUNK"] * _most_rows(v)
+
+
+# Of each candidate: a block for every 1,024 channels, if one multiprocessor each has room for all.
+MAKERS: dict[str, Callable[[Values], int]] = {
+    "makers": lambda v: max(1, min(blocks_of(v["in_features"], 1024), _MULTIPROCESSORS // v["candidates"]))
+}
 
 DIAG_SEARCH = (
     Variant(
@@ -126,7 +146,7 @@ DIAG_SEARCH = (
                 arguments(
                     *_SEARCHED,
                     "float* maxima",
-                    "double* partial",
+                    *_FOUND,
                     "int out_features",
                     "int in_features",
                     "int candidates",
@@ -134,22 +154,26 @@ DIAG_SEARCH = (
                     "int rows_of_block",
                 ),
                 grid=_by_chunks(_of_rows_and_columns),
+                shared_bytes=_errors_shared,
             ),
-            CHOOSE,
         ),
-        macros={"THREADS": 1024, "ROWS": 128, "AHEAD": 2},
+        macros={"THREADS": 1024, "AHEAD": 8, "TURN": 2},
         parameters={
             "QMAX": QMAX,
-            "CHUNK": Parameter(range(4, 21, 4), compiled=(16, 20, 8)),
+            "CHUNK": Parameter(range(6, 21, 2), compiled=(12, 20, 16, 6)),
             "COLUMNS": Parameter(range(2, 5, 2), compiled=(4, 2)),
+            "TILE_G": Parameter(range(4, 21, 4), compiled=(20, 16, 8)),
         },
         derived={
             # Few weights would leave most of the card idle with four channels a thread.
             "COLUMNS": lambda v: 4 if v["out_features"] * v["in_features"] >= 1 << 22 else 2,
-            # With two channels there are two blocks on a multiprocessor, and registers for 16.
-            "CHUNK": _chunk(lambda v: 20 if v["COLUMNS"] == 4 else 16, step=4),
-            "rows_of_block": _rows_of_block,
+            # With two channels there are two blocks on a multiprocessor, and registers for 12.
+            "CHUNK": _chunk(lambda v: 20 if v["COLUMNS"] == 4 else 12, least=6, step=2),
+            "TILE_G": _chunk(lambda v: 20, least=4, step=4),
+            "BLOCKS": lambda v: 1 if v["COLUMNS"] * v["CHUNK"] > 40 else 2,
+            "rows_of_block": _rows_of_block(_most_rows, 16),
             "blocks": _of_rows_and_columns,
+            **MAKERS,
             "channels_of_part": _channels_of_part,
             "parts": lambda v: blocks_of(v["in_features"], v["channels_of_part"]),
         },
@@ -172,7 +196,7 @@ DIAG_SEARCH = (
                 "group_errors",
                 arguments(
                     *_SEARCHED,
-                    "double* partial",
+                    *_FOUND,
                     "int out_features",
                     "int in_features",
                     "int candidates",
@@ -180,19 +204,20 @@ DIAG_SEARCH = (
                 ),
                 grid=_by_chunks(_of_rows_and_columns),
             ),
-            CHOOSE,
         ),
-        macros={"THREADS": 1024, "BLOCKS": 2, "AHEAD": 1},
+        macros={"THREADS": 1024, "AHEAD": 8, "TURN": 2},
         parameters={
             "QMAX": QMAX,
             "COLUMNS": Parameter(range(1, 5), compiled=(4, 2, 1)),
-            "CHUNK": Parameter(range(1, 21), compiled=(5, 4)),
+            "CHUNK": Parameter(range(1, 21), compiled=(10, 5, 20)),
         },
         derived={
             "COLUMNS": lambda v: max(1, v["group_size"] // 32),
-            "CHUNK": _chunk(lambda v: max(1, 20 // v["COLUMNS"])),
-            "rows_of_block": _rows_of_block,
+            "CHUNK": _chunk(lambda v: max(1, min(20, 40 // v["COLUMNS"]))),
+            "BLOCKS": lambda v: 1 if v["COLUMNS"] * v["CHUNK"] > 24 else 2,
+            "rows_of_block": _rows_of_block(lambda v: _MOST_ROWS, 8),
             "blocks": _of_rows_and_columns,
+            **MAKERS,
         },
         scratch=_SEARCH_SCRATCH,
         tolerance=1e-5,
@@ -213,7 +238,7 @@ DIAG_SEARCH = (
                 "diag_errors",
                 arguments(
                     *_SEARCHED,
-                    "double* partial",
+                    *_FOUND,
                     "int out_features",
                     "int in_features",
                     "int group_size",
@@ -221,12 +246,12 @@ DIAG_SEARCH = (
                 ),
                 grid=_by_chunks(lambda v: v["blocks"]),
             ),
-            CHOOSE,
         ),
         macros={"THREADS": 1024, "WARPS": 8},
         parameters={"QMAX": QMAX, "CHUNK": Parameter(range(1, 9), compiled=(8, 5))},
         derived={
             "CHUNK": _chunk(lambda v: 8),
+            **MAKERS,
             "blocks": lambda v: min(
                 blocks_of(v["out_features"] * blocks_of(v["in_features"], v["group_size"]), v["WARPS"]), 1056
             ),

@@ -38,7 +38,8 @@ class DeviceSearch:
     def compute_s(self, layer: Layer[ManagedArray], convention: Convention) -> None:
         """See `Backend.compute_s`."""
         # What every candidate of every layer is made of: the layer's statistic under the convention's rules.
-        rule = np.array([convention.floor, *convention.clamp, convention.least_power, *FINITE], np.float64)
+        least = np.log(convention.least_power)
+        rule = np.array([convention.floor, *convention.clamp, least, *FINITE], np.float64)
         key = convention.grid.tobytes() + rule.tobytes()
         if key not in self._rules:
             self._rules[key] = {"gamma": self._written(convention.grid), "rule": self._written(rule)}
