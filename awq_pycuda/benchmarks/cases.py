@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from awq_pycuda.backends.base import Backend, Layer
 from awq_pycuda.benchmarks.oracle import Exact
 from awq_pycuda.config import Objective
-from awq_pycuda.engine.verify import TOLERANCES, code_errors, curve_error, frobenius_error, relative_error
+from awq_pycuda.engine.verify import TOLERANCES, Curve, code_errors, curve_error, frobenius_error, relative_error
 from awq_pycuda.kernels import table
 from awq_pycuda.quant.conventions import Convention
 
@@ -60,10 +60,10 @@ def array(layer: Layer[Any], name: str) -> Any:
     return getattr(layer.trial if name == "reference" else layer, name)
 
 
-def _of_search(curve: tuple[Array, Array], exact: Exact, left: Left) -> dict[str, float]:
+def _of_search(curve: Curve, exact: Exact, left: Left) -> dict[str, float]:
     chosen = int(np.argmin(left["error"]))
     return {
-        "error_curve": curve_error(left["error"], *curve),
+        "error_curve": curve_error(left["error"], curve),
         "s": relative_error(left["s"], exact.scales[chosen]),
         "inv_s": relative_error(left["inv_s"], 1 / exact.scales[chosen]),
     }

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from awq_pycuda import philox
 from awq_pycuda.benchmarks.shapes import Shape
-from awq_pycuda.engine.verify import exact_curve, exact_scales, exact_steps, over_channels
+from awq_pycuda.engine.verify import Curve, exact_curve, exact_scales, exact_steps, over_channels
 from awq_pycuda.parallel import map_row_blocks
 from awq_pycuda.quant.conventions import Convention
 from awq_pycuda.quant.format import Quantized
@@ -115,27 +115,26 @@ class Exact:
         return np.asarray(np.clip(np.rint(levels), -form.largest, form.largest), form.code_dtype)
 
     @cached_property
-    def curve(self) -> tuple[Array, Array]:
+    def curve(self) -> Curve:
         """What `exact_curve` gives for the candidates by `diag`."""
         return self._curve(None)
 
     @cached_property
-    def output_curve(self) -> tuple[Array, Array]:
+    def output_curve(self) -> Curve:
         """What `exact_curve` gives for the candidates by `output`."""
-        exact, units = self._curve(self.x.astype(np.float64))
-        return exact / self.shape.out_features, units / np.sqrt(self.shape.out_features)
+        found, rows = self._curve(self.x.astype(np.float64)), self.shape.out_features
+        return Curve(found.low / rows, found.high / rows, found.units / np.sqrt(rows))
 
-    def _curve(self, x: Array | None) -> tuple[Array, Array]:
+    def _curve(self, x: Array | None) -> Curve:
         """In blocks of rows, since it is long, and summed over them; by the output, too."""
         sq_mean, form = self.sq_mean.astype(np.float64), self.convention.quantizer
 
-        def of_block(block: slice) -> tuple[Array, Array]:
-            exact, units = exact_curve(self.w[block].astype(np.float64), self.scales, sq_mean, form, x)
-            rows = 1 if x is None else block.stop - block.start
-            return rows * exact, rows * np.square(units)
+        def of_block(block: slice) -> Array:
+            low, high, units = exact_curve(self.w[block].astype(np.float64), self.scales, sq_mean, form, x)
+            return (1 if x is None else block.stop - block.start) * np.array((low, high, np.square(units)))
 
-        exact, squares = (np.array(each) for each in zip(*map_row_blocks(of_block, self.w.shape), strict=True))
-        return exact.sum(axis=0), np.sqrt(squares.sum(axis=0))
+        low, high, squares = np.sum(map_row_blocks(of_block, self.w.shape), axis=0)
+        return Curve(low, high, np.sqrt(squares))
 
     @cached_property
     def scales(self) -> Array:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -104,10 +104,24 @@ def exact_scales(statistics: Mapping[str, NDArray[Any]], gamma: float, conventio
     return power.clip(1e-9, 1e9)
 
 
+class Curve(NamedTuple):
+    """An error curve in float64, (G,) each.
+
+    Attributes:
+        low: the objective of each candidate, at the least: codes at rounding ties may go either way.
+        high: the same, at the most.
+        units: the square root of what it would be were each rounding a whole step.
+    """
+
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+    units: NDArray[np.float64]
+
+
 def exact_curve(
     w: NDArray[Any], scales: NDArray[Any], sq_mean: NDArray[Any], form: Format, x: NDArray[Any] | None = None
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The objective of each candidate, and the square root of what it would be were each rounding a whole step.
+) -> Curve:
+    """The objective of each candidate, as far as rounding ties leave it open, and what it is measured by.
 
     Args:
         w: (N, K) weights in float64.
@@ -115,37 +129,67 @@ def exact_curve(
         sq_mean: (K,) mean of x² in float64.
         form: the format of the run.
         x: (M, K) activations in float64 for the objective `output`; without them it is `diag`.
-
-    Returns:
-        (G,) and (G,).
     """
-    exact, units = [], []
+    low, high, units = [], [], []
     for s in scales:
         scaled, importance = w * s, sq_mean / s**2
         steps = over_channels(exact_steps(scaled, form), w.shape[1], form)
-        off = np.rint(scaled / steps) * steps - scaled
-        exact.append(np.sum(off**2 @ importance) if x is None else np.mean((x @ (off / s).T) ** 2))
+        levels = scaled / steps
+        off = np.rint(levels) * steps - scaled
+        if x is None:
+            exact = float(np.sum(off**2 @ importance))
+            changes = np.zeros(1)
+        else:
+            output = x @ (off / s).T
+            exact = float(np.mean(output**2))
+            changes = _changes_at_ties(x, output, levels, steps / s)
+        low.append(max(0.0, exact + np.minimum(changes, 0).sum()))
+        high.append(exact + np.maximum(changes, 0).sum())
         # Below the smallest normal number float32 has fewer bits. A row of zeros has no step to measure by.
         unit = over_channels(np.maximum(_largest(scaled, form) / form.largest, _SMALLEST_NORMAL), w.shape[1], form)
         # Roundings of one size that know nothing of each other make in an output the sum of their squares.
         units.append(np.sqrt(np.sum(unit**2 @ importance) / (1 if x is None else len(w))))
-    return np.array(exact), np.array(units)
+    return Curve(np.array(low), np.array(high), np.array(units))
 
 
-def curve_error(error: NDArray[np.float64], exact: NDArray[np.float64], units: NDArray[np.float64]) -> float:
+def _changes_at_ties(
+    x: NDArray[Any], output: NDArray[Any], levels: NDArray[Any], steps: NDArray[Any]
+) -> NDArray[np.float64]:
+    """By how much each code at a rounding tie changes the mean square of an output if it is rounded the other way.
+
+    Of `diag` that is nothing: what rounding takes from a code only changes its sign. In an output it meets the others.
+
+    Args:
+        x: (M, K) activations.
+        output: (M, N) what rounding makes of the output.
+        levels: (N, K) codes before rounding.
+        steps: (N, K) what one code is worth, of the weights themselves.
+    """
+    below = levels - np.floor(levels)
+    rows, channels = np.nonzero(np.abs(below - 0.5) < TOLERANCES["error_curve"])
+    # Rounded up it can only go down, and down only up.
+    change = np.where(np.rint(levels[rows, channels]) > levels[rows, channels], -1, 1) * steps[rows, channels]
+    own = x[:, channels] * change
+    found: NDArray[np.float64] = np.sum(own * (2 * output[:, rows] + own), axis=0) / output.size
+    return found
+
+
+def curve_error(error: NDArray[np.float64], curve: Curve) -> float:
     """How far a curve is from the exact one, in quantization steps; the worst of its points.
 
     The objective `diag` is a sum of squares, `Σ a·r²` with `a = sq_mean/s² · step²` and r what rounding takes from a
     code. By the triangle inequality `|√error − √exact| / √Σa` is at most the largest error of any r. A relative error
     has no such bound: in a layer of few channels almost nothing may be left to round. Of the objective `output` it is
-    the same with r of either sign in each sum.
+    the same with r of either sign in each sum, and a code at a rounding tie may go either way.
 
     Args:
         error: (G,) from the run.
-        exact: (G,) from `exact_curve`, as are `units`.
-        units: (G,)
+        curve: from `exact_curve`.
     """
-    return float(np.max(np.abs(np.sqrt(error) - np.sqrt(exact)) / np.maximum(units, np.finfo(np.float64).tiny)))
+    found = np.sqrt(error)
+    # NaN stays NaN.
+    off = np.maximum(np.maximum(np.sqrt(curve.low) - found, found - np.sqrt(curve.high)), 0)
+    return float(np.max(off / np.maximum(curve.units, np.finfo(np.float64).tiny)))
 
 
 def code_errors(quantized: Quantized[NDArray[Any]], w: NDArray[Any], s: NDArray[Any]) -> tuple[int, int]:
@@ -215,7 +259,7 @@ def check_layer(
     scales = np.array([exact_scales(given, gamma, convention) for gamma in found.gamma])
     activations = exact_x if convention.objective is Objective.output else None
     exact_errors = exact_curve(exact_w, scales, given["sq_mean"], form, activations)
-    return worst | {"error_curve": curve_error(found.error, *exact_errors)}
+    return worst | {"error_curve": curve_error(found.error, exact_errors)}
 
 
 def refuse_beyond_tolerance(layer: str, worst: Mapping[str, float]) -> None:
