@@ -105,8 +105,9 @@ __device__ __forceinline__ void group_steps(const float* line, const float* s, f
         }
         const float given = __shfl_xor_sync(~0u, second_quarter ? kept[0] : kept[1], quarter);
         const float largest = across(fmaxf(second_quarter ? kept[1] : kept[0], given), quarter);
-        const int channel = start + 4 * threadIdx.x + mine * HOP;
-        if (threadIdx.x % quarter == 0 && channel < in_features) steps[start / (4 * lanes) + group] = step_of(largest);
+        // The lane that has a group may lie beyond the end of the row, the group's first channel does not.
+        const int first = start + 4 * lanes * group;
+        if (threadIdx.x % quarter == 0 && first < in_features) steps[first / (4 * lanes)] = step_of(largest);
     }
 }
 

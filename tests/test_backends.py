@@ -103,9 +103,11 @@ def largest_over_127(scaled, form):
 
 GROUPED = [((9, 24), 4), ((5, 15), 3), ((9, 24), 9), ((5, 15), 4), ((7, 28), 12), ((33, 257), 128), ((3, 8), 100)]
 WIDE = [((3, 5200), size) for size in (None, 16, 32, 48, 128)]  # several loads of a thread on their way
+# A last group of few channels, after each of the loads that are on their way together.
+ENDS = [((2, 1024 * loads + 4), size) for loads in (1, 2, 3, 4) for size in (16, 64, 128)]
 
 
-@pytest.mark.parametrize(("shape", "size"), [*((shape, None) for shape in SHAPES), *GROUPED, *WIDE])
+@pytest.mark.parametrize(("shape", "size"), [*((shape, None) for shape in SHAPES), *GROUPED, *WIDE, *ENDS])
 def test_codes(backend, shape, size):
     w, s = uniform(*shape), RNG.uniform(0.2, 4, shape[1]).astype(np.float32)
     steps = largest_over_127(w * s, Format(size))
@@ -114,7 +116,7 @@ def test_codes(backend, shape, size):
     assert np.abs(found.codes).max() == 127
 
 
-@pytest.mark.parametrize(("shape", "size"), [*(((33, 24), size) for size in (None, 8, 3, 7, 50)), *WIDE])
+@pytest.mark.parametrize(("shape", "size"), [*(((33, 24), size) for size in (None, 8, 3, 7, 50)), *WIDE, *ENDS])
 def test_steps(backend, shape, size):
     w, s = uniform(*shape), RNG.uniform(0.2, 4, shape[1]).astype(np.float32)
     form = Format(size)

@@ -163,7 +163,8 @@ def test_timings_have_every_sample(run):
     timings = kept.timings
     assert timings.gpu_ms.shape == timings.host_ms.shape == (2, len(kept.stages), 4)
     assert timings.pipeline_ms.shape == (4,)
-    assert (timings.host_ms >= 0).all()
+    repeated = kept.name == "cuda"  # the host launches a pass as a whole, so no stage has a time of its own there
+    assert np.isnan(timings.host_ms).all() if repeated else (timings.host_ms >= 0).all()
     assert (timings.pipeline_ms > 0).all()
     assert timings.cold_ms > 0
     samples = timings.gpu_ms if np.isfinite(timings.gpu_ms).all() else timings.host_ms
@@ -249,12 +250,9 @@ def test_metrics_are_their_definitions(run, tmp_path, search):
         assert layer.metrics == pytest.approx(exact, rel=2e-3)
         assert layer.objective == search
         if search == "output":
-            if kept.name == "cuda":  # where the kernels of the search add up in an order of their own
-                assert layer.search.error_chosen == pytest.approx(layer.metrics["output_mse"], rel=1e-12)
-                assert layer.search.error_rtn == pytest.approx(layer.metrics["rtn_output_mse"], rel=1e-12)
-            else:  # one product, of the difference: nearer to the definition than the difference of two products
-                assert layer.search.error_chosen == pytest.approx(exact["output_mse"], rel=1e-5)
-                assert layer.search.error_rtn == pytest.approx(exact["rtn_output_mse"], rel=1e-5)
+            # One product, of the difference: nearer to the definition than the difference of two products.
+            assert layer.search.error_chosen == pytest.approx(exact["output_mse"], rel=1e-5)
+            assert layer.search.error_rtn == pytest.approx(exact["rtn_output_mse"], rel=1e-5)
 
 
 def test_the_output_objective_is_the_true_error_at_every_gamma(run):
