@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -18,9 +17,10 @@ from pycuda.compiler import SourceModule
 
 from awq_pycuda.backends.base import Layer, Mark, Recorded, Unrecordable
 from awq_pycuda.backends.cuda.device import open_gpu
-from awq_pycuda.backends.cuda.graph import Event, Graph, GraphError, capture
+from awq_pycuda.backends.cuda.graph import GraphError, capture
 from awq_pycuda.backends.cuda.jit import load, toolchain
 from awq_pycuda.backends.cuda.memory import ManagedArray, allocate
+from awq_pycuda.backends.cuda.recording import Recording
 from awq_pycuda.backends.cuda.search import DeviceSearch
 from awq_pycuda.backends.host_stages import HostStages
 from awq_pycuda.kernels import table
@@ -50,46 +50,6 @@ class _Bound(NamedTuple):
     scratch: dict[str, tuple[int, int]]
 
 
-class _Recording:
-    """Work on its way into a graph, and then what the graph needs as long as it is launched.
-
-    Attributes:
-        placing: the work only shows what it needs; nothing is launched yet.
-        arrays: what must lie on the device before each launch.
-    """
-
-    def __init__(self) -> None:
-        self.placing = True
-        self.arrays: dict[ManagedArray, None] = {}
-        self.graph: Graph | None = None
-        self.workspace: cuda.DeviceAllocation | None = None
-        self._events: list[Event] = []
-
-    def mark(self, stream: cuda.Stream) -> Mark:
-        """A moment of the graph."""
-        if self.placing:
-            return Mark(math.nan)
-        self._events.append(Event(stream))
-        return Mark(math.nan, self._events[-1])
-
-    def launch(self, stream: cuda.Stream) -> None:
-        """The whole work once more."""
-        assert self.graph is not None
-        for array in self.arrays:
-            array.to_device(stream)
-        self.graph.launch(stream)
-
-    def free(self) -> None:
-        """Gives back what it holds."""
-        for event in self._events:
-            event.free()
-        if self.graph is not None:
-            self.graph.free()
-        self.arrays.clear()
-        self._events.clear()
-        self.graph = self.workspace = None
-
-
 class CudaBackend(HostStages[ManagedArray]):
     """Kernels in one stream over managed arrays.
 
@@ -113,8 +73,8 @@ class CudaBackend(HostStages[ManagedArray]):
         self._arrays: list[ManagedArray] = []
         self._workspace: cuda.DeviceAllocation | None = None
         self._workspace_bytes = 0
-        self._recordings: list[_Recording] = []
-        self._recording: _Recording | None = None  # under way
+        self._recordings: list[Recording] = []
+        self._recording: Recording | None = None  # under way
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -295,7 +255,7 @@ class CudaBackend(HostStages[ManagedArray]):
         """See `Backend.record`: as one CUDA graph."""
         if self._search is None:
             raise Unrecordable("the search runs on the host")
-        recording = _Recording()
+        recording = Recording()
         self._recordings.append(recording)
         self._recording = recording
         try:
