@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 from conftest import make_backend, same_bits
-from test_device_search import DEVICES, convention, layer_of, same_but_for_a_last_bit, searched
+from test_device_search import DEVICES, convention, layer_of, on_each, same_but_for_a_last_bit, searched
 
 from awq_pycuda.backends.choose import settle_search
 from awq_pycuda.backends.cpu import CpuBackend
@@ -19,16 +19,6 @@ from awq_pycuda.quant.search import candidates
 
 STAGE = "search_output"
 H100, OLDER, OLDEST = Device((9, 0), 227 * 1024), Device((8, 6), 99 * 1024), Device((7, 5), 64 * 1024)
-
-
-def on_each(*cases):
-    """A backend, a variant and the case; those marked gpu on CUDA alone, which compiles and runs them faster."""
-    for case in cases:
-        marked = getattr(case, "marks", ())
-        values = getattr(case, "values", case)
-        if not marked:
-            yield pytest.param("host", *values)
-        yield pytest.param("cuda", *values, marks=pytest.mark.gpu)
 
 
 def exact_curve(spec, scales, form):
