@@ -22,6 +22,7 @@ from awq_pycuda.quant.format import Format, Quantized
 
 SELFTEST = Path(__file__).with_name("host_cuda") / "selftest.cu"
 RNG = np.random.default_rng(5)
+FIRST = RNG.bit_generator.state
 
 
 def call(entry, *arguments, blocks=1, threads=64, shared=0, source=SELFTEST):
@@ -192,5 +193,6 @@ def check(kernel, sources=None):
     choices = {"search_output": searches[kernel]} if kernel in searches else {}
     choices |= {"dequantizeTiled": product.name, "accum_stats": "atomic" if "atomic" in kernel else "deterministic"}
     tiles = table.allowed("dequantizeTiled", "TILE").get(product.name, [7])
+    RNG.bit_generator.state = FIRST  # the same inputs, whichever tests ran before
     with host_backend({"TILE": 7 if 7 in tiles else tiles[0]}, choices, sources) as backend:
         CHECKS[kernel](backend)
