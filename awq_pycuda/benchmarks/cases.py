@@ -149,7 +149,6 @@ CASES = (
         lambda exact, _, sums: {"sums": relative_error(np.array(sums), np.array(exact.sums))},
     ),
 )
-CASE_NAMES = tuple(case.name for case in CASES)
 # Stages of the table of kernels that are parts of a case: the case that they are in.
 WITHIN = {"search_diag": DIAG_SEARCH, "search_output": OUTPUT_SEARCH}
 
