@@ -210,8 +210,8 @@ def test_the_command_works_from_any_folder_as_a_process(tmp_path):
         (("layers=1", "tokens=1"), (5 + 1 + 4 + 2) * 1024**2),
         # The copies of the codes, the image of the file and its bytes.
         (("save=full",), (3 * 9 + 4 + 1 + 20 + 3 + 3 * 3) * 1024**2),
-        # The oracle: eight arrays in float64 at a time.
-        (("verify=true",), (3 * 9 + 4 + 1 + 20 + 3 + 8 * 8) * 1024**2),
+        # The oracle: X, Y and n / 8 rows of weights in float64.
+        (("verify=true",), (3 * 9 + 4 + 1 + 20 + 3 + 8 * 2 + 1) * 1024**2),
     ],
 )
 def test_memory_is_refused_beyond_80_percent_of_what_is_free(cli, monkeypatch, tmp_path, overrides, bytes_needed):

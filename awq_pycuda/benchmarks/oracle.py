@@ -10,7 +10,16 @@ from numpy.typing import NDArray
 
 from awq_pycuda import philox
 from awq_pycuda.benchmarks.shapes import Shape
-from awq_pycuda.engine.verify import Curve, exact_curve, exact_scales, exact_steps, over_channels
+from awq_pycuda.engine.verify import (
+    Curve,
+    dequantized,
+    exact_curve,
+    exact_levels,
+    exact_means,
+    exact_product,
+    exact_scales,
+    exact_steps,
+)
 from awq_pycuda.parallel import map_row_blocks
 from awq_pycuda.quant.conventions import Convention
 from awq_pycuda.quant.format import Quantized
@@ -38,10 +47,15 @@ class Exact:
         return value
 
     def _drawn(self, which: int, rows: int, columns: int) -> Array:
-        random = np.random.Generator(np.random.Philox(key=(self.seed, which)))
-        values = random.random((rows, columns), np.float32)
-        values *= 2
-        values -= 1
+        values = np.empty((rows, columns), np.float32)
+
+        def draw(block: slice) -> None:  # each from a place of its own in the sequence, so that threads share the work
+            random = np.random.Generator(np.random.Philox(key=(self.seed, which), counter=(0, block.start, 0, 0)))
+            random.random(dtype=np.float32, out=values[block])
+            values[block] *= 2
+            values[block] -= 1
+
+        map_row_blocks(draw, values.shape)
         return values
 
     @cached_property
@@ -72,8 +86,7 @@ class Exact:
     @cached_property
     def means(self) -> tuple[Array, Array]:
         """(K,) means of |x| and x² in float64."""
-        exact = self.x.astype(np.float64)
-        return np.abs(exact).mean(axis=0), np.square(exact).mean(axis=0)
+        return exact_means(self.x)
 
     @property
     def abs_mean(self) -> Array:
@@ -100,7 +113,7 @@ class Exact:
     @cached_property
     def exact_steps(self) -> Array:
         """(N, groups) in float64."""
-        return exact_steps(self.w.astype(np.float64) * self.s, self.convention.quantizer)
+        return exact_steps(self.w, self.s.astype(np.float64), self.convention.quantizer)
 
     @property
     def steps(self) -> Array:
@@ -110,9 +123,14 @@ class Exact:
     @cached_property
     def codes(self) -> Array:
         """(N, K)."""
-        form = self.convention.quantizer
-        levels = self.w.astype(np.float64) * self.s / over_channels(self.steps, self.shape.in_features, form)
-        return np.asarray(np.clip(np.rint(levels), -form.largest, form.largest), form.code_dtype)
+        form, steps, s = self.convention.quantizer, self.steps, self.s.astype(np.float64)
+
+        def of_rows(rows: slice) -> Array:
+            levels = exact_levels(self.w[rows], s, steps[rows], form)
+            codes = np.rint(levels).clip(-form.largest, form.largest)
+            return codes.astype(form.code_dtype).reshape(len(levels), -1)[:, : self.shape.in_features]
+
+        return np.concatenate(map_row_blocks(of_rows, self.w.shape))
 
     @cached_property
     def curve(self) -> Curve:
@@ -122,19 +140,10 @@ class Exact:
     @cached_property
     def output_curve(self) -> Curve:
         """What `exact_curve` gives for the candidates by `output`."""
-        found, rows = self._curve(self.x.astype(np.float64)), self.shape.out_features
-        return Curve(found.low / rows, found.high / rows, found.units / np.sqrt(rows))
+        return self._curve(self.x.astype(np.float64))
 
     def _curve(self, x: Array | None) -> Curve:
-        """In blocks of rows, since it is long, and summed over them; by the output, too."""
-        sq_mean, form = self.sq_mean.astype(np.float64), self.convention.quantizer
-
-        def of_block(block: slice) -> Array:
-            low, high, units = exact_curve(self.w[block].astype(np.float64), self.scales, sq_mean, form, x)
-            return (1 if x is None else block.stop - block.start) * np.array((low, high, np.square(units)))
-
-        low, high, squares = np.sum(map_row_blocks(of_block, self.w.shape), axis=0)
-        return Curve(low, high, np.sqrt(squares))
+        return exact_curve(self.w, self.scales, self.sq_mean.astype(np.float64), self.convention.quantizer, x)
 
     @cached_property
     def scales(self) -> Array:
@@ -145,14 +154,26 @@ class Exact:
     @cached_property
     def product(self) -> Array:
         """(M, N) product with the dequantized weights in float64."""
-        weights = self.codes * over_channels(self.steps, self.shape.in_features, self.convention.quantizer)
-        weights *= self.inv_s
-        return np.asarray(self.x.astype(np.float64) @ weights.T)
+        return self._product(self.weights)
+
+    @cached_property
+    def weights(self) -> Array:
+        """(N, K) dequantized weights in float64."""
+        codes, steps, inv_s, values = self.codes, self.steps, self.inv_s, np.empty(self.w.shape)
+
+        def fill(rows: slice) -> None:
+            values[rows] = dequantized(codes[rows], steps[rows], inv_s, self.convention.quantizer)
+
+        map_row_blocks(fill, values.shape)
+        return values
 
     @cached_property
     def exact_product(self) -> Array:
         """(M, N) product with the weights themselves in float64."""
-        return np.asarray(self.x.astype(np.float64) @ self.w.astype(np.float64).T)
+        return self._product(self.w)
+
+    def _product(self, weights: Array) -> Array:
+        return exact_product(self.x, lambda rows: weights[rows], len(weights))
 
     @cached_property
     def sums(self) -> tuple[float, float]:

@@ -13,7 +13,7 @@ from awq_pycuda.benchmarks.ceilings import CeilingSubject
 from awq_pycuda.benchmarks.oracle import Exact
 from awq_pycuda.benchmarks.streams import on_stream
 from awq_pycuda.benchmarks.subjects import Subject, Verdict
-from awq_pycuda.engine.verify import frobenius_error, over_channels
+from awq_pycuda.engine.verify import exact_product, frobenius_error
 from awq_pycuda.kernels.work import Unit, Work
 from awq_pycuda.quant.conventions import Convention
 
@@ -164,12 +164,8 @@ class Product:
     judge: Callable[[Exact, dict[str, Any]], Verdict]
 
 
-def _weights(exact: Exact) -> Any:
-    return exact.codes * over_channels(exact.steps, exact.shape.in_features, exact.convention.quantizer) * exact.inv_s
-
-
 def _floats(dtype: Any) -> Callable[[Exact], dict[str, Any]]:
-    return lambda exact: {"x": exact.x.astype(dtype), "w": _weights(exact).astype(dtype)}
+    return lambda exact: {"x": exact.x.astype(dtype), "w": exact.weights.astype(dtype)}
 
 
 def _whole(exact: Exact) -> dict[str, Any]:
@@ -186,7 +182,7 @@ def _judged(tolerance: float) -> Callable[[Exact, dict[str, Any]], Verdict]:
 
 def _exactly(exact: Exact, left: dict[str, Any]) -> Verdict:
     given = _whole(exact)
-    wanted = given["x"].astype(np.float64) @ given["w"].astype(np.float64).T
+    wanted = exact_product(given["x"], lambda rows: given["w"][rows], len(given["w"]))
     off = float(np.count_nonzero(left["y"] != wanted))
     return Verdict(off, 0, f"{off:.0f} sums are wrong" if off else None)
 

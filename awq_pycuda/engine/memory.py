@@ -5,6 +5,7 @@ from __future__ import annotations
 from awq_pycuda.config import Objective, Save, SearchPlace
 from awq_pycuda.engine.arrays import kept_bytes
 from awq_pycuda.engine.spec import RunSpec
+from awq_pycuda.engine.verify import checked_elements
 from awq_pycuda.kernels import table
 from awq_pycuda.layers.inputs import LayerSpec
 from awq_pycuda.parallel import host_threads, product_rows, working_elements
@@ -31,7 +32,7 @@ def required_bytes(run: RunSpec, on_device: bool) -> tuple[int, int]:
     searching = not on_device or run.search is SearchPlace.host
     kept = kept_bytes(specs, convention)
     step = max(_host_step(spec, convention, searching, on_device) for spec in specs)
-    checking = max(_checking(spec, convention.quantizer) for spec in specs) if run.verify else 0
+    checking = max(_checking(spec, convention) for spec in specs) if run.verify else 0
     results = sum(_result(spec, convention.quantizer, run.save) for spec in specs)
     codes = sum(spec.out_features * spec.in_features for spec in specs) if run.save is Save.full else 0
     blocks = max(_kept_blocks(spec, convention, searching, on_device) for spec in specs)
@@ -110,11 +111,18 @@ def _drawing(spec: LayerSpec) -> int:
     return 4 * drawn + _DRAWING_BYTES * min(drawn, _DRAWN_AT_ONCE * host_threads())
 
 
-def _checking(spec: LayerSpec, form: Format) -> int:
-    """verify: the oracle's copies in float64."""
+def _checking(spec: LayerSpec, convention: Convention) -> int:
+    """verify: what the oracle has in float64, by its steps."""
     m, n, k = spec.tokens, spec.out_features, spec.in_features
-    steps = 2 * n * form.groups(k)
-    return 8 * max(2 * m * k + n * k, m * k + 2 * n * k + max(5 * n * k + steps, 3 * m * n))
+    rows = min(n, product_rows(n) * host_threads())
+    product = m * k + m * n + rows * k
+    compared = m * n + 4 * checked_elements((m, n))
+    codes = 5 * checked_elements((n, k))
+    # Of each row of weights what it is, its codes and what rounding takes from them, and where ties are; its steps.
+    curve = 4 * checked_elements((n, k)) + 5 * checked_elements((n, k)) * convention.quantizer.groups(k) // k
+    if convention.objective is Objective.output:
+        curve = m * k + rows * (4 * k + m)
+    return 8 * max(product, compared, codes, curve)
 
 
 def kernel_sizes(spec: LayerSpec, convention: Convention) -> dict[str, int]:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from awq_pycuda.config import Normalization, Objective
+from awq_pycuda.parallel import host_threads, map_numbers, product_by_blocks, product_rows
 from awq_pycuda.quant.conventions import Convention
 from awq_pycuda.quant.format import Format, Quantized
 from awq_pycuda.quant.search import SearchResult
 
+T = TypeVar("T")
+
+_AT_ONCE = 1 << 17  # elements that a thread works on in float64: three such arrays about fill a core's cache
 _SMALLEST_STEP = float(np.finfo(np.float32).smallest_subnormal)
 _SMALLEST_NORMAL = float(np.finfo(np.float32).smallest_normal)
 TIE_MARGIN = 1e-3  # a code may differ by one where the exact value is this close to a rounding tie
@@ -36,41 +40,113 @@ class VerificationError(RuntimeError):
     """A stage is further from the float64 oracle than its tolerance."""
 
 
+def _block_rows(shape: Sequence[int]) -> int:
+    return max(1, _AT_ONCE // max(1, shape[1]))
+
+
+def checked_elements(shape: Sequence[int]) -> int:
+    """Elements of the blocks of a matrix that are at work at one time where its rows are looked at for themselves."""
+    return min(shape[0], _block_rows(shape) * host_threads()) * shape[1]
+
+
+def _by_rows(work: Callable[[slice], T], shape: Sequence[int], rows: int | None = None) -> list[T]:
+    """`work` on blocks of the rows of a matrix, so many at a time or as many as stay in a core's cache, by threads."""
+    size = rows or _block_rows(shape)
+    return map_numbers(lambda number: work(slice(number * size, (number + 1) * size)), -(-shape[0] // size))
+
+
+def _as_rows(values: NDArray[Any]) -> NDArray[Any]:
+    """The same values in two dimensions."""
+    return values if values.ndim == 2 else values.reshape(1, -1)
+
+
 def relative_error(value: NDArray[Any], exact: NDArray[Any]) -> float:
     """Largest `|value − exact| / |exact|`, with the smallest normal float32 as the least divisor.
 
     Below it float32 has fewer bits, so there the error is a share of that number. Where exact is 0, `value` must be 0
     too or the error is inf.
     """
-    exact = exact.astype(np.float64)
-    difference = np.abs(value.astype(np.float64) - exact)
-    error = difference / np.maximum(np.abs(exact), _SMALLEST_NORMAL)
-    return float(np.max(np.where((exact == 0) & (difference > 0), np.inf, error)))
+    found, wanted = _as_rows(value), _as_rows(exact)
+
+    def of_rows(rows: slice) -> float:
+        exactly = wanted[rows].astype(np.float64)
+        difference = np.abs(found[rows].astype(np.float64) - exactly)
+        error = difference / np.maximum(np.abs(exactly), _SMALLEST_NORMAL)
+        return float(np.max(np.where((exactly == 0) & (difference > 0), np.inf, error)))
+
+    return float(np.max(_by_rows(of_rows, wanted.shape)))
 
 
 def frobenius_error(value: NDArray[Any], exact: NDArray[Any]) -> float:
     """`‖value − exact‖ / ‖exact‖`, with every element of `exact` counted as at least the smallest normal float32."""
-    norm = float(np.linalg.norm(np.maximum(np.abs(exact), _SMALLEST_NORMAL)))
-    return float(np.linalg.norm(value.astype(np.float64) - exact)) / norm
+    found, wanted = _as_rows(value), _as_rows(exact)
+
+    def of_rows(rows: slice) -> tuple[float, float]:
+        exactly = wanted[rows].astype(np.float64)
+        off = (found[rows] - exactly).ravel()
+        size = np.maximum(np.abs(exactly), _SMALLEST_NORMAL).ravel()
+        return float(off @ off), float(size @ size)
+
+    error, norm = np.sqrt(np.sum(_by_rows(of_rows, wanted.shape), axis=0))
+    return float(error / norm)
 
 
-def _largest(scaled: NDArray[Any], form: Format) -> NDArray[Any]:
-    """(N, groups) largest magnitudes of (N, K) scaled weights."""
-    starts = np.arange(0, scaled.shape[1], form.size(scaled.shape[1]))
-    largest: NDArray[Any] = np.maximum.reduceat(np.abs(scaled), starts, axis=1)
-    return largest
+def _grouped(rows: NDArray[Any], form: Format, beyond: float = 0) -> NDArray[np.float64]:
+    """(rows, K) as (rows, groups, channels of one) in float64; what a last group lacks is `beyond`."""
+    count, channels = rows.shape
+    size, groups = form.size(channels), form.groups(channels)
+    found = np.empty((count, groups * size))
+    found[:, :channels], found[:, channels:] = rows, beyond
+    return found.reshape(count, groups, size)
 
 
-def exact_steps(scaled: NDArray[Any], form: Format) -> NDArray[Any]:
-    """(N, groups) steps of (N, K) scaled weights."""
-    largest = _largest(scaled, form)
-    steps: NDArray[Any] = np.where(largest == 0, 1, np.maximum(largest / form.largest, _SMALLEST_STEP))
-    return steps
+def _steps_for(largest: NDArray[Any], form: Format) -> NDArray[np.float64]:
+    """Steps of groups by their largest magnitudes."""
+    return np.where(largest == 0, 1, np.maximum(largest / form.largest, _SMALLEST_STEP))
 
 
-def over_channels(steps: NDArray[Any], in_features: int, form: Format) -> NDArray[Any]:
-    """(N, groups) steps as (N, K): each channel's own."""
-    return np.repeat(steps.astype(np.float64), form.size(in_features), axis=1)[:, :in_features]
+def exact_means(x: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(K,) means of |x| and x² of (M, K) activations."""
+
+    def of_rows(rows: slice) -> NDArray[np.float64]:
+        own = np.abs(x[rows].astype(np.float64))
+        return np.array([own.sum(axis=0), np.square(own).sum(axis=0)])
+
+    abs_mean, sq_mean = np.sum(_by_rows(of_rows, x.shape), axis=0) / len(x)
+    return abs_mean, sq_mean
+
+
+def exact_steps(w: NDArray[Any], s: NDArray[Any], form: Format) -> NDArray[np.float64]:
+    """(N, groups) steps of (N, K) weights by (K,) scales."""
+    factors = _grouped(s[None, :], form)
+
+    def of_rows(rows: slice) -> NDArray[np.float64]:
+        return _steps_for(np.abs(_grouped(w[rows], form) * factors).max(axis=2), form)
+
+    return np.concatenate(_by_rows(of_rows, w.shape))
+
+
+def exact_levels(w: NDArray[Any], s: NDArray[Any], steps: NDArray[Any], form: Format) -> NDArray[np.float64]:
+    """(rows, groups, channels of one) what rounding makes the codes of rows of weights from: `W·s / step`."""
+    levels = _grouped(w, form)
+    levels *= _grouped(s[None, :], form)
+    levels /= steps[:, :, None]
+    return levels
+
+
+def dequantized(codes: NDArray[Any], steps: NDArray[Any], inv_s: NDArray[Any], form: Format) -> NDArray[np.float64]:
+    """(rows, K) weights of rows of codes with their (rows, groups) steps, by (K,) inverse scales."""
+    weights = _grouped(codes, form)
+    weights *= steps[:, :, None]
+    weights *= _grouped(inv_s[None, :], form)
+    return weights.reshape(len(codes), -1)[:, : codes.shape[1]]
+
+
+def exact_product(x: NDArray[Any], weights: Callable[[slice], NDArray[Any]], out_features: int) -> NDArray[np.float64]:
+    """(M, N) product in float64 of (M, K) activations with weights that are made by blocks of rows."""
+    found = np.empty((len(x), out_features))
+    product_by_blocks(x.astype(np.float64), lambda rows: weights(rows).astype(np.float64, copy=False), found)
+    return found
 
 
 def _plain(statistic: NDArray[Any], gamma: float) -> NDArray[Any]:
@@ -124,54 +200,82 @@ def exact_curve(
     """The objective of each candidate, as far as rounding ties leave it open, and what it is measured by.
 
     Args:
-        w: (N, K) weights in float64.
+        w: (N, K) weights.
         scales: (G, K) candidates in float64.
         sq_mean: (K,) mean of x² in float64.
         form: the format of the run.
         x: (M, K) activations in float64 for the objective `output`; without them it is `diag`.
     """
-    low, high, units = [], [], []
-    for s in scales:
-        scaled, importance = w * s, sq_mean / s**2
-        steps = over_channels(exact_steps(scaled, form), w.shape[1], form)
-        levels = scaled / steps
-        off = np.rint(levels) * steps - scaled
-        if x is None:
-            exact = float(np.sum(off**2 @ importance))
-            changes = np.zeros(1)
-        else:
-            output = x @ (off / s).T
-            exact = float(np.mean(output**2))
-            changes = _changes_at_ties(x, output, levels, steps / s)
-        low.append(max(0.0, exact + np.minimum(changes, 0).sum()))
-        high.append(exact + np.maximum(changes, 0).sum())
-        # Below the smallest normal number float32 has fewer bits. A row of zeros has no step to measure by.
-        unit = over_channels(np.maximum(_largest(scaled, form) / form.largest, _SMALLEST_NORMAL), w.shape[1], form)
-        # Roundings of one size that know nothing of each other make in an output the sum of their squares.
-        units.append(np.sqrt(np.sum(unit**2 @ importance) / (1 if x is None else len(w))))
-    return Curve(np.array(low), np.array(high), np.array(units))
+    factors, importance = _grouped(scales, form, 1), _grouped(sq_mean / scales**2, form)
+
+    def of_rows(rows: slice) -> NDArray[np.float64]:
+        weights = _grouped(w[rows], form)
+        if x is None:  # of whose rounding the sign does not matter
+            np.abs(weights, out=weights)
+        space = np.empty((2, *weights.shape))
+        of_each = zip(factors, importance, strict=True)
+        return np.array([_squares(weights, space, s, a, form, x) for s, a in of_each])
+
+    # In blocks, since there are many times as many candidates as fit a cache; of products they are larger.
+    by_rows = _by_rows(of_rows, w.shape, None if x is None else product_rows(len(w)))
+    exact, lowered, raised, units = np.sum(by_rows, axis=0).T / (1 if x is None else len(w))
+    if x is not None:
+        exact, lowered, raised = exact / len(x), lowered / len(x), raised / len(x)
+    return Curve(np.maximum(0, exact - lowered), exact + raised, np.sqrt(units))
 
 
-def _changes_at_ties(
-    x: NDArray[Any], output: NDArray[Any], levels: NDArray[Any], steps: NDArray[Any]
-) -> NDArray[np.float64]:
-    """By how much each code at a rounding tie changes the mean square of an output if it is rounded the other way.
+def _squares(
+    weights: NDArray[Any],
+    space: NDArray[Any],
+    s: NDArray[Any],
+    importance: NDArray[Any],
+    form: Format,
+    x: NDArray[Any] | None,
+) -> tuple[float, float, float, float]:
+    """Of rows of weights and one candidate, sums over rows: the objective's and the unit's squares.
 
-    Of `diag` that is nothing: what rounding takes from a code only changes its sign. In an output it meets the others.
+    The objective's are three: as rounded, and by how much ties can lower it, and raise it.
 
     Args:
-        x: (M, K) activations.
-        output: (M, N) what rounding makes of the output.
-        levels: (N, K) codes before rounding.
-        steps: (N, K) what one code is worth, of the weights themselves.
+        weights: (rows, groups, channels of one); of `diag` their magnitudes.
+        space: two arrays of that shape to work in.
+        s: (groups, channels of one) scales.
+        importance: (groups, channels of one) mean square of the activations by s.
+        form: of the run.
+        x: (M, K) activations, or None.
     """
-    below = levels - np.floor(levels)
-    rows, channels = np.nonzero(np.abs(below - 0.5) < TOLERANCES["error_curve"])
-    # Rounded up it can only go down, and down only up.
-    change = np.where(np.rint(levels[rows, channels]) > levels[rows, channels], -1, 1) * steps[rows, channels]
-    own = x[:, channels] * change
-    found: NDArray[np.float64] = np.sum(own * (2 * output[:, rows] + own), axis=0) / output.size
-    return found
+    levels, off = space
+    np.multiply(weights, s, out=levels)
+    largest = levels.max(axis=2) if x is None else np.maximum(levels.max(axis=2), -levels.min(axis=2))
+    steps = _steps_for(largest, form)
+    levels *= (1 / steps)[:, :, None]
+    np.rint(levels, out=off)
+    off -= levels
+    # Below the smallest normal number float32 has fewer bits. A row of zeros has no step to measure by. Roundings of
+    # one size that know nothing of each other make in an output the sum of their squares.
+    units = float(np.sum(np.maximum(largest / form.largest, _SMALLEST_NORMAL) ** 2 @ importance.sum(axis=1)))
+    if x is None:
+        np.square(off, out=off)
+        of_groups = np.matmul(off.transpose(1, 0, 2), importance[:, :, None])[:, :, 0]
+        return float(np.sum(of_groups.T * steps**2)), 0.0, 0.0, units
+    # Of `diag` a tie changes nothing: what rounding takes from a code only changes its sign. In an output it meets the
+    # others. Rounded up it can only go down, and down only up.
+    rows, groups, within = np.nonzero(np.abs(off) > 0.5 - TOLERANCES["error_curve"])
+    change = -np.sign(off[rows, groups, within]) * steps[rows, groups] / s[groups, within]
+    off *= steps[:, :, None]
+    off /= s
+    output = x @ off.reshape(len(off), -1)[:, : x.shape[1]].T
+    own = x[:, groups * off.shape[2] + within] * change
+    changes = np.sum(own * (2 * output[:, rows] + own), axis=0)
+    exact = float(np.vdot(output, output))
+    return exact, -float(np.minimum(changes, 0).sum()), float(np.maximum(changes, 0).sum()), units
+
+
+def _exact_relu(y: NDArray[Any], bias: NDArray[Any] | None) -> NDArray[np.float64]:
+    found = y.astype(np.float64)
+    if bias is not None:
+        found += bias
+    return np.maximum(found, 0, out=found)
 
 
 def curve_error(error: NDArray[np.float64], curve: Curve) -> float:
@@ -200,11 +304,17 @@ def code_errors(quantized: Quantized[NDArray[Any]], w: NDArray[Any], s: NDArray[
         w: (N, K) weights.
         s: (K,) scale per input channel.
     """
-    largest = quantized.format.largest
-    levels = w.astype(np.float64) * s / over_channels(quantized.steps, w.shape[1], quantized.format)
-    difference = np.abs(np.clip(np.rint(levels), -largest, largest) - quantized.codes)
-    near_tie = np.abs(np.abs(levels - np.rint(levels)) - 0.5) < TIE_MARGIN
-    return int(np.count_nonzero((difference > 0) & ~near_tie)), int(np.count_nonzero(difference > 1))
+    form, codes, steps = quantized.format, quantized.codes, quantized.steps
+
+    def of_rows(rows: slice) -> tuple[int, int]:
+        levels = exact_levels(w[rows], s, steps[rows], form)
+        rounded = np.rint(levels)
+        near_tie = np.abs(rounded - levels) > 0.5 - TIE_MARGIN
+        difference = np.abs(rounded.clip(-form.largest, form.largest) - _grouped(codes[rows], form))
+        return int(np.count_nonzero((difference > 0) & ~near_tie)), int(np.count_nonzero(difference > 1))
+
+    off_tie, off_by_more = np.sum(_by_rows(of_rows, w.shape), axis=0)
+    return int(off_tie), int(off_by_more)
 
 
 def check_layer(
@@ -238,27 +348,29 @@ def check_layer(
         out: (M, N) relu of the product and bias, from the run.
         curve: whether the error curve is checked, too, which takes as long for each candidate as all others together.
     """
-    exact_x, exact_w = x.astype(np.float64), w.astype(np.float64)
-    exact = {"abs_mean": np.abs(exact_x).mean(axis=0), "sq_mean": np.square(exact_x).mean(axis=0)}
+    exact = dict(zip(("abs_mean", "sq_mean"), exact_means(x), strict=True))
     form, s = quantized.format, found.s.astype(np.float64)
-    weights = quantized.codes * over_channels(quantized.steps, w.shape[1], form) / s
+
+    def weights(rows: slice) -> NDArray[Any]:
+        return dequantized(quantized.codes[rows], quantized.steps[rows], 1 / s, form)
+
     off_tie, off_by_more = code_errors(quantized, w, found.s)
     worst = {
         "abs_mean": relative_error(abs_mean, exact["abs_mean"]),
         "sq_mean": relative_error(sq_mean, exact["sq_mean"]),
         "s": relative_error(found.s, exact_scales(exact, found.gamma_chosen, convention)),
-        "scale_b": relative_error(quantized.steps, exact_steps(exact_w * s, form)),
+        "scale_b": relative_error(quantized.steps, exact_steps(w, s, form)),
         "codes_off_tie": float(off_tie),
         "codes_off_by_more_than_1": float(off_by_more),
-        "output": frobenius_error(y, exact_x @ weights.T),
-        "relu": frobenius_error(out, np.maximum(y.astype(np.float64) + (0 if bias is None else bias), 0)),
+        "output": frobenius_error(y, exact_product(x, weights, len(w))),
+        "relu": frobenius_error(out, _exact_relu(y, bias)),
     }
     if not curve:
         return worst
     given = {"abs_mean": abs_mean.astype(np.float64), "sq_mean": sq_mean.astype(np.float64)}
     scales = np.array([exact_scales(given, gamma, convention) for gamma in found.gamma])
-    activations = exact_x if convention.objective is Objective.output else None
-    exact_errors = exact_curve(exact_w, scales, given["sq_mean"], form, activations)
+    activations = x.astype(np.float64) if convention.objective is Objective.output else None
+    exact_errors = exact_curve(w, scales, given["sq_mean"], form, activations)
     return worst | {"error_curve": curve_error(found.error, exact_errors)}
 
 
