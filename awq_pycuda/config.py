@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import sys
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from omegaconf import MISSING
 
+from awq_pycuda.choices import Divisor, Element, StepDtype, ZeroOrder, ZeroPoint, ZeroStep
 from awq_pycuda.errors import InputError
 from awq_pycuda.kernels import table
 
@@ -126,9 +128,20 @@ class FileInputs(InputsConfig):
 
 @dataclass
 class QuantConfig:
-    """Quantization granularity: a step per row, or per `group_size` of its channels and the last group's rest."""
+    """What a weight becomes, see `quant.format.Format`; None, but for `group_size`, is as the convention has it."""
 
     group_size: int | None = None
+    bits: int = 8
+    element: Element = Element.int
+    symmetric: bool | None = None
+    divisor: Divisor | None = None
+    zero_point: ZeroPoint | None = None
+    include_zero: bool | None = None
+    zero_order: ZeroOrder | None = None
+    step_dtype: StepDtype | None = None
+    least_range: float | None = None
+    least_step: float | None = None
+    zero_step: ZeroStep | None = None
 
 
 @dataclass
@@ -186,6 +199,8 @@ def _choices(kind: type[Enum]) -> str:
     return ", ".join(member.name for member in kind)
 
 
+_AS_CONVENTION = ", null (as the convention has it)"
+
 # What each key allows, in words: for the checks below, and for values that Hydra itself refuses for their type.
 ALLOWED: dict[str, str] = {
     "study": "a name of letters, digits, '.', '_' and '-', no part of it starting with '.'; '/' makes folders",
@@ -208,6 +223,17 @@ ALLOWED: dict[str, str] = {
     "inputs.factor_max": "a number above 0, at most 1e6, at least inputs.factor_min",
     "inputs.path": "a layer file: .h5, .hdf5, .safetensors or .npz",
     "quant.group_size": f"null (one step per row) or a whole number from 1 to {MAX_SIZE}",
+    "quant.bits": "a whole number from 2 to 8",
+    "quant.element": _choices(Element),
+    "quant.symmetric": f"true, false{_AS_CONVENTION}",
+    "quant.divisor": _choices(Divisor) + _AS_CONVENTION,
+    "quant.zero_point": _choices(ZeroPoint) + _AS_CONVENTION,
+    "quant.include_zero": f"true, false{_AS_CONVENTION}",
+    "quant.zero_order": _choices(ZeroOrder) + _AS_CONVENTION,
+    "quant.step_dtype": _choices(StepDtype) + _AS_CONVENTION,
+    "quant.least_range": f"a finite number from 0{_AS_CONVENTION}",
+    "quant.least_step": f"a finite number from 0{_AS_CONVENTION}",
+    "quant.zero_step": _choices(ZeroStep) + _AS_CONVENTION,
     "search.objective": _choices(Objective),
     "search.normalization": _choices(Normalization),
     "search.where": _choices(SearchPlace),
@@ -281,6 +307,11 @@ def check(config: Config) -> None:
     need("seed", config.seed, lambda seed: 0 <= seed <= MAX_SEED)
     need("threads", config.threads, lambda threads: threads is None or 1 <= threads <= MAX_SIZE)
     need("quant.group_size", config.quant.group_size, lambda size: size is None or 1 <= size <= MAX_SIZE)
+    need("quant.bits", config.quant.bits, lambda bits: 2 <= bits <= 8)
+    for name in ("least_range", "least_step"):
+        need(f"quant.{name}", getattr(config.quant, name), lambda least: least is None or 0 <= least < math.inf)
+    for key in (key for key in ALLOWED if key.startswith("quant.")):
+        need(key, getattr(config.quant, key.partition(".")[2]), lambda _: True)
     need("timing.warmup", config.timing.warmup, lambda warmup: 0 <= warmup <= MAX_PASSES)
     need("timing.repeats", config.timing.repeats, lambda repeats: 1 <= repeats <= MAX_PASSES)
     if isinstance(config.inputs, FileInputs) and config.inputs.path == MISSING:
@@ -298,10 +329,12 @@ def _name_members(node: Any, prefix: str) -> None:
         value = getattr(node, name)
         if is_dataclass(value):
             _name_members(value, f"{prefix}{name}.")
-        elif isinstance(value, str) and isinstance(kind, type) and issubclass(kind, Enum):
-            if value not in kind.__members__:
-                raise refuse(f"{prefix}{name}", value)
-            setattr(node, name, kind[value])
+            continue
+        for choice in get_args(kind) if get_origin(kind) is UnionType else (kind,):
+            if isinstance(value, str) and isinstance(choice, type) and issubclass(choice, Enum):
+                if value not in choice.__members__:
+                    raise refuse(f"{prefix}{name}", value)
+                setattr(node, name, choice[value])
 
 
 def plain(node: Any) -> Any:

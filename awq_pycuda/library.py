@@ -20,7 +20,8 @@ from awq_pycuda.engine.stages import UP_TO_CODES
 from awq_pycuda.errors import InputError
 from awq_pycuda.layers.inputs import LayerSpec
 from awq_pycuda.quant.conventions import CONVENTIONS, Convention
-from awq_pycuda.quant.format import Format, Quantized, dequantize
+from awq_pycuda.quant.format import Format
+from awq_pycuda.quant.quantized import Quantized, dequantize
 from awq_pycuda.quant.search import SearchResult, search_result
 from awq_pycuda.results.record import RunRecord
 

@@ -18,7 +18,8 @@ from awq_pycuda.config import Objective
 from awq_pycuda.engine.arrays import allocate
 from awq_pycuda.kernels import table
 from awq_pycuda.paths import resource_dir
-from awq_pycuda.quant.format import Format, Quantized
+from awq_pycuda.quant.format import Format
+from awq_pycuda.quant.quantized import Quantized
 
 SELFTEST = Path(__file__).with_name("host_cuda") / "selftest.cu"
 RNG = np.random.default_rng(5)

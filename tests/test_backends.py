@@ -13,7 +13,8 @@ from awq_pycuda.engine.stages import stages_of
 from awq_pycuda.engine.verify import code_errors, frobenius_error, relative_error
 from awq_pycuda.kernels import table
 from awq_pycuda.paths import resource_dir
-from awq_pycuda.quant.format import Format, Quantized
+from awq_pycuda.quant.format import Format
+from awq_pycuda.quant.quantized import Quantized
 
 RNG = np.random.default_rng(11)
 PER_ROW = Format()

@@ -17,7 +17,8 @@ from awq_pycuda.engine.verify import TOLERANCES, check_layer
 from awq_pycuda.layers.inputs import LayerSpec
 from awq_pycuda.parallel import use_threads
 from awq_pycuda.quant.conventions import Convention
-from awq_pycuda.quant.format import Format, Quantized
+from awq_pycuda.quant.format import Format
+from awq_pycuda.quant.quantized import Quantized
 from awq_pycuda.quant.search import candidates, search_result
 
 RNG = np.random.default_rng(17)
@@ -117,7 +118,7 @@ def test_steps_codes_and_weights_are_numpy_s_bit_for_bit(size):
         backend.compute_scale_b(w, s, found)
         backend.quantize_awq(w, s, found)
         backend._weights(found, 1 / s, slice(0, 40), weights[index])
-        backend._differences(w, s, 1 / s, form, off[index])
+        backend._differences(w, s, 1 / s, form, np.float32(1), off[index])
     assert same_bits(*steps)
     assert same_bits(*codes)
     assert same_bits(*weights)
@@ -175,7 +176,7 @@ def test_the_output_error_is_that_of_its_definition(backend):
 
 
 def chosen(weights):
-    backend, _, reason = choose.choose_backend(BackendChoice.cpu, {}, 16, None, SearchPlace.auto, weights)
+    backend, _, reason = choose.choose_backend(BackendChoice.cpu, {}, 16, Format(), SearchPlace.auto, weights)
     return type(backend), reason
 
 

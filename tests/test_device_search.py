@@ -13,7 +13,8 @@ from awq_pycuda.engine.verify import relative_error
 from awq_pycuda.kernels import table
 from awq_pycuda.layers.inputs import LayerSpec
 from awq_pycuda.quant.conventions import Convention
-from awq_pycuda.quant.format import Format, Quantized, dequantize, quantize, steps_of
+from awq_pycuda.quant.format import Format
+from awq_pycuda.quant.quantized import Quantized, dequantize, quantize, steps_of
 
 DEVICES = ["host", pytest.param("cuda", marks=pytest.mark.gpu)]  # host: the kernels, compiled for the CPU
 
@@ -87,7 +88,7 @@ def test_the_device_finds_what_the_host_finds(name, out_features, in_features, s
     worst(f"{name} search ({variant.name})", relative_error(error, exact), variant.tolerance)
     assert same_but_for_a_last_bit(s, host_s)
     assert same_bits(inv_s, 1 / s)
-    assert same_bits(steps, steps_of(spec.weight, s, chosen.quantizer))
+    assert same_bits(steps, steps_of(spec.weight, s, chosen.quantizer).steps)
 
 
 def taken(spec, chosen):
@@ -121,7 +122,7 @@ def test_weights_whose_squares_float_cannot_hold(name, size, points, scale):
         exact, *_ = searched(CpuBackend(np.float64), oracle, chosen)
     np.testing.assert_allclose(error, exact, rtol=1e-5)
     assert same_but_for_a_last_bit(s, host_s)
-    assert same_bits(steps, steps_of(spec.weight, s, chosen.quantizer))
+    assert same_bits(steps, steps_of(spec.weight, s, chosen.quantizer).steps)
 
 
 @pytest.mark.parametrize("name", DEVICES)
@@ -170,7 +171,7 @@ def test_the_error_of_the_output_is_that_of_its_scales(name, size):
         alone = Convention(gammas=(gamma,), identity=False, objective=Objective.output, quantizer=Format(size))
         error, s, inv_s, steps = searched(make_backend(name), spec, alone)
         assert same_bits(inv_s, 1 / s)
-        assert same_bits(steps, steps_of(spec.weight, s, alone.quantizer))
+        assert same_bits(steps, steps_of(spec.weight, s, alone.quantizer).steps)
         codes = Quantized(codes=np.empty(spec.weight.shape, np.int8), steps=steps, format=alone.quantizer)
         quantize(spec.weight, s, codes)
         wrong = dequantize(codes, 1 / s.astype(np.float64), np.float64) - spec.weight

@@ -14,7 +14,8 @@ from test_results import result_path
 from awq_pycuda.engine.verify import code_errors, frobenius_error, relative_error
 from awq_pycuda.kernels import table
 from awq_pycuda.kernels.variant import Argument, Kernel, Source, Variant
-from awq_pycuda.quant.format import Format, Quantized
+from awq_pycuda.quant.format import Format
+from awq_pycuda.quant.quantized import Quantized
 
 pytestmark = pytest.mark.gpu
 

@@ -7,9 +7,8 @@ import xarray as xr
 from result_files import make_run, vary
 
 from awq_pycuda.analysis.collect import collect
-from awq_pycuda.analysis.load import _read_tree, load
+from awq_pycuda.analysis.load import load
 from awq_pycuda.errors import InputError
-from awq_pycuda.quant.format import Format
 
 
 @pytest.fixture(scope="module")
@@ -30,17 +29,19 @@ def test_one_file_is_the_tree_that_it_is(real):
             assert np.array_equal(tree["layers/000/weights/Wq"], file["layers/000/weights/Wq"][()])
 
 
-def test_codes_are_unpacked_as_their_format_says(tmp_path, monkeypatch):
-    """A format that stores its codes otherwise than they are."""
-    monkeypatch.setattr(Format, "pack", lambda self, codes: codes ^ self.group_size)
-    monkeypatch.setattr(Format, "unpack", lambda self, packed, in_features: packed[:, :in_features] ^ self.group_size)
-    path = make_run(tmp_path, "save=full", "quant.group_size=5", "layers=1")
-    codes = _read_tree(path)["layers/000/weights/Wq"]  # in this process, which has such a format
-    with h5py.File(path) as file:
-        stored = file["layers/000/weights/Wq"][()]
-    assert np.array_equal(codes.values, stored ^ 5)
-    assert codes.attrs["units"] == "1"
-    assert np.abs(codes).max(axis=1).values.tolist() == [127] * len(codes)
+@pytest.mark.parametrize("asked", [["quant.bits=3", "quant.group_size=5"], ["quant=nvfp4"], ["quant.symmetric=false"]])
+def test_codes_are_unpacked_as_their_format_says(asked, tmp_path):
+    path = make_run(tmp_path, "save=full", *asked, "layers=1", "backend=cpu")
+    tree = load(path)
+    layer = tree["layers/000"]
+    assert "Wq_packed" not in layer["weights"]
+    codes = layer["weights/Wq"]
+    assert (codes.dtype, codes.dims, codes.attrs["units"]) == (np.int8, ("out_features", "in_features"), "1")
+    largest = {"quant.bits=3": 3, "quant=nvfp4": 12, "quant.symmetric=false": 127}[asked[0]]
+    assert codes.values.max() == largest
+    assert ("zero_point" in layer["scales"]) == ("quant.symmetric=false" in asked)
+    # What the codes stand for is close to the weights that the run's seed gives.
+    assert float(layer["metrics"].attrs["output_sqnr_db"]) > 10
 
 
 def test_several_are_a_dataset_with_a_dimension_run(real, tmp_path):

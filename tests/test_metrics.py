@@ -5,8 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from awq_pycuda.quant.format import Format, Quantized
+from awq_pycuda.quant.format import Format
 from awq_pycuda.quant.metrics import saturated_fraction, sqnr_db, weight_mse
+from awq_pycuda.quant.quantized import Quantized
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ from awq_pycuda.engine.verify import relative_error
 from awq_pycuda.kernels import table
 from awq_pycuda.kernels.variant import Device
 from awq_pycuda.quant.conventions import Convention
-from awq_pycuda.quant.format import Format, Quantized, dequantize, quantize, steps_of
+from awq_pycuda.quant.format import Format
+from awq_pycuda.quant.quantized import Quantized, dequantize, quantize, steps_of
 from awq_pycuda.quant.search import candidates
 
 STAGE = "search_output"
@@ -26,7 +27,7 @@ def exact_curve(spec, scales, form):
     errors = []
     for s in scales:
         codes = np.empty(spec.weight.shape, np.int8)
-        given = Quantized(steps_of(spec.weight, s, form), form, codes=codes)
+        given = Quantized(steps_of(spec.weight, s, form).steps, form, codes=codes)
         quantize(spec.weight, s, given)
         wrong = dequantize(given, 1 / s.astype(np.float64), np.float64) - spec.weight
         errors.append(np.mean((spec.activations @ wrong.T) ** 2))
@@ -43,7 +44,7 @@ def curves(name, variant, spec, size, points, **more):
         alone = Convention(gammas=(gamma,), identity=False, objective=Objective.output, quantizer=Format(size), **more)
         error, s, inv_s, steps = searched(make_backend(name, **{STAGE: variant}), spec, alone)
         assert same_bits(inv_s, 1 / s)
-        assert same_bits(steps, steps_of(spec.weight, s, alone.quantizer))
+        assert same_bits(steps, steps_of(spec.weight, s, alone.quantizer).steps)
         found.append(error[0])
         exact.append(exact_curve(spec, [s], alone.quantizer)[0])
     return np.array(found), np.array(exact)

@@ -7,7 +7,8 @@ from conftest import BACKENDS, make_backend, same_bits
 from awq_pycuda.backends.cpu import CpuBackend
 from awq_pycuda.engine.pipeline import Pipeline
 from awq_pycuda.engine.spec import spec_of
-from awq_pycuda.quant.format import Format, Quantized, quantize, steps_of
+from awq_pycuda.quant.format import Format
+from awq_pycuda.quant.quantized import Quantized, quantize, steps_of
 
 QUICK = ("n=40", "tokens=30", "layers=3", "inputs=outliers", "gammas=[0.2,0.5]", "timing.warmup=1", "timing.repeats=2")
 
@@ -95,7 +96,7 @@ def test_after_a_run_the_handles_hold_the_layer_s_own_values(compose, name, sear
             assert same_bits(s, result.search.s)
             assert same_bits(backend.read(layer.inv_s), 1 / result.search.s)
             assert same_bits(backend.read(layer.error), result.search.error)
-            assert same_bits(steps, steps_of(w, s, form))
+            assert same_bits(steps, steps_of(w, s, form).steps)
             own = Quantized(steps, form, codes=np.empty(w.shape, form.code_dtype))
             quantize(w, s, own)
             assert same_bits(backend.read(layer.quantized.codes), own.codes)

@@ -17,7 +17,8 @@ from omegaconf import OmegaConf
 from awq_pycuda.backends.cpu import CpuBackend
 from awq_pycuda.engine import verify as verify_module
 from awq_pycuda.engine.stages import NO_TIMINGS
-from awq_pycuda.quant.format import Format, Quantized, Steps
+from awq_pycuda.quant.format import Format
+from awq_pycuda.quant.quantized import Quantized, Steps
 from awq_pycuda.quant.search import SearchResult
 from awq_pycuda.results import schema
 from awq_pycuda.results.record import LayerResult, RunRecord, Timings

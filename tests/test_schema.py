@@ -91,6 +91,8 @@ RUNS = {
     "plain": [],
     "all of it": ["save=full", "verify=true", "quant.group_size=8"],
     "by output": ["search=output", "verify=true"],
+    "few bits": ["save=full", "quant=int4_g128", "quant.symmetric=false"],
+    "FP4": ["save=full", "quant=nvfp4"],
 }
 
 
@@ -114,9 +116,10 @@ def test_a_file_has_what_the_table_says_and_nothing_else(tmp_path, given):
 
 def test_the_full_file_leaves_nothing_of_the_table_out(tmp_path):
     """Only what a failed run says of itself, and what a GPU tells."""
-    found = contents(make_run(tmp_path, "layers=1", *RUNS["all of it"]))
+    made = [make_run(tmp_path / name, "layers=1", *RUNS[name]) for name in ("all of it", "few bits", "FP4")]
+    found = {path for file in made for path in contents(file)}
     of_gpu = {entry.path for entry in schema.under(schema.CONDITIONS)}
-    assert {entry.path for entry in schema.TABLE} - set(found) == {"/@error"} | of_gpu
+    assert {entry.path for entry in schema.TABLE} - found == {"/@error"} | of_gpu
 
 
 def test_what_a_gpu_tells_is_stored_and_read(tmp_path, monkeypatch):

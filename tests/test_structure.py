@@ -94,10 +94,13 @@ def test_the_schema_loads_nothing():
     }
 
 
+FORMATS = {"quant.format", "choices", "quant.packing", "quant.step_types"}
+
+
 def test_the_result_file_knows_what_was_found_and_nothing_of_how_a_run_is_made():
     own = {name for name in modules() if name.startswith("awq_pycuda.results.")}
     others = set().union(*(graph()[name] for name in own)) - own
-    allowed = ("hdf5", "hdf5_worker", "provenance", "temporary", "quant.format", "quant.search")
+    allowed = ("hdf5", "hdf5_worker", "provenance", "temporary", "quant.format", "quant.quantized", "quant.search")
     assert others <= {f"awq_pycuda.{name}" for name in allowed}
 
 
@@ -118,7 +121,7 @@ def test_the_analysis_knows_results_and_nothing_of_runs():
         "results.conditions",
         "kernels.work",
     }
-    assert others <= of_results | {"quant.format", "parallel", "errors", "names", "spread"}
+    assert others <= of_results | FORMATS | {"errors", "names", "spread"}
 
 
 def test_the_number_of_host_threads_is_handed_on_by_nobody():

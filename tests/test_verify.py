@@ -10,7 +10,8 @@ from test_pipeline import Kept
 from awq_pycuda.engine import verify
 from awq_pycuda.quant import format, search
 from awq_pycuda.quant.conventions import Convention
-from awq_pycuda.quant.format import Format, Quantized
+from awq_pycuda.quant.format import Format
+from awq_pycuda.quant.quantized import Quantized
 
 
 @pytest.fixture(params=["diag", "output"])

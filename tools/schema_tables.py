@@ -16,6 +16,7 @@ SIZES = {
     "out_features": "N",
     "gamma": "G",
     "group": "groups",
+    "byte": "bytes",
     "layer": "L",
     "stage": "S",
     "repeat": "R",
@@ -26,8 +27,8 @@ TOLERANCE = "_tolerance"
 
 
 def shape(entry: Entry) -> str:
-    """`(N, K)`; `(N,) or (N, groups)` where a dimension's scale is optional."""
-    optional = {each.name for each in schema.TABLE if each.is_scale and each.presence == "optional"} - {entry.name}
+    """`(N, K)`; `(N,) or (N, groups)` where a dimension is there only in some files."""
+    optional = {"group"} - {entry.name}
     shapes = [[name for name in entry.dims if name not in optional], list(entry.dims)]
     texts = [", ".join(SIZES[name] for name in dims) + ("," if len(dims) == 1 else "") for dims in shapes]
     return " or ".join(dict.fromkeys(f"({text})" for text in texts))

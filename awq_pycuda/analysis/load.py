@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from awq_pycuda.analysis.collect import Collection, collect
 from awq_pycuda.analysis.derived import DERIVED
+from awq_pycuda.choices import Element
 from awq_pycuda.errors import InputError
 from awq_pycuda.hdf5 import UnreadableError
 from awq_pycuda.hdf5_worker import ask
@@ -77,16 +78,23 @@ def _read_tree(path: Path) -> xr.DataTree:
     """
     config = read(path).config
     try:
-        form = Format(**{key.partition(".")[2]: config[key] for key in config if key.startswith("quant.")})
+        form = _stored_format(config)
         with xr.open_datatree(path, engine="h5netcdf") as tree:
             tree.load()
         for layer in tree["layers"].children.values() if "layers" in tree.children else ():
-            if "weights" in layer.children:
-                codes = layer["weights"].variables["Wq"]
-                codes.values = form.unpack(codes.values, layer.sizes["in_features"])
+            if "weights" in layer.children and "Wq_packed" in layer["weights"]:
+                packed = layer["weights"].variables["Wq_packed"]
+                codes = form.unpack(packed.values, layer.sizes["in_features"])
+                layer["weights"]["Wq"] = xr.DataArray(codes, dims=("out_features", "in_features"), attrs=packed.attrs)
+                del layer["weights"]["Wq_packed"]
         return tree
     except Exception as error:  # HDF5 may raise anything
         raise UnreadableError(f"damaged HDF5 file: {' '.join(str(error).split())}") from None
+
+
+def _stored_format(config: Mapping[str, Any]) -> Format:
+    """As much of the run's format as tells how its codes are stored; files before version 5 have int8 alone."""
+    return Format(bits=config.get("quant.bits", 8), element=Element[config.get("quant.element", Element.int.name)])
 
 
 def _combine(collection: Collection) -> xr.Dataset:

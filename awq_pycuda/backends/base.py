@@ -12,7 +12,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from awq_pycuda.kernels.variant import Device
 from awq_pycuda.quant.conventions import Convention
-from awq_pycuda.quant.format import Quantized
+from awq_pycuda.quant.quantized import Quantized
 
 H = TypeVar("H")
 T = TypeVar("T")

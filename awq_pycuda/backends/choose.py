@@ -13,6 +13,7 @@ from awq_pycuda.config import BackendChoice, SearchPlace
 from awq_pycuda.errors import InputError
 from awq_pycuda.kernels import table
 from awq_pycuda.kernels.variant import Device
+from awq_pycuda.quant.format import Format
 
 # Runs of fewer weights are over before Numba is imported and has its loops from disk: 0.6 s, and 3 s the first time.
 COMPILED_FROM = 1 << 20
@@ -57,6 +58,11 @@ def why_no_cuda() -> str | None:
     except driver.Error as error:
         return f"the NVIDIA driver does not start ({error})"
     return None if driver.Device.count() else "the NVIDIA driver sees no device"
+
+
+def _no_kernels(form: Format) -> str | None:
+    """Why the kernels cannot do a format, in a few words."""
+    return None if form.is_plain else "its kernels have symmetric integers with float32 steps alone so far"
 
 
 def settle_variants(
@@ -117,7 +123,7 @@ def choose_backend(
     wanted: BackendChoice,
     variants: Mapping[str, str],
     tile: int,
-    group_size: int | None,
+    form: Format,
     search: SearchPlace,
     weights: int,
 ) -> tuple[Backend[Any], dict[str, str], str]:
@@ -127,7 +133,7 @@ def choose_backend(
         wanted: by the user.
         variants: the kernel of each stage that has several, by the stage's name.
         tile: of the kernels that leave theirs to the config.
-        group_size: of the format, which not every kernel takes.
+        form: of the run, which not every kernel takes.
         search: where scales are to be searched.
         weights: of all layers.
 
@@ -135,7 +141,7 @@ def choose_backend(
         InputError: backend=cuda where CUDA cannot be used, search.where=device without it, or a kernel that cannot do
             what it is chosen for.
     """
-    obstacle = None if wanted is BackendChoice.cpu else why_no_cuda()
+    obstacle = None if wanted is BackendChoice.cpu else why_no_cuda() or _no_kernels(form)
     if wanted is BackendChoice.cuda and obstacle is not None:
         raise InputError(f"backend=cuda: {obstacle}; allowed here: auto, cpu")
     if wanted is BackendChoice.cpu or obstacle is not None:
@@ -147,7 +153,7 @@ def choose_backend(
     from awq_pycuda.backends.cuda.backend import CudaBackend
     from awq_pycuda.backends.cuda.device import open_gpu
 
-    settled, told = settle_variants(variants, tile, group_size, open_gpu().limits)
+    settled, told = settle_variants(variants, tile, form.group_size, open_gpu().limits)
     backend = CudaBackend({"TILE": tile}, settled, search is SearchPlace.host)
     reason = "as asked" if wanted is BackendChoice.cuda else "auto: a driver and a device are there"
     return backend, settled, "; ".join([f"backend cuda ({reason}): {backend.device()['name']}", *told])

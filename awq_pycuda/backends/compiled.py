@@ -13,8 +13,9 @@ from awq_pycuda.backends import loops
 from awq_pycuda.backends.base import Layer
 from awq_pycuda.backends.cpu import CpuBackend
 from awq_pycuda.parallel import map_row_blocks
-from awq_pycuda.quant.format import Format, Quantized
-from awq_pycuda.quant.search import diag_errors
+from awq_pycuda.quant.format import Format
+from awq_pycuda.quant.quantized import Quantized
+from awq_pycuda.quant.search import block_errors, diag_errors
 
 Array = NDArray[Any]
 
@@ -36,7 +37,7 @@ def _summed(add: Callable[[slice, NDArray[np.float64]], None], shape: tuple[int,
 
 
 class CompiledCpuBackend(CpuBackend):
-    """In float32; products and random numbers are those of `CpuBackend`."""
+    """In float32; products and random numbers, and the formats that are not plain, are those of `CpuBackend`."""
 
     def versions(self) -> dict[str, str]:
         """Those of `CpuBackend`, and the compiler's."""
@@ -50,11 +51,17 @@ class CompiledCpuBackend(CpuBackend):
 
     def compute_scale_b(self, w: Array, s: Array, quantized: Quantized[Array]) -> None:
         """See `Backend.compute_scale_b`."""
+        if not quantized.format.is_plain:
+            super().compute_scale_b(w, s, quantized)
+            return
         size, largest = _groups(quantized.format, w.shape[1])
         map_row_blocks(lambda block: loops.steps(w[block], s, size, largest, quantized.steps[block]), w.shape)
 
     def quantize_awq(self, w: Array, s: Array, quantized: Quantized[Array]) -> None:
         """See `Backend.quantize_awq`."""
+        if not quantized.format.is_plain:
+            super().quantize_awq(w, s, quantized)
+            return
         size, largest = _groups(quantized.format, w.shape[1])
         steps, codes = quantized.steps, quantized.codes
         map_row_blocks(lambda block: loops.codes(w[block], s, steps[block], size, largest, codes[block]), w.shape)
@@ -74,7 +81,9 @@ class CompiledCpuBackend(CpuBackend):
         return float(signal), float(noise)
 
     def _diag_errors(self, layer: Layer[Array], scales: Array, sq_mean: Array) -> NDArray[np.float64]:
-        def of_block(w: Array, scales: Array, weights: Array, form: Format) -> NDArray[np.float64]:
+        def of_block(w: Array, scales: Array, weights: Array, form: Format, of_tensor: Array) -> NDArray[np.float64]:
+            if not form.is_plain:
+                return block_errors(w, scales, weights, form, of_tensor)
             errors = np.zeros(len(scales))
             loops.add_diag_errors(w, scales, weights, *_groups(form, w.shape[1]), errors)
             return errors
@@ -82,10 +91,18 @@ class CompiledCpuBackend(CpuBackend):
         return diag_errors(layer.w, scales, sq_mean, layer.quantized.format, of_block)
 
     def _weights(self, quantized: Quantized[Array], inv_s: Array, block: slice, out: Array) -> None:
+        if quantized.zero_points is not None:
+            super()._weights(quantized, inv_s, block, out)
+            return
         size, _ = _groups(quantized.format, out.shape[1])
         loops.weights(quantized.codes[block], inv_s, quantized.steps[block], size, out)
 
-    def _differences(self, w: Array, s: Array, inv_s: Array, form: Format, out: Array) -> None:
+    def _differences(
+        self, w: Array, s: Array, inv_s: Array, form: Format, tensor_scale: np.floating[Any], out: Array
+    ) -> None:
+        if not form.is_plain:
+            super()._differences(w, s, inv_s, form, tensor_scale, out)
+            return
         loops.differences(w, s, inv_s, *_groups(form, w.shape[1]), out)
 
     def _squares(self, y: Array) -> float:

@@ -23,7 +23,8 @@ from awq_pycuda.parallel import (
     product_rows,
     scratch,
 )
-from awq_pycuda.quant.format import Format, Quantized, quantize
+from awq_pycuda.quant.format import Format
+from awq_pycuda.quant.quantized import Quantized, dequantize_rows, quantize, tensor_scales
 
 Array = NDArray[Any]
 
@@ -136,7 +137,7 @@ class CpuBackend(HostStages[Array]):
 
     def _weights(self, quantized: Quantized[Array], inv_s: Array, block: slice, out: Array) -> None:
         """The dequantized weights of a block of rows, (rows, K)."""
-        quantized.format.dequantize(quantized.codes[block], quantized.steps[block], out, inv_s)
+        dequantize_rows(quantized, block, out, inv_s)
 
     def on_host(self, handle: Array) -> Array:
         """See `HostStages.on_host`: it is there already."""
@@ -190,6 +191,8 @@ class CpuBackend(HostStages[Array]):
         size = product_rows(rows)
         blocks = -(-rows // size)
         inverse = 1 / scales
+        with np.errstate(over="ignore"):
+            of_tensor = tensor_scales(w, scales, form)
 
         def noise(number: int) -> float:
             candidate, index = divmod(number, blocks)
@@ -197,7 +200,7 @@ class CpuBackend(HostStages[Array]):
             memory = scratch((len(block) * (channels + tokens),), self.dtype)
             off = memory[: block.size].reshape(block.shape)
             made = memory[block.size :].reshape(tokens, len(block))
-            self._differences(block, scales[candidate], inverse[candidate], form, off)
+            self._differences(block, scales[candidate], inverse[candidate], form, of_tensor[candidate], off)
             np.matmul(x, off.T, out=made)
             return self._squares(made)
 
@@ -206,12 +209,14 @@ class CpuBackend(HostStages[Array]):
         errors = np.array(sums).reshape(len(scales), blocks).sum(axis=1) / layer.outputs
         return np.where(np.isfinite(errors), errors, np.inf)
 
-    def _differences(self, w: Array, s: Array, inv_s: Array, form: Format, out: Array) -> None:
+    def _differences(
+        self, w: Array, s: Array, inv_s: Array, form: Format, tensor_scale: np.floating[Any], out: Array
+    ) -> None:
         """What a block of weights differs by once it is quantized and dequantized: (rows, K)."""
         np.multiply(w, s, out=out)
-        steps = form.steps(form.parts(np.abs(out)))
-        form.round(out, steps)
-        form.dequantize(out, steps, out, inv_s)
+        steps, zeros = form.fit(form.parts(np.abs(out) if form.is_odd else out), tensor_scale)
+        form.round(out, steps, zeros)
+        form.dequantize(out, steps, zeros, out, inv_s)
         out -= w
 
     def _squares(self, y: Array) -> float:

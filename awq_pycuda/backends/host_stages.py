@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from awq_pycuda.backends.base import Backend, H, Layer
 from awq_pycuda.config import Objective
 from awq_pycuda.quant.conventions import Convention
-from awq_pycuda.quant.format import Quantized, steps_of
+from awq_pycuda.quant.quantized import Quantized, steps_of
 from awq_pycuda.quant.search import best, candidates, diag_errors, refuse_overflow
 
 
@@ -42,8 +42,9 @@ class HostStages(Backend[H]):
 
     def compute_scale_b(self, w: H, s: H, quantized: Quantized[H]) -> None:
         """See `Backend.compute_scale_b`."""
-        steps = steps_of(self.on_host(w), self.on_host(s), quantized.format)
-        self.from_host(quantized.steps, steps)
+        found = steps_of(self.on_host(w), self.on_host(s), quantized.format).arrays
+        for name, handle in quantized.without_codes.arrays.items():
+            self.from_host(handle, found[name])
 
     def _diag_errors(self, layer: Layer[H], scales: NDArray[Any], sq_mean: NDArray[Any]) -> NDArray[np.float64]:
         """See `diag_errors`."""

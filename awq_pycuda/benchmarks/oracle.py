@@ -22,7 +22,7 @@ from awq_pycuda.engine.verify import (
 )
 from awq_pycuda.parallel import map_row_blocks
 from awq_pycuda.quant.conventions import Convention
-from awq_pycuda.quant.format import Quantized
+from awq_pycuda.quant.quantized import Quantized
 
 _GAMMA = 0.5  # of the scales that a stage after the search is given
 _LARGER = (10, 100)  # factors of the input channels that are larger

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Generic
 
 import numpy as np
@@ -13,7 +13,8 @@ from numpy.typing import DTypeLike, NDArray
 from awq_pycuda.backends.base import Backend, H, Layer, Trial
 from awq_pycuda.layers.inputs import LayerSpec, Uniform
 from awq_pycuda.quant.conventions import Convention
-from awq_pycuda.quant.format import Format, Quantized
+from awq_pycuda.quant.format import Format
+from awq_pycuda.quant.quantized import Quantized
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,11 @@ def layer_arrays(specs: Sequence[LayerSpec], index: int, convention: Convention)
     spec, form = specs[index], convention.quantizer
     m, n, k = spec.tokens, spec.out_features, spec.in_features
     steps = (n, form.groups(k))
+    kept = {"steps": Array(steps, together="scales"), "codes": Array((n, k), form.code_dtype)}
+    if not form.symmetric:
+        kept["zero_points"] = Array(steps)
+    if form.has_tensor_scale:
+        kept["tensor_scale"] = Array((1,))
     arrays = {
         "w": Array((n, k)),
         "abs_mean": Array((k,), together="statistics"),
@@ -47,14 +53,12 @@ def layer_arrays(specs: Sequence[LayerSpec], index: int, convention: Convention)
         "error": Array((convention.grid.size,), np.float64),
         "s": Array((k,), together="scales"),
         "inv_s": Array((k,), together="scales"),
-        "steps": Array(steps, together="scales"),
-        "codes": Array((n, k), form.code_dtype),
+        **kept,
         "y": Array((m, n), shared=True),
         "out": Array((m, n)),
         "trial s": Array((k,), shared=True),
         "trial inv_s": Array((k,), shared=True),
-        "trial steps": Array(steps, shared=True),
-        "trial codes": Array((n, k), form.code_dtype, shared=True),
+        **{f"trial {name}": replace(array, shared=True, together="") for name, array in kept.items()},
         "trial y": Array((m, n), shared=True),
         "reference": Array((m, n), shared=True),
     }
@@ -108,10 +112,11 @@ def allocate(backend: Backend[H], specs: Sequence[LayerSpec], convention: Conven
 
 def as_layer(made: Mapping[str, H], form: Format, outputs: int) -> Layer[H]:
     """A layer of the handles of its table: `layer_arrays`, and `x` where it has none of its own."""
-    trial = Quantized(made["trial steps"], form, codes=made["trial codes"])
+    parts = [part.name for part in fields(Quantized) if part.name in made]
+    own, trial = (Quantized(format=form, **{part: made[before + part] for part in parts}) for before in ("", "trial "))
     return Layer(
         bias=made.get("bias"),
-        quantized=Quantized(made["steps"], form, codes=made["codes"]),
+        quantized=own,
         trial=Trial(made["trial s"], made["trial inv_s"], trial, made["trial y"], made["reference"]),
         outputs=outputs,
         **{name: made[name] for name in ("x", "w", "abs_mean", "sq_mean", "error", "s", "inv_s", "y", "out")},

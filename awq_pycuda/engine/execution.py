@@ -63,9 +63,11 @@ def prepared(spec: RunSpec) -> Prepared:
     Raises:
         InputError: the backend cannot be had, or cannot do what is asked.
     """
-    group_size = spec.convention.quantizer.group_size
+    form = spec.convention.quantizer
+    if spec.verify and not form.is_plain:
+        raise InputError("verify=true: the oracle has symmetric integers with float32 steps alone; allowed: false")
     weights = sum(layer.out_features * layer.in_features for layer in spec.layers)
-    backend, variants, reason = choose_backend(spec.backend, spec.variants, spec.tile, group_size, spec.search, weights)
+    backend, variants, reason = choose_backend(spec.backend, spec.variants, spec.tile, form, spec.search, weights)
     limits = None if spec.search is SearchPlace.host else backend.limits
     if limits is not None and spec.convention.objective is Objective.output:  # one of its variants is much faster
         sizes = [kernel_sizes(layer, spec.convention) for layer in spec.layers]

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from operator import attrgetter
 
-from awq_pycuda.config import BackendChoice, Config, Save, SearchPlace, TimingConfig, config_hash
+from awq_pycuda.config import BackendChoice, Config, QuantConfig, Save, SearchPlace, TimingConfig, config_hash
+from awq_pycuda.errors import InputError
 from awq_pycuda.kernels import table
 from awq_pycuda.layers.inputs import LayerSpec, plan_layers
 from awq_pycuda.quant.conventions import CONVENTIONS, Convention
@@ -48,7 +49,7 @@ def spec_of(config: Config) -> RunSpec:
     """The run that a checked config asks for; reads its layer file where there is one.
 
     Raises:
-        InputError: a file that cannot be used, or shapes that do not fit together.
+        InputError: a file that cannot be used, or shapes or parts of the format that do not fit together.
     """
     return RunSpec(
         layers=plan_layers(config),
@@ -57,7 +58,7 @@ def spec_of(config: Config) -> RunSpec:
             gammas=tuple(config.gammas),
             normalization=config.search.normalization,
             objective=config.search.objective,
-            quantizer=Format(**vars(config.quant)),
+            quantizer=_format_of(config.quant, CONVENTIONS[config.convention].quantizer),
         ),
         backend=config.backend,
         search=config.search.where,
@@ -69,3 +70,12 @@ def spec_of(config: Config) -> RunSpec:
         verify=config.verify,
         config_hash=config_hash(config),
     )
+
+
+def _format_of(quant: QuantConfig, of_convention: Format) -> Format:
+    """The format that the config asks for; what it leaves open is the convention's, but for size and element."""
+    asked = {name: value for name, value in vars(quant).items() if value is not None or name == "group_size"}
+    try:
+        return replace(of_convention, **asked)
+    except InputError as error:
+        raise InputError(f"quant.{error}") from None

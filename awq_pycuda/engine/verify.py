@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from awq_pycuda.config import Normalization, Objective
 from awq_pycuda.parallel import host_threads, map_numbers, product_by_blocks, product_rows
 from awq_pycuda.quant.conventions import Convention
-from awq_pycuda.quant.format import Format, Quantized
+from awq_pycuda.quant.format import Format
+from awq_pycuda.quant.quantized import Quantized
 from awq_pycuda.quant.search import SearchResult
 
 T = TypeVar("T")

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from awq_pycuda.parallel import map_row_blocks
-from awq_pycuda.quant.format import Quantized
+from awq_pycuda.quant.quantized import Quantized, dequantize_rows
 
 
 def sqnr_db(signal: float, noise: float) -> float:
@@ -30,7 +30,7 @@ def weight_mse(w: NDArray[Any], quantized: Quantized[NDArray[Any]], s: NDArray[A
 
     def squared_error(block: slice) -> float:
         exact = np.empty(w[block].shape)
-        quantized.format.dequantize(quantized.codes[block], quantized.steps[block].astype(np.float64), exact)
+        dequantize_rows(quantized, block, exact)
         exact /= s
         exact -= w[block]
         return float(np.vdot(exact, exact))

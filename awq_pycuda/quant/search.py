@@ -14,6 +14,7 @@ from awq_pycuda.config import Normalization
 from awq_pycuda.parallel import map_row_blocks, scratch
 from awq_pycuda.quant.conventions import FINITE, Convention, Formula
 from awq_pycuda.quant.format import Format
+from awq_pycuda.quant.quantized import tensor_scales
 
 
 @dataclass(frozen=True)
@@ -120,28 +121,35 @@ def search_result(convention: Convention, error: NDArray[np.float64], s: NDArray
     )
 
 
-BlockErrors = Callable[[NDArray[Any], NDArray[Any], NDArray[Any], Format], NDArray[np.float64]]
+BlockErrors = Callable[[NDArray[Any], NDArray[Any], NDArray[Any], Format, NDArray[Any]], NDArray[np.float64]]
 
 
-def block_errors(w: NDArray[Any], scales: NDArray[Any], weights: NDArray[Any], form: Format) -> NDArray[np.float64]:
-    """`Σ_n Σ_k weights[g, k] · (rint(U) - U)² · step²`, U = W·s_g / step, of each candidate g, in NumPy.
+def block_errors(
+    w: NDArray[Any], scales: NDArray[Any], weights: NDArray[Any], form: Format, of_tensor: NDArray[Any]
+) -> NDArray[np.float64]:
+    """`Σ_n Σ_k weights[g, k] · (code - level)² · step²`, of each candidate g, in NumPy; see `Format.weighted_errors`.
 
     Args:
         w: (rows, K).
         scales: (G, K) in the same dtype.
         weights: (G, K), alike.
         form: the format to come.
+        of_tensor: (G,) `Format.tensor_scale`.
 
     Returns:
         (G,).
     """
-    magnitude, scaled, work = scratch((3, *w.shape), w.dtype)
-    np.abs(w, out=magnitude)
+    given, scaled, work = scratch((3, *w.shape), w.dtype)
+    if form.is_odd:
+        np.abs(w, out=given)
+    else:
+        given = w
     parts = form.parts(scaled)
     errors = np.empty(len(scales))
     for index, s in enumerate(scales):
-        np.multiply(magnitude, s, out=scaled)
-        errors[index] = form.weighted_errors(scaled, parts, work, form.parts(weights[index : index + 1]))
+        np.multiply(given, s, out=scaled)
+        of_channel = form.parts(weights[index : index + 1])
+        errors[index] = form.weighted_errors(scaled, parts, work, of_channel, of_tensor[index])
     return errors
 
 
@@ -154,8 +162,8 @@ def diag_errors(
 ) -> NDArray[np.float64]:
     """Output error of each candidate with the input channels taken as uncorrelated.
 
-    `E = Σ_k sq_mean[k] / s[k]² · Σ_n (Ŵ·s − W·s)²[n, k]`. With U = W·s / step the inner square is
-    `step² (rint(U) − U)²`, which never overflows float32 where W·s does not.
+    `E = Σ_k sq_mean[k] / s[k]² · Σ_n (Ŵ·s − W·s)²[n, k]`. The inner square is `step² (code − level)²` with the level of
+    W·s before it is rounded, which never overflows float32 where W·s does not.
 
     Args:
         w: (N, K) weights, float32 or float64; the arithmetic inside a row is in this dtype, sums over rows in float64.
@@ -172,7 +180,8 @@ def diag_errors(
     largest[largest == 0] = 1
     weights = (importance / largest[:, None]).astype(w.dtype)
     with np.errstate(over="ignore", invalid="ignore"):
-        errors = map_row_blocks(lambda block: of_block(w[block], scales, weights, form), w.shape)
+        of_tensor = tensor_scales(w, scales, form)
+        errors = map_row_blocks(lambda block: of_block(w[block], scales, weights, form, of_tensor), w.shape)
         total = np.sum(errors, axis=0) * largest
     return np.where(np.isfinite(total), total, np.inf)
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from awq_pycuda.quant.format import Steps
+from awq_pycuda.quant.quantized import Steps
 from awq_pycuda.quant.search import SearchResult
 
 

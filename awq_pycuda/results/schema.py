@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 NAME = "awq_pycuda"
-VERSION = 4
+VERSION = 5
 FILE_NAME = "results.h5"
 
 LAYER = "/layers/000"  # stands for every layer
@@ -28,7 +28,7 @@ TOLD = (
     ("throttle_reasons", "1", "NVML's reasons for a clock below the highest, as bits"),
 )
 
-Type = Literal["f8", "f4", "i8", "i1", "bool", "str", "S64"]
+Type = Literal["f8", "f4", "i8", "i1", "u1", "bool", "str", "S64"]
 Presence = Literal["always", "complete", "optional"]
 Better = Literal["higher", "lower", "neither"]
 
@@ -147,6 +147,15 @@ TABLE: tuple[Entry, ...] = (
         presence="optional",
         note="; with `quant.group_size`",
     ),
+    Entry(
+        f"{LAYER}/byte",
+        "index of the byte of a row of packed codes",
+        "i8",
+        ("byte",),
+        presence="optional",
+        since=5,
+        note="; with `save=full` and codes of less than 8 bits",
+    ),
     # Its activations. Their own units are unknown: they are whatever the layer's inputs are measured in.
     Entry(f"{LAYER}/stats", "the activations by input channel"),
     Entry(f"{LAYER}/stats/abs_mean", "mean of |x| over the tokens", "f4", ("in_features",)),
@@ -167,6 +176,23 @@ TABLE: tuple[Entry, ...] = (
         "quantization step per output channel (and group)",
         "f4",
         ("out_features", "group"),
+    ),
+    Entry(
+        f"{LAYER}/scales/zero_point",
+        "zero point per output channel (and group)",
+        "f4",
+        ("out_features", "group"),
+        presence="optional",
+        since=5,
+        note="; without `quant.symmetric`: the code of 0, or with `quant.zero_point=float` the weight of code 0",
+    ),
+    Entry(
+        f"{LAYER}/scales/tensor_scale",
+        "what steps are times, in E4M3",
+        "f4",
+        presence="optional",
+        since=5,
+        note="; with `quant.step_dtype=e4m3`: `2 · scale_b · tensor_scale` is a number of that type",
     ),
     # Its figures of merit.
     Entry(METRICS, "figures of merit, see below"),
@@ -205,7 +231,7 @@ TABLE: tuple[Entry, ...] = (
         "f8",
         presence="complete",
         better="neither",
-        note=", |Wq| = 127; every row or group has at least one, unless it is all zero",
+        note="; every row or group has at least one, unless it is all zero",
     ),
     Entry(
         f"{METRICS}/@propagated_output_mse",
@@ -241,7 +267,23 @@ TABLE: tuple[Entry, ...] = (
     ),
     # Its codes.
     Entry(f"{LAYER}/weights", "with `save=full`", presence="optional"),
-    Entry(f"{LAYER}/weights/Wq", "quantized weights, -127 to 127", "i1", ("out_features", "in_features")),
+    Entry(
+        f"{LAYER}/weights/Wq",
+        "codes of 8 bits",
+        "i1",
+        ("out_features", "in_features"),
+        presence="optional",
+        note=", from -127 to 127 where they are symmetric; with zero points, less 128",
+    ),
+    Entry(
+        f"{LAYER}/weights/Wq_packed",
+        "codes of less than 8 bits, the first of a row in its lowest bits",
+        "u1",
+        ("out_features", "byte"),
+        presence="optional",
+        since=5,
+        note="; of integers plus 2^(bits-1); of FP4 sign, exponent and mantissa",
+    ),
     # Times.
     Entry(TIMINGS, "every sample of the measured passes", presence="complete"),
     Entry(

@@ -9,7 +9,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from awq_pycuda.quant.format import Quantized
+from awq_pycuda.quant.quantized import Quantized
 from awq_pycuda.results import schema
 from awq_pycuda.results.filled import attributes, fill, write_whole
 from awq_pycuda.results.record import LayerResult, RunRecord, Timings
@@ -59,12 +59,20 @@ def _of_layer(layer: LayerResult, tolerances: Mapping[str, float]) -> dict[str, 
     if not of_row:
         values["group"] = np.arange(groups)
     values["scales/scale_b"] = quantized.steps[:, 0] if of_row else quantized.steps
+    if quantized.zero_points is not None:
+        values["scales/zero_point"] = quantized.zero_points[:, 0] if of_row else quantized.zero_points
+    if quantized.tensor_scale is not None:
+        values["scales/tensor_scale"] = quantized.tensor_scale[0]
     values["metrics"] = None  # the group is there even where a run failed before it had any
     values |= attributes("metrics/", layer.metrics)
     for stage, error in layer.verify.items():
         values |= {f"verify/@{stage}": error, f"verify/@{stage}_tolerance": float(tolerances[stage])}
     if isinstance(quantized, Quantized):
-        values["weights/Wq"] = quantized.format.pack(quantized.codes)
+        packed = quantized.format.pack(quantized.codes)
+        if quantized.format.bits == 8:
+            values["weights/Wq"] = packed
+        else:
+            values |= {"byte": np.arange(packed.shape[1]), "weights/Wq_packed": packed}
     return values
 
 

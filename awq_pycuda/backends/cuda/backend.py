@@ -26,7 +26,7 @@ from awq_pycuda.backends.host_stages import HostStages
 from awq_pycuda.kernels import table
 from awq_pycuda.kernels.variant import MAX_BLOCKS, Argument, Device, Kernel, Variant
 from awq_pycuda.quant.conventions import Convention
-from awq_pycuda.quant.format import Quantized
+from awq_pycuda.quant.quantized import Quantized
 
 T = TypeVar("T")
 
