@@ -8,7 +8,7 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,17 +28,20 @@ from awq_pycuda.options import (
     refusal,
     serve,
     share,
+    shown,
     whole,
     words,
 )
 from awq_pycuda.summary import make_console, print_line, progress
 
 if TYPE_CHECKING:  # NumPy and what stands on it take a moment to import; --help and bad input do without
+    from awq_pycuda.benchmarks.goals import Goal
     from awq_pycuda.benchmarks.places import Place
-    from awq_pycuda.benchmarks.session import Plan
+    from awq_pycuda.benchmarks.plan import Plan
     from awq_pycuda.benchmarks.shapes import Shape
 
-CASES = ("kernels", "pass", "llama7b")
+GOALS = "goals"
+CASES = ("kernels", "pass", "llama7b", GOALS)
 BACKENDS = ("auto", "cuda", "cpu")
 PEERS = ("auto", "none", "eager", "compiled", "libraries")
 # As the rows have them: those of the table of kernels, where a search runs or its weights lie, and NumPy's and Numba's.
@@ -46,6 +49,7 @@ VARIANTS = (
     *dict.fromkeys(variant.name for variant in table.VARIANTS if variant.name != ONLY),
     *("device", "host", "search on the host", "weights on the device", "weights from the host", "numpy", "numba"),
 )
+_OF_LAYERS = ("kernels", "variants", "shapes", "points", "group_size", "tile", "layers")  # keys that goals say, too
 _COPIES = 4  # of the arrays on a GPU: one for each variant of a stage, and those of the peers
 _SHAPE = re.compile(r"([1-9][0-9]{0,6})(?:x([1-9][0-9]{0,6})x([1-9][0-9]{0,6}))?")
 
@@ -64,7 +68,8 @@ class BenchOptions:
 
     case: tuple[str, ...] = option(
         "WORDS",
-        "what to measure: kernels, each alone; pass, a whole pass; llama7b, the search of such a model's layers",
+        "what to measure: kernels, each alone; pass, a whole pass; llama7b, the search of such a model's layers; "
+        "goals, by itself: every figure of one GPU that was set out to be reached",
         " or ".join(CASES),
         words(*CASES),
         ("kernels",),
@@ -159,13 +164,15 @@ def _work(arguments: Sequence[str]) -> int:
 
     from awq_pycuda.analysis.figures_bench import write_roofline
     from awq_pycuda.benchmarks import printing
+    from awq_pycuda.benchmarks.goals import reached
     from awq_pycuda.benchmarks.peers import Peers
-    from awq_pycuda.benchmarks.session import host_bytes, layer_bytes, measure
+    from awq_pycuda.benchmarks.plan import host_bytes, layer_bytes
+    from awq_pycuda.benchmarks.session import measure
     from awq_pycuda.limits import refuse_beyond_memory
     from awq_pycuda.results.bench_write import write_bench
 
-    plan = _plan(options)
-    key = f"shapes={','.join(options.shapes)}"
+    plan, goals = _plan(options)
+    key = f"case={GOALS}" if goals else f"shapes={','.join(options.shapes)}"
     on_host = host_bytes(plan) + layer_bytes(plan)
     refuse_beyond_memory(key, on_host, psutil.virtual_memory().available, "host's memory")
     place, reason = _place(options)
@@ -178,6 +185,7 @@ def _work(arguments: Sequence[str]) -> int:
                 refuse_beyond_memory(key, _COPIES * layer_bytes(plan), free, "GPU's memory")
             with progress(console) as on_progress:
                 record = measure(place, peers, plan, on_progress, signals.released())
+        record = replace(record, goals=reached(goals, record.rows))
         write_bench(out, record)
     pictures = write_roofline(record, out)
     printing.print_record(console, record)
@@ -190,19 +198,30 @@ def _work(arguments: Sequence[str]) -> int:
     return int(printing.ours_failed(record))
 
 
-def _plan(options: BenchOptions) -> Plan:
-    from awq_pycuda.benchmarks.session import Plan
+def _plan(options: BenchOptions) -> tuple[Plan, Sequence[Goal]]:
+    """What to measure, and for which goals."""
+    from awq_pycuda.benchmarks import goals
+    from awq_pycuda.benchmarks.plan import Plan, parts_of
 
-    return Plan(
-        options.case,
-        options.kernels or tuple(WORK),
-        tuple(_shape(each, options) for each in options.shapes),
-        options.layers,
-        options.seed,
-        options.noise,
-        options.seconds,
-        options.variants,
-    )
+    rest = (options.seed, options.noise, options.seconds)
+    if GOALS in options.case:
+        _refuse_beside_goals(options)
+        return Plan(goals.parts_for(goals.GOALS), goals.LAYERS, *rest), goals.GOALS
+    shapes = tuple(_shape(each, options) for each in options.shapes)
+    parts = parts_of(options.case, shapes, options.kernels or tuple(WORK), options.variants)
+    return Plan(parts, options.layers, *rest), ()
+
+
+def _refuse_beside_goals(options: BenchOptions) -> None:
+    """Goals say by themselves what is measured, so that whatever else says it is refused."""
+    if options.case != (GOALS,):
+        raise refusal(BenchOptions, "case", ",".join(options.case), f"{GOALS} stands by itself")
+    for each in fields(BenchOptions):
+        value = getattr(options, each.name)
+        if each.name in _OF_LAYERS and value != each.default:
+            raise InputError(
+                f"{each.name}={shown(value)}: case={GOALS} has its own; allowed: with case={', '.join(CASES[:-1])}"
+            )
 
 
 def _shape(text: str, options: BenchOptions) -> Shape:
@@ -225,6 +244,10 @@ def _place(options: BenchOptions) -> tuple[Place, str]:
     if options.backend == "cuda" and obstacle is not None:
         raise InputError(f"backend=cuda: {obstacle}; allowed here: auto, cpu")
     if options.backend == "cpu" or obstacle is not None:
+        if GOALS in options.case:
+            raise InputError(
+                f"case={GOALS}: is of a GPU ({obstacle or 'backend=cpu'}); allowed here: {', '.join(CASES[:-1])}"
+            )
         return CpuPlace(), f"backend cpu ({'as asked' if obstacle is None else f'auto: {obstacle}'})"
     from awq_pycuda.benchmarks.cuda_place import CudaPlace
 

@@ -1,16 +1,24 @@
 """Machines whose times are made up, so that what a benchmark makes of them can be told beforehand."""
 
+from awq_pycuda.benchmarks import ceilings, machine, session
 from awq_pycuda.benchmarks.machine import Sample
-from awq_pycuda.benchmarks.session import Plan
+from awq_pycuda.benchmarks.plan import Plan, parts_of
 from awq_pycuda.benchmarks.shapes import Shape
 from awq_pycuda.kernels.work import WORK
 
 
-def plan(**changed):
+def small(monkeypatch):
+    """Ceilings and a flush of a few megabytes."""
+    monkeypatch.setattr(ceilings, "_BYTES", 1 << 22)
+    monkeypatch.setattr(ceilings, "_SIDE", {"fp32": 256, "fp64": 256})
+    monkeypatch.setattr(machine, "_LARGEST_FLUSH", 1 << 24)
+    monkeypatch.setattr(session, "_CEILING_SECONDS", 1e-3)
+
+
+def plan(cases=("kernels",), stages=tuple(WORK), shapes=None, layers=1, variants=()):
     """A plan for a layer of 40 x 24 with 32 tokens."""
-    wanted = {"cases": ("kernels",), "stages": tuple(WORK), "layers": 1, "seed": 3, "noise": 0.5, "seconds": 1e-3}
-    wanted["shapes"] = (Shape(32, 24, 24) if "pass" in changed.get("cases", ()) else Shape(32, 40, 24, 3),)
-    return Plan(**wanted | changed)
+    own = (Shape(32, 24, 24) if "pass" in cases else Shape(32, 40, 24, 3),)
+    return Plan(parts_of(cases, shapes or own, stages, variants), layers, seed=3, noise=0.5, seconds=1e-3)
 
 
 class FakeMachine:

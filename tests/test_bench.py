@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from bench_fakes import FakeMachine, plan
+from bench_fakes import FakeMachine, plan, small
 from conftest import COMPILED
 
 from awq_pycuda import bench
 from awq_pycuda.backends.cpu import CpuBackend
-from awq_pycuda.benchmarks import ceilings, machine, models, places, printing, session
+from awq_pycuda.benchmarks import models, places, printing, session
 from awq_pycuda.benchmarks.cases import CASES, WITHIN
 from awq_pycuda.benchmarks.peers import Peers
 from awq_pycuda.benchmarks.places import CpuPlace
@@ -24,11 +24,7 @@ from awq_pycuda.results.bench_reader import read_bench
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch):
-    """Ceilings and a flush of a few megabytes."""
-    monkeypatch.setattr(ceilings, "_BYTES", 1 << 22)
-    monkeypatch.setattr(ceilings, "_SIDE", {"fp32": 256, "fp64": 256})
-    monkeypatch.setattr(machine, "_LARGEST_FLUSH", 1 << 24)
-    monkeypatch.setattr(session, "_CEILING_SECONDS", 1e-3)
+    small(monkeypatch)
 
 
 def measured(backend=None, timer=None, place=CpuPlace, **wanted):
@@ -92,7 +88,7 @@ def test_a_model_of_which_a_layer_is_left_out_has_no_times(monkeypatch):
 
 
 def test_the_models_are_cases():
-    assert set(bench.CASES) - {"kernels", "pass"} == set(models.MODELS)
+    assert set(bench.CASES) - {"kernels", "pass", "goals"} == set(models.MODELS)
 
 
 @pytest.mark.parametrize(

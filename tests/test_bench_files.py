@@ -99,8 +99,8 @@ def test_every_dataset_says_what_it_is(tmp_path):
 
 @pytest.mark.parametrize("name", ["stage", "floor_us"])
 def test_what_is_missing_is_told(tmp_path, monkeypatch, name):
-    rows = bench_write._rows
-    monkeypatch.setattr(bench_write, "_rows", lambda made: {k: v for k, v in rows(made).items() if k != name})
+    columns = bench_write._columns
+    monkeypatch.setattr(bench_write, "_columns", lambda *of: {k: v for k, v in columns(*of).items() if k != name})
     bench_write.write_bench(tmp_path / "a.h5", record())
     with pytest.raises(UnreadableError, match=f"/rows/{name} is missing"):
         read_bench(tmp_path / "a.h5")

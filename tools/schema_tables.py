@@ -22,6 +22,7 @@ SIZES = {
     "repeat": "R",
     "row": "rows",
     "sample": "samples",
+    "figure": "figures",
 }
 TOLERANCE = "_tolerance"
 

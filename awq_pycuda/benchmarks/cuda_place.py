@@ -17,7 +17,7 @@ from awq_pycuda.backends.cuda.meter import Meter
 from awq_pycuda.benchmarks.cases import CASES, OUTPUT_SEARCH, SEARCHES, case_of
 from awq_pycuda.benchmarks.ceilings import LINK, MOVES, CeilingSubject
 from awq_pycuda.benchmarks.machine import Machine, Sample
-from awq_pycuda.benchmarks.models import Layers, ModelSubject, layers_of
+from awq_pycuda.benchmarks.models import RESIDENT, STREAMED, Layers, ModelSubject, layers_of
 from awq_pycuda.benchmarks.oracle import Exact
 from awq_pycuda.benchmarks.places import KERNELS
 from awq_pycuda.benchmarks.shapes import Shape
@@ -28,7 +28,6 @@ from awq_pycuda.kernels.work import Unit, Work
 from awq_pycuda.parallel import use_threads
 from awq_pycuda.quant.conventions import Convention
 
-RESIDENT, STREAMED = "weights on the device", "weights from the host"
 DEVICE, HOST = "device", "host"  # the variants of a search, as search.where names them
 HOST_STAGES = (*SEARCHES, "compute_scale_b")  # those that search.where=host runs on the host
 _LINK_BYTES = 128 << 20
@@ -208,6 +207,10 @@ class CudaPlace:
                 if variant.runs_on(self._gpu.limits.capability)
             }
             yield {**made, "search on the host": self._entered(stack, {}, search_on_host=True)}
+
+    def preferred(self, stage: str) -> Sequence[str]:
+        """See `Place.preferred`."""
+        return (DEVICE,) if stage in SEARCHES else table.BEST.get(stage) or list(table.variants(stage))
 
     @contextmanager
     def models(

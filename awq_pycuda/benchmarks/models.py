@@ -14,6 +14,8 @@ from awq_pycuda.benchmarks.subjects import OURS, Key, Verdict, layer_of, poison_
 from awq_pycuda.kernels.work import Unit, Work
 from awq_pycuda.quant.conventions import Convention
 
+RESIDENT, STREAMED = "weights on the device", "weights from the host"
+
 Layers = Sequence[Layer[Any]]
 
 
@@ -88,7 +90,7 @@ class ModelSubject:
     def fill(self, exact: Exact) -> None:
         """See `Subject.fill`: every layer has inputs of its own, from the seed of these."""
         for index, (layer, shape) in enumerate(zip(self._layers, self._shapes, strict=True)):
-            self._last = Exact(shape, self._convention, exact.seed + 1000 * (index + 1))
+            self._last = exact.other(shape, index)
             for name in self._case.given:
                 self._backend.write(array(layer, name), self._last.given(name))
 

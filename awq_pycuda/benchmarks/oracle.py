@@ -34,17 +34,22 @@ Array = NDArray[Any]
 class Exact:
     """One set of inputs, by the names of a layer's arrays; nothing is made before it is asked for.
 
-    Every stage is given inputs from here, never another stage's outputs, so that each is judged alone. `seed` is also
-    what `init` draws from.
+    Every stage is given inputs from here, never another stage's outputs, so that each is judged alone; all ways to
+    compute it are held against one answer. `seed` is also what `init` draws from.
     """
 
     def __init__(self, shape: Shape, convention: Convention, seed: int) -> None:
         self.shape, self.convention, self.seed = shape, convention, seed
+        self._others: dict[tuple[Shape, int], Exact] = {}
 
     def given(self, name: str) -> Array:
         """The values of an array that a stage reads, as float32 or codes."""
         value: Array = getattr(self, name)
         return value
+
+    def other(self, shape: Shape, index: int) -> Exact:
+        """Inputs of a further layer, the same whenever they are asked for."""
+        return self._others.setdefault((shape, index), Exact(shape, self.convention, self.seed + 1000 * (index + 1)))
 
     def _drawn(self, which: int, rows: int, columns: int) -> Array:
         values = np.empty((rows, columns), np.float32)
@@ -156,7 +161,7 @@ class Exact:
         """(M, N) product with the dequantized weights in float64."""
         return self._product(self.weights)
 
-    @cached_property
+    @property
     def weights(self) -> Array:
         """(N, K) dequantized weights in float64."""
         codes, steps, inv_s, values = self.codes, self.steps, self.inv_s, np.empty(self.w.shape)

@@ -107,4 +107,4 @@ def pass_work(shape: Shape, layers: int) -> Work:
 def chain_weights(exact: Exact, layers: int) -> list[Array]:
     """(N, K) of each layer, of a size that keeps activations about as large from layer to layer."""
     bound = np.float32(np.sqrt(6 / exact.shape.in_features))
-    return [bound * Exact(exact.shape, exact.convention, exact.seed + 1000 * (index + 1)).w for index in range(layers)]
+    return [bound * exact.other(exact.shape, index).w for index in range(layers)]

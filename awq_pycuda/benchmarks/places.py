@@ -64,6 +64,9 @@ class Place(Protocol):
     ) -> AbstractContextManager[dict[str, list[Subject]]]:
         """By stage: its variants on one shape; their arrays live within the `with` block."""
 
+    def preferred(self, stage: str) -> Sequence[str]:
+        """Variants of a stage, beginning with the one that a run takes if it can."""
+
     def models(
         self, name: str, shape: Shape, convention: Convention, stages: Sequence[str]
     ) -> AbstractContextManager[dict[str, list[Subject]]]:
@@ -139,6 +142,10 @@ class CpuPlace:
             for case in CASES
             if case.name in stages
         }
+
+    def preferred(self, stage: str) -> Sequence[str]:
+        """See `Place.preferred`."""
+        return [*self._variants][::-1]
 
     @contextmanager
     def models(

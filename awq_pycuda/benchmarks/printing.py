@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from awq_pycuda.benchmarks.ceilings import CASE
+from awq_pycuda.benchmarks.goal_table import HEADINGS, cells
 from awq_pycuda.benchmarks.models import MODELS
 from awq_pycuda.benchmarks.subjects import OURS
 from awq_pycuda.benchmarks.timing import COLD, WARM
@@ -37,6 +38,12 @@ def print_record(console: Console, record: BenchRecord) -> None:
         of_shape = [row for row in rows if _shape(row) == shape]
         print_line(console, f"{_title(of_shape[0])} (peers: their time over ours, {COLD})")
         console.print(_table(console, of_shape, *scale))
+    if record.goals:
+        print_line(console, f"goals, {COLD}")
+        table = Table(*HEADINGS, box=table_style(console))
+        for texts in cells(record):
+            table.add_row(*map(escape, texts))
+        console.print(table)
     for line in remarks(record):
         print_line(console, line)
 

@@ -6,13 +6,11 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import asdict, replace
 
 import numpy as np
 
 from awq_pycuda import provenance
-from awq_pycuda.benchmarks.cases import SEARCHES
 from awq_pycuda.benchmarks.ceilings import CASE as CEILING
 from awq_pycuda.benchmarks.ceilings import measured
 from awq_pycuda.benchmarks.groups import Measured, measure_group
@@ -20,57 +18,19 @@ from awq_pycuda.benchmarks.limits import Ceilings, floor_us, limit_us
 from awq_pycuda.benchmarks.machine import Machine
 from awq_pycuda.benchmarks.models import MODELS
 from awq_pycuda.benchmarks.oracle import Exact
-from awq_pycuda.benchmarks.passes import PassSubject
+from awq_pycuda.benchmarks.passes import PASS, PassSubject
 from awq_pycuda.benchmarks.peers import Peers
 from awq_pycuda.benchmarks.places import KERNELS, Place
-from awq_pycuda.benchmarks.shapes import Shape
-from awq_pycuda.benchmarks.subjects import Subject, spec_for
+from awq_pycuda.benchmarks.plan import Part, Plan, convention_for
+from awq_pycuda.benchmarks.subjects import Subject
 from awq_pycuda.benchmarks.timing import COLD, WARM, Track
-from awq_pycuda.engine.arrays import kept_bytes
 from awq_pycuda.kernels.work import Work
-from awq_pycuda.quant.conventions import Convention
-from awq_pycuda.quant.format import Format
 from awq_pycuda.results.bench_record import BenchRecord, BenchRow
 
 LEAST_EFFECT = 1.1  # of the flush: without it the probe takes as long cold as warm
 _CEILING_SECONDS = 0.3
 
 Progress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What to measure.
-
-    Attributes:
-        cases: of `kernels`, `pass` and the names of `MODELS`.
-        stages: of the kernels.
-        shapes: of the layers.
-        layers: of a pass.
-        seed: of the inputs.
-        noise: see `interleave`; `seconds` for each group.
-        variants: of the stages that have them, these alone; without any, all.
-    """
-
-    cases: tuple[str, ...]
-    stages: tuple[str, ...]
-    shapes: tuple[Shape, ...]
-    layers: int
-    seed: int
-    noise: float
-    seconds: float
-    variants: tuple[str, ...] = ()
-
-    @property
-    def models(self) -> tuple[str, ...]:
-        """The models among the cases."""
-        return tuple(case for case in self.cases if case in MODELS)
-
-
-def convention_for(shape: Shape) -> Convention:
-    """The default convention with as many candidates, evenly from 0 to 1, and groups as the shape has."""
-    gammas = tuple(float(gamma) for gamma in np.linspace(0, 1, shape.candidates))
-    return Convention(gammas=gammas, quantizer=Format(shape.group_size))
 
 
 def measure(
@@ -93,8 +53,7 @@ def measure(
         on_progress: told what is going on, how many steps are done, and of how many.
         interruptible: held while it measures.
     """
-    per_shape = len(plan.stages) * (KERNELS in plan.cases) + ("pass" in plan.cases)
-    steps = 2 + len(plan.shapes) * per_shape + len(plan.models) * len(set(SEARCHES) & set(plan.stages))
+    steps = 2 + sum(part.groups for part in plan.parts)
     step = iter(range(steps))
 
     def tell(what: str) -> None:
@@ -112,13 +71,12 @@ def measure(
             subjects = [*place.ceilings(), *peers.ceilings()]
             effect = flush_effect(place)
             before = _measure_ceilings(place, subjects)
-            for shape in plan.shapes:
-                for group in _groups(place, peers, plan, shape, tell):
-                    found += _measure_subjects(place, group, plan, shape)
-            for name in plan.models:
-                for group in _model_groups(place, plan, name, tell):
-                    # No cache holds a block: there is nothing to be warm.
-                    found += _measure_subjects(place, group, plan, plan.shapes[0], (COLD,))
+            for part in plan.parts:
+                inputs = [Exact(part.shape, convention_for(part.shape), plan.seed + which) for which in range(2)]
+                # No cache holds a block of a model: there is nothing to be warm.
+                caches = (COLD,) if part.case in MODELS else (COLD, WARM)
+                for group in _groups(place, peers, part, plan.layers, tell):
+                    found += measure_group(place.machine, group, inputs, plan.noise, plan.seconds, caches)
             tell("ceilings")
             after = _measure_ceilings(place, subjects)
     except (Exception, KeyboardInterrupt) as caught:  # a fault of a GPU leaves nothing that works
@@ -136,41 +94,14 @@ def measure(
     root = {
         "created": provenance.created(),
         **provenance.made_by(place.backend),
-        "options": json.dumps(_plain(plan)),
+        "options": json.dumps(asdict(plan)),
         "flush": place.machine.flush,
         "flush_effect": effect,
         "absent": json.dumps([*place.absent, *peers.absent]),
     }
     if error is not None:
         root["error"] = f"{type(error).__name__}: {error}"
-    return BenchRecord(root, rows, error if isinstance(error, KeyboardInterrupt) else None)
-
-
-def layer_bytes(plan: Plan) -> int:
-    """What the arrays of a place take at the most; a pass has layers of its own for each set of inputs."""
-    layers = 1 + 2 * plan.layers * ("pass" in plan.cases)
-    of_shapes = [layers * _kept_bytes(shape) for shape in plan.shapes]
-    return max(*of_shapes, *(sum(map(_kept_bytes, _block(plan, name))) for name in plan.models), 0)
-
-
-def _kept_bytes(shape: Shape) -> int:
-    return kept_bytes([spec_for(shape)], convention_for(shape))
-
-
-def _block(plan: Plan, name: str) -> list[Shape]:
-    return MODELS[name].shapes(plan.shapes[0].candidates, plan.shapes[0].group_size)
-
-
-def host_bytes(plan: Plan) -> int:
-    """What the largest shape takes on the host besides: two sets of inputs, and in float64 what must come of them."""
-    found = []
-    of_models = [shape for name in plan.models for shape in _block(plan, name)]
-    for shape in (*plan.shapes, *of_models):
-        inputs, outputs = shape.tokens * shape.in_features, shape.tokens * shape.out_features
-        weights = shape.out_features * shape.in_features
-        found.append(2 * (12 * inputs + 5 * weights + 24 * outputs) + 24 * weights + 16 * outputs)
-    copies = sum(4 * shape.out_features * shape.in_features for shape in of_models)  # that are streamed from
-    return max(found) + copies
+    return BenchRecord(root, rows, stopped=error if isinstance(error, KeyboardInterrupt) else None)
 
 
 def flush_effect(place: Place) -> float:
@@ -195,41 +126,38 @@ def _measure_ceilings(place: Place, subjects: Sequence[Subject]) -> list[Measure
 
 
 def _groups(
-    place: Place, peers: Peers, plan: Plan, shape: Shape, tell: Callable[[str], None]
+    place: Place, peers: Peers, part: Part, layers: int, tell: Callable[[str], None]
 ) -> Iterator[list[Subject]]:
-    convention = convention_for(shape)
-    if KERNELS in plan.cases:
-        with place.kernels(shape, convention, plan.stages) as by_stage:
+    """The subjects of a part that compute the same, in turn."""
+    shape, convention = part.shape, convention_for(part.shape)
+    if part.case == KERNELS:
+        with place.kernels(shape, convention, part.stages) as by_stage:
             for stage, subjects in by_stage.items():
                 tell(f"{stage}, {shape}")
-                yield [*_wanted(subjects, plan), *peers.kernels(stage, shape, convention)]
-    if "pass" in plan.cases:
+                others = peers.kernels(stage, shape, convention)
+                yield [*_own(subjects, part, place.preferred(stage)), *_beside(others, part)]
+    elif part.case == PASS:
         tell(f"pass, {shape}")
         with place.backends() as backends:
-            own = [
-                PassSubject(backend, variant, shape, convention, plan.layers) for variant, backend in backends.items()
-            ]
-            yield [*_wanted(own, plan), *peers.passes(shape, convention, plan.layers)]
+            own = [PassSubject(backend, variant, shape, convention, layers) for variant, backend in backends.items()]
+            others = peers.passes(shape, convention, layers)
+            yield [*_own(own, part, place.preferred("dequantizeTiled")), *_beside(others, part)]
+    else:
+        with place.models(part.case, shape, convention, part.stages) as by_stage:
+            for stage, subjects in by_stage.items():
+                tell(f"{stage}, {part.case}")
+                yield _own(subjects, part, ())
 
 
-def _model_groups(place: Place, plan: Plan, name: str, tell: Callable[[str], None]) -> Iterator[list[Subject]]:
-    shape = plan.shapes[0]
-    with place.models(name, shape, convention_for(shape), plan.stages) as by_stage:
-        for stage, subjects in by_stage.items():
-            tell(f"{stage}, {name}")
-            yield _wanted(subjects, plan)
+def _own(subjects: Sequence[Subject], part: Part, preferred: Sequence[str]) -> list[Subject]:
+    """Those of the variants that a part asks for; all, where none of them is among these."""
+    named = {subject.key.variant.partition(",")[0]: subject for subject in subjects}
+    wanted = [name for name in preferred if name in named][:1] if part.default else part.variants
+    return [named[name] for name in named if name in wanted] or [*subjects]
 
 
-def _wanted(subjects: Sequence[Subject], plan: Plan) -> list[Subject]:
-    """Those of the variants that were asked for; all, where none of them is among these."""
-    return [each for each in subjects if each.key.variant.partition(",")[0] in plan.variants] or [*subjects]
-
-
-def _measure_subjects(
-    place: Place, subjects: Sequence[Subject], plan: Plan, shape: Shape, caches: Sequence[str] = (COLD, WARM)
-) -> list[Measured]:
-    inputs = [Exact(shape, convention_for(shape), plan.seed + which) for which in range(2)]
-    return measure_group(place.machine, subjects, inputs, plan.noise, plan.seconds, caches)
+def _beside(peers: Sequence[Subject], part: Part) -> list[Subject]:
+    return [peer for peer in peers if part.peers is None or peer.key.by in part.peers]
 
 
 def _rows(each: Measured, limits: Ceilings, machine: Machine) -> Iterator[BenchRow]:
@@ -277,7 +205,3 @@ def _warm(work: Work, cache_bytes: int) -> Work:
     moved = work.read + work.written
     share = max(0.0, 1 - cache_bytes / moved) if moved else 0.0
     return replace(work, read=share * work.read, written=share * work.written)
-
-
-def _plain(plan: Plan) -> dict[str, Any]:
-    return {**vars(plan), "shapes": [vars(shape) for shape in plan.shapes]}

@@ -123,7 +123,8 @@ class StageSubject:
 
 def poison_of(values: Array) -> Array:
     """Values that no answer holds, in shape and type of these."""
-    return np.full_like(values, np.nan if values.dtype.kind == "f" else _SENTINEL)
+    poison = np.nan if values.dtype.kind == "f" else _SENTINEL
+    return np.broadcast_to(np.asarray(poison, values.dtype), values.shape)
 
 
 def unwritten(left: Mapping[str, Array]) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,13 +80,57 @@ class BenchRow:
         return held_down(self.conditions, self.us.size)
 
 
+# What of a row counts for a goal: its time; its limit as a share of it; a peer's time over it; its error over a peer's;
+# the bytes that it reads at a ceiling, as a share of its time.
+Quantity = Literal["time", "limit", "speedup", "error", "link"]
+
+
+@dataclass(frozen=True)
+class BenchGoal:
+    """A figure that was to be reached; docs/bench.md tells every field. `row` and `peer_row` are -1 for none."""
+
+    what: str
+    quantity: Quantity
+    bound: float
+    peer: str
+    row: int
+    peer_row: int
+
+
 @dataclass(frozen=True)
 class BenchRecord:
-    """Everything that a benchmark's file holds: attributes of the file, and its rows in the order printed.
+    """Everything that a benchmark's file holds: attributes of the file, its rows in the order printed, and goals.
 
     `stopped`, which is not stored, is what the user stopped it by.
     """
 
     root: Mapping[str, str | int | float | bool]
     rows: Sequence[BenchRow]
+    goals: Sequence[BenchGoal] = ()
     stopped: KeyboardInterrupt | None = None
+
+    def measured(self, goal: BenchGoal) -> float:
+        """The figure of a goal, in microseconds or as a ratio; NaN where it was not measured."""
+        if goal.row < 0 or (goal.peer and goal.peer_row < 0):
+            return math.nan
+        row, peer = self.rows[goal.row], self.rows[goal.peer_row]
+        if row.impossible or not row.us.size or (goal.peer and not peer.us.size):
+            return math.nan
+        match goal.quantity:
+            case "time":
+                return row.median_us
+            case "limit":
+                return row.of_limit
+            case "speedup":
+                return peer.median_us / row.median_us
+            case "error":
+                return row.error / peer.error
+            case "link":
+                return float(peer.us.min()) * row.read / peer.read / row.median_us
+
+    def reached(self, goal: BenchGoal) -> bool | None:
+        """Whether a goal is reached; None where there is no bound, or nothing was measured."""
+        found = self.measured(goal)
+        if math.isnan(found) or math.isnan(goal.bound):
+            return None
+        return found <= goal.bound if goal.quantity in ("time", "error") else found >= goal.bound

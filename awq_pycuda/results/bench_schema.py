@@ -8,10 +8,11 @@ from awq_pycuda.results import schema
 from awq_pycuda.results.schema import Entry
 
 NAME = "awq_pycuda_bench"
-VERSION = 2
+VERSION = 3
 
 ROWS = "/rows"
 SAMPLES = "/samples"
+GOALS = "/goals"
 _ROW = ("row",)
 _OF_RUNS = ("created", "backend", "device", "versions", "git_commit", "git_dirty", "kernels_sha256")
 
@@ -69,6 +70,27 @@ TABLE: tuple[Entry, ...] = (
         Entry(f"{SAMPLES}/{name}", f"{what}, right after; NaN where nothing told it", "f8", ("sample",), units)
         for name, units, what in schema.TOLD
     ),
+    Entry(GOALS, "the figures that were to be reached; of `case=goals`, else empty", since=3),
+    Entry(f"{GOALS}/figure", "index of the figure", "i8", ("figure",), since=3),
+    Entry(f"{GOALS}/what", "what was to be measured", "str", ("figure",), since=3),
+    Entry(
+        f"{GOALS}/quantity",
+        "what of it counts: `time`, in us; `limit`, as a share of it; `speedup`, the peer's time over it; `error`, "
+        "over the peer's; `link`, the bytes that it reads at that ceiling, as a share of its time",
+        "str",
+        ("figure",),
+        since=3,
+    ),
+    Entry(
+        f"{GOALS}/bound",
+        "the most that `time` and `error` may be, the least that others must be; NaN: no goal, it is told beside them",
+        "f8",
+        ("figure",),
+        since=3,
+    ),
+    Entry(f"{GOALS}/peer", "what it is held against: a peer or ceiling; empty without", "str", ("figure",), since=3),
+    Entry(f"{GOALS}/row", "the row that has it; -1 where it was not measured", "i8", ("figure",), since=3),
+    Entry(f"{GOALS}/peer_row", "the row of the peer or ceiling; -1 for none", "i8", ("figure",), since=3),
     *(replace(each, since=1) for each in schema.TABLE if each.path == schema.DIGEST),
 )
 

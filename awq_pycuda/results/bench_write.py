@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +23,22 @@ def write_bench(path: Path, record: BenchRecord) -> None:
     """
 
     def filling(file: h5py.File) -> None:
-        for group, values in ((bench_schema.ROWS, _rows(record)), (bench_schema.SAMPLES, _samples(record))):
+        found = {
+            bench_schema.ROWS: _columns(bench_schema.ROWS, "row", record.rows),
+            bench_schema.SAMPLES: _samples(record),
+            bench_schema.GOALS: _columns(bench_schema.GOALS, "figure", record.goals),
+        }
+        for group, values in found.items():
             fill(file.create_group(group), bench_schema, group, values)
 
     write_whole(path, bench_schema, record.root, filling)
 
 
-def _rows(record: BenchRecord) -> dict[str, Any]:
-    values: dict[str, Any] = {"row": np.arange(len(record.rows))}
+def _columns(group: str, scale: str, records: Sequence[Any]) -> dict[str, Any]:
+    values: dict[str, Any] = {scale: np.arange(len(records))}
     for each in bench_schema.TABLE:
-        if each.parent == bench_schema.ROWS and not each.is_scale:
-            column = [getattr(row, each.name) for row in record.rows]
+        if each.parent == group and not each.is_scale:
+            column = [getattr(record, each.name) for record in records]
             values[each.name] = np.array(column, h5py.string_dtype() if each.type == "str" else each.type)
     return values
 
