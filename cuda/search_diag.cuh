@@ -18,6 +18,8 @@ static_assert(QMAX >= 1 && QMAX <= 127, "QMAX is 1 to 127: -128 is never used, s
 constexpr float LARGEST = QMAX;
 constexpr float LARGEST_FLOAT = 3.402823466e38f;
 constexpr float SMALLEST_FLOAT = 1.401298464e-45f;
+// Steps in float are at least this, so that 1 / step stays finite; smaller ones end among the sums that are made again.
+constexpr float SMALLEST_NORMAL = 1.175494351e-38f;
 // Squares of float errors lose bits below 2^-126: a smaller sum of them than this is made again in double.
 constexpr float TRUSTED_SUM = 8.077935669e-28f;  // 2^-90
 

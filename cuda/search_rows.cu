@@ -123,7 +123,6 @@ extern "C" __global__ void __launch_bounds__(MAXIMA_THREADS, MAXIMA_BLOCKS)
 
 constexpr int COLUMN_THREADS = 256;
 constexpr int BLOCKS = COLUMNS * CHUNK > 40 ? 1 : 2;  // of a multiprocessor: for what a thread keeps in registers
-constexpr float SMALLEST_NORMAL = 1.175494351e-38f;
 
 // Blocks: chunks fastest, then channels, then rows. `partial` is (candidates, blocks of channels and rows).
 extern "C" __global__ void __launch_bounds__(COLUMN_THREADS, BLOCKS)
@@ -176,7 +175,6 @@ extern "C" __global__ void __launch_bounds__(COLUMN_THREADS, BLOCKS)
 #pragma unroll
             for (int u = 0; u < TOGETHER; ++u) {
                 const int i = first + u * COLUMN_THREADS;
-                // A normal number, so that 1 / step stays finite; smaller ones end among the sums that are made again.
                 const float step = fmaxf(step_of(largest[u]), SMALLEST_NORMAL);
                 if (i < padded) steps[i] = make_float2(step, 1.0f / step);
             }

@@ -128,7 +128,10 @@ SEARCHES = [
     # Blocks for 132 multiprocessors: as many as run at a time, one or two on each.
     (4096, 4096, 4096, "rows", {"CHUNK": 20, "COLUMNS": 4, "rows_of_block": 125, "blocks": 4 * 33, "makers": 4}),
     (8192, 8192, 8192, "rows", {"CHUNK": 20, "COLUMNS": 4, "rows_of_block": 249, "blocks": 8 * 33, "makers": 6}),
-    (1024, 1024, 1024, "rows", {"CHUNK": 10, "COLUMNS": 2, "rows_of_block": 16, "blocks": 2 * 64, "parts": 8}),
+    (1024, 2048, 2048, "rows", {"CHUNK": 10, "COLUMNS": 2, "rows_of_block": 32, "blocks": 4 * 32, "parts": 16}),
+    (1024, 1024, 1024, "narrow", {"CHUNK": 10, "rows_of_block": 8, "blocks": 128}),
+    (130, 36, 36, "narrow", {"CHUNK": 10, "rows_of_block": 4, "blocks": 33}),
+    (1 << 20, 1024, 1024, "narrow", {"CHUNK": 10, "rows_of_block": 228}),
     (130, 1024, 128, "groups", {"CHUNK": 10, "COLUMNS": 4, "rows_of_block": 9, "blocks": 15}),
     (130, 576, 128, "groups", {"COLUMNS": 4}),  # the last group is not full
     (130, 576, 64, "groups", {"CHUNK": 20, "COLUMNS": 2}),

@@ -73,6 +73,7 @@ def test_the_products_use_the_instructions_they_claim(tmp_path, stage, entry, na
 
 
 SEARCHES = [
+    ("narrow", {"row_errors": (REDUX, 4 * 5)}),  # the largest of a warp for four rows and 5 candidates
     # 8 x 5 maxima of 16 channels, two at a time; the error of two rows, 12 candidates and 4 channels, and its square.
     ("rows", {"row_maxima": (VIMNMX3, 8 * 5 * 16 // 2), "column_errors": (FFMA, 2 * 12 * 4 * 2)}),
     ("groups", {"group_errors": (REDUX, 2 * 10)}),  # the largest of a warp for two rows and 10 candidates

@@ -39,6 +39,7 @@ _COLUMN_THREADS = 256  # of a block whose threads own channels
 _MULTIPROCESSORS = 132
 _TILE_ROWS, _TILE_CHANNELS, _PADDING = 64, 128, 4  # of row_maxima
 _MOST_ROWS = 512  # that a thread sums up in float
+_WHOLE = 4 * _COLUMN_THREADS  # channels of a row that a block of `narrow` holds whole
 
 
 def _even(items: int, across: int, at_once: int, largest: int, more: int, least: int = 1) -> int:
@@ -81,6 +82,16 @@ def _most_rows(v: Values) -> int:
     return min(_MOST_ROWS, (1 << 16) // (16 * v["CHUNK"]) * 2)
 
 
+def _of_whole_rows(v: Values) -> int:
+    return blocks_of(v["out_features"], v["rows_of_block"])
+
+
+def _whole_rows(v: Values) -> int:
+    """Of a block: as many turns as make the last of the blocks done soonest."""
+    turns, largest = blocks_of(v["out_features"], v["ROWS"]), v["MOST_ROWS"] // v["ROWS"]
+    return v["ROWS"] * _even(turns, blocks_of(v["candidates"], v["CHUNK"]), 2 * _MULTIPROCESSORS, largest, 4)
+
+
 def _column_blocks(v: Values) -> int:
     return blocks_of(v["in_features"], _COLUMN_THREADS * v["COLUMNS"])
 
@@ -113,12 +124,58 @@ def _errors_shared(v: Values) -> int:
     return 4 * v["AHEAD"] * _COLUMN_THREADS * v["COLUMNS"] + 8 * v["CHUNK"] * _most_rows(v)
 
 
+def _unless(able: Callable[[Values], bool], takes: str) -> Callable[[Values], str | None]:
+    """Why a variant refuses sizes of which this is not so; nothing before there are any."""
+
+    def refuses(v: Values) -> str | None:
+        if "in_features" not in v or able(v):
+            return None
+        return f"takes {takes}, not {v['in_features']} in groups of {v['group_size']}"
+
+    return refuses
+
+
 # Of each candidate: a block for every 1,024 channels, if one multiprocessor each has room for all.
 MAKERS: dict[str, Callable[[Values], int]] = {
     "makers": lambda v: max(1, min(blocks_of(v["in_features"], 1024), _MULTIPROCESSORS // v["candidates"]))
 }
 
 DIAG_SEARCH = (
+    Variant(
+        stage="search_diag",
+        name="narrow",
+        file="search_narrow.cu",
+        help="one step per row of at most 1,024 input channels, a multiple of 4: a block holds whole rows",
+        kernels=(
+            CANDIDATES,
+            Kernel(
+                "row_errors",
+                arguments(
+                    *_SEARCHED,
+                    *_FOUND,
+                    "int out_features",
+                    "int in_features",
+                    "int candidates",
+                    "int rows_of_block",
+                ),
+                grid=_by_chunks(_of_whole_rows),
+            ),
+        ),
+        macros={"THREADS": 1024, "ROWS": 4, "MOST_ROWS": 256},
+        parameters={"QMAX": QMAX, "CHUNK": Parameter(range(1, 11), compiled=(5, 10, 7))},
+        derived={
+            "CHUNK": _chunk(lambda v: 10),
+            "rows_of_block": _whole_rows,
+            "blocks": _of_whole_rows,
+            **MAKERS,
+        },
+        scratch=_SEARCH_SCRATCH,
+        tolerance=1e-5,
+        refuses=_unless(
+            lambda v: v["in_features"] % 4 == 0 and v["group_size"] >= v["in_features"] <= _WHOLE,
+            f"one group of a multiple of 4 input channels, at most {_WHOLE}",
+        ),
+    ),
     Variant(
         stage="search_diag",
         name="rows",
@@ -179,10 +236,9 @@ DIAG_SEARCH = (
         },
         scratch={**_SEARCH_SCRATCH, "maxima": lambda v: 4 * v["parts"] * v["out_features"] * v["candidates"]},
         tolerance=1e-5,
-        refuses=lambda v: (
-            f"takes one group of a multiple of 4 input channels, not {v['in_features']} in groups of {v['group_size']}"
-            if v["in_features"] % 4 or v["group_size"] < v["in_features"]
-            else None
+        refuses=_unless(
+            lambda v: v["in_features"] % 4 == 0 and v["group_size"] >= v["in_features"],
+            "one group of a multiple of 4 input channels",
         ),
     ),
     Variant(
@@ -221,10 +277,9 @@ DIAG_SEARCH = (
         },
         scratch=_SEARCH_SCRATCH,
         tolerance=1e-5,
-        refuses=lambda v: (
-            f"takes groups of 32, 64 or 128 in rows of a multiple of 4, not {v['group_size']} in {v['in_features']}"
-            if v["in_features"] % 4 or v["group_size"] not in (32, 64, 128)
-            else None
+        refuses=_unless(
+            lambda v: v["in_features"] % 4 == 0 and v["group_size"] in (32, 64, 128),
+            "a multiple of 4 input channels in groups of 32, 64 or 128",
         ),
     ),
     Variant(
