@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 import compile_kernels
 
 CUDA = resource_dir("cuda")
-H100 = Device((9, 0), 227 * 1024)
+H100, NEWER = Device((9, 0), 227 * 1024, 80 << 30), Device((10, 0), 227 * 1024, 180 << 30)
 SIGNATURE = re.compile(r'extern "C" __global__ void (?:__\w+__\([^)]*\) )*(\w+)\( ?([^)]*)\)')
 BLOCKED = table.find("dequantizeTiled", "blocked")
 ALL = (*table.VARIANTS, *bench_table.VARIANTS)
@@ -172,9 +172,9 @@ OBSTACLES = [
     ({"group_multiple": 32}, {"group_size": 48}, H100, "takes groups of a multiple of 32 input channels, not 48"),
     ({"group_multiple": 32}, {"group_size": 48, "groups": 1, "in_features": 48}, H100, None),
     ({"group_multiple": 32}, {"group_size": 64}, H100, None),
-    ({"capability": (9, 0)}, {}, Device((8, 6), 0), "needs a GPU of compute capability 9.0 or later, not 8.6"),
-    ({"capability": (9, 0)}, {}, Device((10, 0), 0), None),
-    ({"capability": (9, 0), "suffix": "a"}, {}, Device((10, 0), 0), "needs a GPU of compute capability 9.0, not 10.0"),
+    ({"capability": (9, 0)}, {}, Device((8, 6), 0, 0), "needs a GPU of compute capability 9.0 or later, not 8.6"),
+    ({"capability": (9, 0)}, {}, NEWER, None),
+    ({"capability": (9, 0), "suffix": "a"}, {}, NEWER, "needs a GPU of compute capability 9.0, not 10.0"),
     ({"capability": (9, 0), "suffix": "a"}, {}, H100, None),
     ({}, {"tokens": MAX_INT, "TILE": 32}, None, None),
 ]
@@ -188,9 +188,9 @@ def test_what_a_variant_cannot_do_and_why(change, values, device, obstacle):
 def test_more_shared_memory_than_the_device_has():
     kernel = dataclasses.replace(BLOCKED.kernels[0], shared_bytes=lambda v: 1024 * v["TILE"] * v["MICRO"])
     variant = dataclasses.replace(BLOCKED, kernels=(kernel,))
-    assert variant.obstacle({"TILE": 16}, Device((8, 6), 64 * 1024)) is None
+    assert variant.obstacle({"TILE": 16}, Device((8, 6), 64 * 1024, 8 << 30)) is None
     beyond = "needs 69632 bytes of shared memory in a block, the GPU gives 65536"
-    assert variant.obstacle({"TILE": 17}, Device((8, 6), 64 * 1024)) == beyond
+    assert variant.obstacle({"TILE": 17}, Device((8, 6), 64 * 1024, 8 << 30)) == beyond
 
 
 def test_a_kernel_that_the_device_cannot_run_is_refused_in_one_line(monkeypatch):
@@ -199,11 +199,11 @@ def test_a_kernel_that_the_device_cannot_run_is_refused_in_one_line(monkeypatch)
     choices = {"accum_stats": "deterministic", "dequantizeTiled": "tiled"}
     for device, why in (((8, 0), "needs a GPU"), ((9, 0), "takes groups of a multiple of 16")):
         with pytest.raises(InputError, match=rf"^matmul\.kernel=tiled: {why}.*; allowed here: blocked$"):
-            settle_variants(choices, 16, 24, Device(device, 0))
+            settle_variants(choices, 16, 24, Device(device, 0, 0))
     assert settle_variants(choices, 16, 32, H100) == (choices, [])
 
 
-OLDER, OLDEST = Device((8, 6), 99 * 1024), Device((7, 5), 64 * 1024)
+OLDER, OLDEST = Device((8, 6), 99 * 1024, 24 << 30), Device((7, 5), 64 * 1024, 8 << 30)
 NO_GROUPS = "{} takes groups of a multiple of 32 input channels, not 24"
 TOO_OLD = "{} needs a GPU of compute capability {}, not {}"
 AUTOMATIC = [

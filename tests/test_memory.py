@@ -16,10 +16,13 @@ from awq_pycuda.engine.memory import required_bytes
 from awq_pycuda.engine.pipeline import Pipeline
 from awq_pycuda.engine.spec import spec_of
 from awq_pycuda.errors import InputError
+from awq_pycuda.kernels.variant import Device
 from awq_pycuda.layers.files import load_layers
 from awq_pycuda.layers.inputs import LayerSpec, Uniform, plan_layers
 from awq_pycuda.limits import refuse_beyond_memory
 from awq_pycuda.parallel import _pool, map_row_blocks, use_threads, working_elements
+
+H100 = Device((9, 0), 227 * 1024, 80 << 30)
 
 
 class Counting(CpuBackend):
@@ -95,7 +98,7 @@ def test_no_run_takes_more_of_the_host_than_estimated(compose, shape, overrides)
     layers, others = SHAPES[shape]
     spec = replace(spec_of(compose("timing=once", "threads=1", *overrides, *others)), layers=layers)
     with use_threads(spec.threads):
-        _, estimate = required_bytes(spec, on_device=False)
+        _, estimate = required_bytes(spec, device=None)
     assert peak_of(spec) <= 1.1 * estimate + 300_000  # Python's own objects
 
 
@@ -124,7 +127,7 @@ RUNS = [
 def test_the_estimate_is_within_10_percent_of_the_peak(compose, overrides):
     spec = spec_of(compose("timing=once", "threads=1", *overrides))
     with use_threads(spec.threads):
-        _, estimate = required_bytes(spec, on_device=False)
+        _, estimate = required_bytes(spec, device=None)
     assert 0.9 <= peak_of(spec) / estimate <= 1.1
 
 
@@ -179,17 +182,28 @@ def test_a_layer_file_s_arrays_are_counted_before_they_are_read(compose, monkeyp
 def test_a_device_s_part_is_the_arrays_and_the_largest_workspace(compose):
     spec = spec_of(compose("n=64", "tokens=40000", "layers=2", "matmul=blocked"))
     kept = kept_bytes(spec.layers, spec.convention)
-    device, _ = required_bytes(spec, on_device=True)
+    device, _ = required_bytes(spec, device=H100)
     partial_sums = 2 * 8 * 19 * 64  # in float64 over the tokens in 19 parts, of |x| and of x²
     error_sums = 16 * 1024
     assert device - kept == partial_sums > error_sums
     spec = spec_of(
         compose("n=64", "tokens=40000", "layers=2", "matmul=blocked", "stats=atomic")
     )  # which adds up in place
-    device, _ = required_bytes(spec, on_device=True)
+    device, _ = required_bytes(spec, device=H100)
     assert device - kept == error_sums
     spec = spec_of(compose("n=64", "tokens=2000", "layers=2", "matmul=digits"))
     kept = kept_bytes(spec.layers, spec.convention)
-    device, _ = required_bytes(spec, on_device=True)
+    device, _ = required_bytes(spec, device=H100)
     tokens, rows = 2304, 256  # of whole tiles: four digits of 128 bytes and two units, and the codes
     assert device - kept == tokens * (4 * 128 + 8) + rows * 128
+
+
+def test_the_workspace_of_the_search_by_the_output_follows_the_device_s_memory(compose):
+    overrides = ("tokens=512", "layers=1", "matmul=digits", "search=output", f"gammas={[i / 20 for i in range(20)]}")
+    spec = spec_of(compose("n=8192", *overrides))
+    most, fewer = (required_bytes(spec, replace(H100, memory_bytes=gib << 30))[0] for gib in (80, 8))
+    # Two digits of each weight; beside them the maxima of 64 pieces of a row, its step, and 12 bytes.
+    of_one = 2 * 8192**2 + 8192 * (4 * 64 + 4 + 12)
+    assert 20 * of_one < (80 << 30) // 16
+    assert 3 * of_one < (8 << 30) // 16 < 4 * of_one
+    assert most - fewer == (20 - 3) * of_one

@@ -10,6 +10,7 @@ from test_device_search import DEVICES, convention, layer_of, on_each, same_but_
 from awq_pycuda.backends.choose import settle_search
 from awq_pycuda.backends.cpu import CpuBackend
 from awq_pycuda.config import Objective
+from awq_pycuda.engine.memory import kernel_sizes
 from awq_pycuda.engine.verify import relative_error
 from awq_pycuda.kernels import table
 from awq_pycuda.kernels.variant import Device
@@ -19,7 +20,9 @@ from awq_pycuda.quant.quantized import Quantized, dequantize, quantize, steps_of
 from awq_pycuda.quant.search import candidates
 
 STAGE = "search_output"
-H100, OLDER, OLDEST = Device((9, 0), 227 * 1024), Device((8, 6), 99 * 1024), Device((7, 5), 64 * 1024)
+GIB = 1 << 30
+H100 = Device((9, 0), 227 * 1024, 80 * GIB)
+OLDER, OLDEST = Device((8, 6), 99 * 1024, 24 * GIB), Device((7, 5), 64 * 1024, 8 * GIB)
 
 
 def exact_curve(spec, scales, form):
@@ -134,18 +137,27 @@ def test_a_candidate_that_overflows_loses_quietly(name, variant):
     assert (s == 1).all()
 
 
+def of_one_candidate(variant, sizes):
+    """Bytes of scratch that one more candidate of a round takes."""
+    values = variant.complete({**sizes, "memory_bytes": 0})
+    one, two = (sum(size({**values, "chunk": chunk}) for size in variant.scratch.values()) for chunk in (1, 2))
+    return two - one
+
+
 @pytest.mark.parametrize("name", DEVICES)
 @pytest.mark.parametrize("variant", LAYERS)
-def test_candidates_in_several_rounds_are_those_of_one(name, variant):
+def test_the_curve_does_not_depend_on_the_memory_of_the_device(name, variant, monkeypatch):
     spec, chosen = small(variant), convention(6, 32, objective=Objective.output)
     expected = searched(make_backend(name, **{STAGE: variant}), spec, chosen)
-    backend = make_backend(name, **{STAGE: variant})
-    (whole,) = backend._variants[STAGE]
-    halved = dataclasses.replace(whole, derived={**whole.derived, "chunk": lambda values: 4})
-    assert len(list(halved.launches({"candidates": 6, "chunk": 4}))) > len(halved.kernels)
-    backend._variants[STAGE] = [halved]
-    for one, other in zip(searched(backend, spec, chosen), expected, strict=True):
-        assert same_bits(one, other)
+    found, sizes = table.find(STAGE, variant), kernel_sizes(spec, chosen)
+    for chunk, rounds in ((4, 2), (1, 6)):
+        backend = make_backend(name, **{STAGE: variant})
+        device = dataclasses.replace(backend.limits, memory_bytes=16 * chunk * of_one_candidate(found, sizes))
+        values = found.complete({**sizes, "memory_bytes": device.memory_bytes})
+        assert (values["chunk"], found.rounds(values)) == (chunk, rounds)
+        monkeypatch.setattr(type(backend), "limits", property(lambda _, device=device: device))
+        for one, other in zip(searched(backend, spec, chosen), expected, strict=True):
+            assert same_bits(one, other)
 
 
 @pytest.mark.parametrize("name", DEVICES)
@@ -178,14 +190,17 @@ def test_what_cannot_take_the_digits_falls_back_and_says_why():
 
 def test_a_round_takes_as_many_candidates_as_its_memory_allows():
     variant = table.find(STAGE, "digits")
-    for side, points, chunk, rounds in (
-        (1024, 20, 20, 1),
-        (4096, 20, 20, 1),
-        (8192, 20, 8, 3),
-        (32768, 3, 1, 3),
-        (4096, 22, 22, 1),
-        (8192, 11, 8, 2),
+    for memory, side, points, chunk, rounds in (
+        (80, 1024, 20, 20, 1),
+        (80, 8192, 20, 20, 1),
+        (80, 8192, 64, 32, 2),
+        (24, 4096, 20, 20, 1),
+        (24, 8192, 20, 10, 2),
+        (24, 32768, 3, 1, 3),
+        (24, 4096, 22, 22, 1),
+        (24, 8192, 13, 8, 2),
+        (8, 8192, 20, 3, 7),
     ):
         sizes = {"tokens": 512, "out_features": side, "in_features": side, "group_size": side, "candidates": points}
-        values = variant.complete(sizes)
+        values = variant.complete({**sizes, "memory_bytes": memory * GIB})
         assert (values["chunk"], variant.rounds(values)) == (chunk, rounds)

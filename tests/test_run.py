@@ -17,6 +17,7 @@ from awq_pycuda.backends.cpu import CpuBackend
 from awq_pycuda.config import ALLOWED
 from awq_pycuda.engine import execution
 from awq_pycuda.errors import InputError
+from awq_pycuda.kernels.variant import Device
 from awq_pycuda.sweeps.hydra_errors import groups
 
 SMALL = ("n=24", "layers=2", "backend=cpu")
@@ -231,6 +232,7 @@ def test_memory_is_refused_beyond_80_percent_of_what_is_free(cli, monkeypatch, t
 @pytest.mark.parametrize(("where", "arrays"), [("auto", 0), ("host", 3)])
 def test_a_device_s_own_memory_is_checked_before_the_host_s(cli, monkeypatch, where, arrays):
     # A CPU backend that says what a GPU's would; the arrays then do not count against the host, the weights do.
+    monkeypatch.setattr(CpuBackend, "limits", Device((9, 0), 227 * 1024, 2**40))
     monkeypatch.setattr(CpuBackend, "available_bytes", lambda self: 2**20)
     overrides = ("backend=cpu", "threads=1", "matmul=blocked", f"search.where={where}")
     code, _, err = cli(*overrides)

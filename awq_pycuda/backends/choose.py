@@ -110,7 +110,7 @@ def settle_search(stage: str, layers: Sequence[Mapping[str, int]], device: Devic
     for sizes in layers:
         better = []
         for variant in table.candidates(stage):
-            obstacle = variant.obstacle(variant.complete(sizes), device)
+            obstacle = variant.obstacle(variant.complete({**sizes, "memory_bytes": device.memory_bytes}), device)
             if obstacle is None:
                 break
             better.append(f"{variant.name} {obstacle}")

@@ -86,7 +86,7 @@ def validate(config: Config) -> Prepared:
     key = f"inputs.path={config.inputs.path}" if isinstance(config.inputs, FileInputs) else f"n={config.n}"
     with run.at_work() as backend:
         free = backend.available_bytes()
-        device, host = required_bytes(run.spec, on_device=free is not None)
+        device, host = required_bytes(run.spec, backend.limits)
     if free is not None:
         refuse_beyond_memory(key, device, free, "GPU's memory")
     refuse_beyond_memory(key, host, psutil.virtual_memory().available, "host's memory")

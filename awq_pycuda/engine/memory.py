@@ -7,6 +7,7 @@ from awq_pycuda.engine.arrays import kept_bytes
 from awq_pycuda.engine.spec import RunSpec
 from awq_pycuda.engine.verify import checked_elements
 from awq_pycuda.kernels import table
+from awq_pycuda.kernels.variant import Device
 from awq_pycuda.layers.inputs import LayerSpec
 from awq_pycuda.parallel import host_threads, product_rows, working_elements
 from awq_pycuda.quant.conventions import Convention
@@ -16,19 +17,19 @@ from awq_pycuda.quant.format import Format
 _DRAWN_AT_ONCE, _DRAWING_BYTES = 1 << 16, 32
 
 
-def required_bytes(run: RunSpec, on_device: bool) -> tuple[int, int]:
+def required_bytes(run: RunSpec, device: Device | None) -> tuple[int, int]:
     """Memory that a run takes at its peak, in bytes, with the host threads that are set.
 
     Beside the arrays that the run keeps there is only what one step of one layer makes: the largest such step counts.
 
     Args:
         run: what is to run.
-        on_device: whether the arrays live on a device with memory of its own.
+        device: whose memory the arrays live in; None for the host.
 
     Returns:
         What the run takes of the device, and of the host.
     """
-    specs, convention = run.layers, run.convention
+    specs, convention, on_device = run.layers, run.convention, device is not None
     searching = not on_device or run.search is SearchPlace.host
     kept = kept_bytes(specs, convention)
     step = max(_host_step(spec, convention, searching, on_device) for spec in specs)
@@ -37,9 +38,9 @@ def required_bytes(run: RunSpec, on_device: bool) -> tuple[int, int]:
     codes = sum(spec.out_features * spec.in_features for spec in specs) if run.save is Save.full else 0
     blocks = max(_kept_blocks(spec, convention, searching, on_device) for spec in specs)
     steps = [step, checking, 2 * codes]  # in the end codes are in the file's image and in its bytes, too
-    if on_device:
+    if device is not None:
         read = sum(_read_on_host(spec, convention.quantizer, run.verify, searching) for spec in specs)
-        return kept + max(_scratch(spec, run) for spec in specs), read + results + blocks + max(steps)
+        return kept + max(_scratch(spec, run, device) for spec in specs), read + results + blocks + max(steps)
     steps += [_stage(spec) for spec in specs]
     return 0, kept + results + max(blocks + max(steps), *(_drawing(spec) for spec in specs))
 
@@ -137,16 +138,16 @@ def kernel_sizes(spec: LayerSpec, convention: Convention) -> dict[str, int]:
     }
 
 
-def _scratch(spec: LayerSpec, run: RunSpec) -> int:
+def _scratch(spec: LayerSpec, run: RunSpec, device: Device) -> int:
     """What the kernels of one stage share between them: the workspace of the stage that needs most."""
-    sizes = kernel_sizes(spec, run.convention)
+    sizes = {**kernel_sizes(spec, run.convention), "memory_bytes": device.memory_bytes}
     search = None if run.search is SearchPlace.host else table.SEARCHES[run.convention.objective.name]
     stages = [stage for stage in table.stages() if stage == search or stage not in table.BY_SIZES]
     needed = [0]
     for stage in stages:
         for variant in table.candidates(stage, run.variants.get(stage)):
             values = variant.complete(sizes) if variant.scratch else {}
-            if not variant.scratch or variant.obstacle(values) is None:
+            if not variant.scratch or variant.obstacle(values, device) is None:
                 needed.append(sum(nbytes(values) for nbytes in variant.scratch.values()))
                 break
     return max(needed)

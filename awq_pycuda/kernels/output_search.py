@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 from awq_pycuda.kernels.launches import QMAX, arguments, blocks_of
 from awq_pycuda.kernels.searches import CANDIDATES, MAKERS
 from awq_pycuda.kernels.variant import Kernel, Values, Variant
 
+Scratch: TypeAlias = dict[str, Callable[[Values], int]]  # bytes of arrays, by name
+
 # As in search_output.cuh and search_output_digits.cuh.
 _WARPS, _STEP_ROWS, _STEP_CANDIDATES, _AT_ONCE = 8, 8, 4, 4
 _PIECE_ROWS, _PIECE_CANDIDATES = 8, 8
 _WIDE_THREADS = 1024  # of a block that has all tokens of its channels
-_ROUND_BYTES = 5 << 28  # of what a round's candidates take, unless one alone takes more
+_ROUND_SHARE = 16  # a round's candidates take a sixteenth of the device's memory, unless one alone takes more
 # For digits: over so many their roundings average out.
 _FEWEST_ROWS, _FEWEST_CHANNELS, _FEWEST_NUMBERS = 128, 64, 16384
 _MOST_CHANNELS = (1 << 16) - 1  # whose sums do not overflow
@@ -66,11 +68,15 @@ _STEPS = Kernel(
 )
 
 
-def _chunk(bytes_of_one: Callable[[Values], int]) -> Callable[[Values], int]:
-    """Candidates of a round: rounds of one size, as far as they go, and as few as the memory allows."""
+def _chunk(of_one: Scratch) -> Callable[[Values], int]:
+    """Candidates of a round: rounds of one size, as far as they go, and as few as the device's memory allows.
+
+    Args:
+        of_one: bytes of each array that one candidate of a round takes.
+    """
 
     def chunk(v: Values) -> int:
-        most = max(1, _ROUND_BYTES // bytes_of_one(v))
+        most = max(1, v["memory_bytes"] // _ROUND_SHARE // sum(nbytes(v) for nbytes in of_one.values()))
         fair = blocks_of(v["candidates"], blocks_of(v["candidates"], most))
         full = blocks_of(fair, _AT_ONCE) * _AT_ONCE  # so that no warp goes without
         return full if full <= min(most, v["candidates"]) else fair
@@ -86,12 +92,21 @@ def _steps_of_one(v: Values) -> int:
     return 4 * v["out_features"] * _groups(v)
 
 
-_SCRATCH: dict[str, Callable[[Values], int]] = {
+def _of_round(of_one: Scratch) -> Scratch:
+    """The same arrays for all candidates of a round."""
+
+    def of_all(nbytes: Callable[[Values], int]) -> Callable[[Values], int]:
+        return lambda v: v["chunk"] * nbytes(v)
+
+    return {name: of_all(nbytes) for name, nbytes in of_one.items()}
+
+
+_SCRATCH: Scratch = {
     "candidate_s": lambda v: 4 * v["candidates"] * v["in_features"],
     "importance": lambda v: 8 * v["candidates"] * v["in_features"],
     "partial": lambda v: 8 * v["candidates"] * v["blocks"],
-    "steps": lambda v: v["chunk"] * _steps_of_one(v),
 }
+_STEPS_OF_ONE: Scratch = {"steps": _steps_of_one}
 
 
 def _depths(v: Values) -> int:
@@ -105,6 +120,15 @@ def _token_tiles(v: Values) -> int:
 def _digits_of_one(v: Values) -> int:
     """Bytes of a candidate's digits: two for each weight, padded."""
     return v["row_tiles"] * _depths(v) * 2 * v["ROWS"] * v["DEPTH"]
+
+
+_DIGITS_OF_ONE: Scratch = {
+    **_STEPS_OF_ONE,
+    "pieces": lambda v: 4 * v["out_features"] * _depths(v) if v["joined"] else 4,
+    "base": lambda v: 8 * v["out_features"],
+    "over_base": lambda v: 4 * v["out_features"],
+    "d_digits": _digits_of_one,
+}
 
 
 def _together(v: Values) -> int:
@@ -215,21 +239,18 @@ def _by_digits(name: str, help_: str, product: Kernel, width: int, **more: Any) 
             "row_tiles": lambda v: blocks_of(v["out_features"], _together(v)) * _together(v) // v["ROWS"],
             **MAKERS,
             "joined": _joined,
-            "chunk": _chunk(lambda v: _digits_of_one(v) + _steps_of_one(v)),
+            "chunk": _chunk(_DIGITS_OF_ONE),
             "blocks": lambda v: v["row_tiles"] * blocks_of(v["tokens"], width) * _WARPS,
         },
         scratch={
             **_SCRATCH,
+            **_of_round(_DIGITS_OF_ONE),
             "peak": lambda v: 4 * v["in_features"],
             "x_digits": lambda v: _token_tiles(v) * _depths(v) * 2 * v["TOKENS"] * v["DEPTH"],
-            "pieces": lambda v: 4 * v["chunk"] * v["out_features"] * _depths(v) if v["joined"] else 4,
             "unit": lambda v: 4 * v["in_features"],
             "reaches": _steps_of_one,
             "factor": lambda v: 4 * v["candidates"] * v["in_features"],
             "tops": lambda v: 12 * v["candidates"] * _groups(v),
-            "base": lambda v: 8 * v["chunk"] * v["out_features"],
-            "over_base": lambda v: 4 * v["chunk"] * v["out_features"],
-            "d_digits": lambda v: v["chunk"] * _digits_of_one(v),
         },
         tolerance=1e-5,
         unit="int8 matrix",
@@ -302,12 +323,12 @@ _PLAIN = Variant(
     parameters={"QMAX": QMAX},
     derived={
         **MAKERS,
-        "chunk": _chunk(_steps_of_one),
+        "chunk": _chunk(_STEPS_OF_ONE),
         "blocks": lambda v: (
             blocks_of(v["tokens"], v["TILE"] * v["MICRO"]) * blocks_of(v["out_features"], v["TILE"] * v["MICRO"])
         ),
     },
-    scratch=_SCRATCH,
+    scratch={**_SCRATCH, **_of_round(_STEPS_OF_ONE)},
     tolerance=1e-5,
     unit="fp64",
     rounds=_rounds,

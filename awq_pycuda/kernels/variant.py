@@ -18,10 +18,17 @@ WALK_THREADS = 256  # of the kernels that walk an index space
 
 @dataclass(frozen=True)
 class Device:
-    """What decides whether a kernel can run: compute capability, and bytes of shared memory that a block may have."""
+    """What decides whether a kernel can run, and how.
+
+    Attributes:
+        capability: compute capability.
+        shared_bytes: of shared memory that a block may have.
+        memory_bytes: of memory in all, whatever else lies there.
+    """
 
     capability: Capability
     shared_bytes: int
+    memory_bytes: int
 
 
 _DTYPES = {"float*": "float32", "double*": "float64", "signed char*": "int8", "int*": "int32"}

@@ -57,7 +57,7 @@ class Gpu:
     device: HostDevice
     sources: Path
     multiprocessors = 1  # so that a kernel which strides over its work soon has to
-    limits = variant.Device((9, 0), 227 << 10)
+    limits = variant.Device((9, 0), 227 << 10, 80 << 30)
 
     @contextmanager
     def current(self) -> Iterator[None]:

@@ -322,6 +322,7 @@ class CudaBackend(HostStages[ManagedArray]):
         """The first of these variants that can do these sizes; of one alone it is told why it cannot."""
         arrays = {name: value for name, value in given.items() if isinstance(value, ManagedArray)}
         numbers = {name: value or 0 for name, value in given.items() if not isinstance(value, ManagedArray)}
+        numbers |= {"multiprocessors": self._gpu.multiprocessors, "memory_bytes": self.limits.memory_bytes}
         shapes = {name: array.shape for name, array in arrays.items()}
         for variant in variants:
             values = variant.complete({**self._parameters, **variant.sizes(shapes), **numbers})
@@ -338,7 +339,6 @@ class CudaBackend(HostStages[ManagedArray]):
         alone = [each for each, *others in self._variants.values() if not others]
         others = [each.source({**each.defaults(), **self._parameters}) for each in alone]
         module, *_ = load(self._gpu, [source, *others])
-        values |= {"multiprocessors": self._gpu.multiprocessors}
         scratch = self._scratch({name: nbytes(values) for name, nbytes in variant.scratch.items()})
         values |= {name: array.pointer for name, array in arrays.items()}
         values |= {name: pointer for name, (pointer, _) in scratch.items()}
@@ -367,6 +367,7 @@ class CudaBackend(HostStages[ManagedArray]):
         offsets = [0, *itertools.accumulate(-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes.values())]
         if self._workspace_bytes < offsets[-1]:
             self._bound.clear()  # their scratch lies in what goes now
+            self._workspace = None  # before another one is there beside it
             self._workspace, self._workspace_bytes = cuda.mem_alloc(offsets[-1]), offsets[-1]
         base = int(self._workspace or 0)
         return {name: (base + offset, size) for offset, (name, size) in zip(offsets, sizes.items(), strict=False)}

@@ -39,7 +39,7 @@ class Gpu:
     def limits(self) -> Device:
         """What decides which kernels can run."""
         shared_bytes = self.device.get_attribute(_ATTRIBUTES.MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)
-        return Device(self.device.compute_capability(), int(shared_bytes))
+        return Device(self.device.compute_capability(), int(shared_bytes), int(self.device.total_memory()))
 
     @property
     def multiprocessors(self) -> int:
