@@ -9,8 +9,10 @@ import pytest
 from test_pipeline import Kept
 
 from awq_pycuda import analyze, bench
-from awq_pycuda.benchmarks import models
+from awq_pycuda.benchmarks import goals, models
 from awq_pycuda.benchmarks.cases import SEARCHES
+from awq_pycuda.benchmarks.goals import Goal
+from awq_pycuda.benchmarks.shapes import Shape
 from awq_pycuda.kernels import bench_table, table
 from awq_pycuda.kernels.work import WORK
 from awq_pycuda.results.bench_reader import read_bench
@@ -117,6 +119,30 @@ def test_a_model_is_searched_with_its_weights_on_the_device_and_streamed(tmp_pat
     assert all(row.state == "timed" and row.error <= row.tolerance for row in rows)
     variants = {"weights on the device", "weights from the host"}
     assert {(row.stage, row.variant) for row in rows} == set(itertools.product(SEARCHES, variants))
+
+
+def test_goals_are_measured_by_what_a_run_takes_by_default(tmp_path, monkeypatch, place):
+    monkeypatch.setitem(models.MODELS, "llama7b", models.Model(2, ((1, 96, 96),), 96, 40))
+    shape, model = Shape(160, 96, 128, 3), Shape(40, 96, 96, 3)
+    wanted = [
+        *(Goal("kernels", stage, shape, "time", 1e6) for stage in (*SEARCHES, "accum_stats", "quantize_awq", "init")),
+        Goal("kernels", "dequantizeTiled", shape, "time", 1e6),
+        Goal("kernels", "dequantizeTiled", shape, "speedup", 5, "cuBLAS fp32"),
+        Goal("pass", "pass", Shape(96, 96, 96, 3), "time", 1e6),
+        *(Goal("llama7b", stage, model, "time", 1e6, variant=models.RESIDENT) for stage in SEARCHES),
+        Goal("llama7b", "compute_s", model, "link", 0, "link", models.STREAMED),
+    ]
+    monkeypatch.setattr(goals, "GOALS", wanted)
+    path = tmp_path / "one.h5"
+    assert bench.main(["backend=cuda", "case=goals", "seconds=0.01", "peers=none", f"out={path}"]) == 0
+    record = read_bench(path)
+    asked = [goal.quantity == "speedup" for goal in record.goals]
+    assert [record.reached(goal) for goal in record.goals] == [None if of_peer else True for of_peer in asked]
+    variants = {(row.case, row.stage): row.variant for row in record.rows}
+    default = place.preferred("dequantizeTiled")
+    assert variants["kernels", "dequantizeTiled"] in default
+    assert variants["pass", "pass"] == f"{variants['kernels', 'dequantizeTiled']}, 3 layers"
+    assert variants["kernels", "compute_s"] == "device"
 
 
 def test_a_run_holds_what_the_gpu_told(compose, place):
