@@ -5,7 +5,6 @@ from __future__ import annotations
 from awq_pycuda.config import Objective, Save, SearchPlace
 from awq_pycuda.engine.arrays import kept_bytes
 from awq_pycuda.engine.spec import RunSpec
-from awq_pycuda.engine.verify import checked_elements
 from awq_pycuda.kernels import table
 from awq_pycuda.kernels.variant import Device
 from awq_pycuda.layers.inputs import LayerSpec
@@ -116,14 +115,15 @@ def _checking(spec: LayerSpec, convention: Convention) -> int:
     """verify: what the oracle has in float64, by its steps."""
     m, n, k = spec.tokens, spec.out_features, spec.in_features
     rows = min(n, product_rows(n) * host_threads())
+    means = 3 * working_elements((m, k))
     product = m * k + m * n + rows * k
-    compared = m * n + 4 * checked_elements((m, n))
-    codes = 5 * checked_elements((n, k))
+    compared = m * n + 4 * working_elements((m, n))
+    codes = 5 * working_elements((n, k))
     # Of each row of weights what it is, its codes and what rounding takes from them, and where ties are; its steps.
-    curve = 4 * checked_elements((n, k)) + 5 * checked_elements((n, k)) * convention.quantizer.groups(k) // k
+    curve = 4 * working_elements((n, k)) + 5 * working_elements((n, k)) * convention.quantizer.groups(k) // k
     if convention.objective is Objective.output:
-        curve = m * k + rows * (4 * k + m)
-    return 8 * max(product, compared, codes, curve)
+        curve += m * k + m * working_elements((n, k)) // k
+    return 8 * max(means, product, compared, codes, curve)
 
 
 def kernel_sizes(spec: LayerSpec, convention: Convention) -> dict[str, int]:

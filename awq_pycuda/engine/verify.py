@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from awq_pycuda.config import Normalization, Objective
-from awq_pycuda.parallel import host_threads, map_numbers, product_by_blocks, product_rows
+from awq_pycuda.parallel import map_row_blocks, product_by_blocks
 from awq_pycuda.quant.conventions import Convention
 from awq_pycuda.quant.format import Format
 from awq_pycuda.quant.quantized import Quantized
 from awq_pycuda.quant.search import SearchResult
 
-T = TypeVar("T")
-
-_AT_ONCE = 1 << 17  # elements that a thread works on in float64: three such arrays about fill a core's cache
 _SMALLEST_STEP = float(np.finfo(np.float32).smallest_subnormal)
 _SMALLEST_NORMAL = float(np.finfo(np.float32).smallest_normal)
 TIE_MARGIN = 1e-3  # a code may differ by one where the exact value is this close to a rounding tie
@@ -41,21 +38,6 @@ class VerificationError(RuntimeError):
     """A stage is further from the float64 oracle than its tolerance."""
 
 
-def _block_rows(shape: Sequence[int]) -> int:
-    return max(1, _AT_ONCE // max(1, shape[1]))
-
-
-def checked_elements(shape: Sequence[int]) -> int:
-    """Elements of the blocks of a matrix that are at work at one time where its rows are looked at for themselves."""
-    return min(shape[0], _block_rows(shape) * host_threads()) * shape[1]
-
-
-def _by_rows(work: Callable[[slice], T], shape: Sequence[int], rows: int | None = None) -> list[T]:
-    """`work` on blocks of the rows of a matrix, so many at a time or as many as stay in a core's cache, by threads."""
-    size = rows or _block_rows(shape)
-    return map_numbers(lambda number: work(slice(number * size, (number + 1) * size)), -(-shape[0] // size))
-
-
 def _as_rows(values: NDArray[Any]) -> NDArray[Any]:
     """The same values in two dimensions."""
     return values if values.ndim == 2 else values.reshape(1, -1)
@@ -75,7 +57,7 @@ def relative_error(value: NDArray[Any], exact: NDArray[Any]) -> float:
         error = difference / np.maximum(np.abs(exactly), _SMALLEST_NORMAL)
         return float(np.max(np.where((exactly == 0) & (difference > 0), np.inf, error)))
 
-    return float(np.max(_by_rows(of_rows, wanted.shape)))
+    return float(np.max(map_row_blocks(of_rows, wanted.shape)))
 
 
 def frobenius_error(value: NDArray[Any], exact: NDArray[Any]) -> float:
@@ -88,7 +70,7 @@ def frobenius_error(value: NDArray[Any], exact: NDArray[Any]) -> float:
         size = np.maximum(np.abs(exactly), _SMALLEST_NORMAL).ravel()
         return float(off @ off), float(size @ size)
 
-    error, norm = np.sqrt(np.sum(_by_rows(of_rows, wanted.shape), axis=0))
+    error, norm = np.sqrt(np.sum(map_row_blocks(of_rows, wanted.shape), axis=0))
     return float(error / norm)
 
 
@@ -113,7 +95,7 @@ def exact_means(x: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float6
         own = np.abs(x[rows].astype(np.float64))
         return np.array([own.sum(axis=0), np.square(own).sum(axis=0)])
 
-    abs_mean, sq_mean = np.sum(_by_rows(of_rows, x.shape), axis=0) / len(x)
+    abs_mean, sq_mean = np.sum(map_row_blocks(of_rows, x.shape), axis=0) / len(x)
     return abs_mean, sq_mean
 
 
@@ -124,7 +106,7 @@ def exact_steps(w: NDArray[Any], s: NDArray[Any], form: Format) -> NDArray[np.fl
     def of_rows(rows: slice) -> NDArray[np.float64]:
         return _steps_for(np.abs(_grouped(w[rows], form) * factors).max(axis=2), form)
 
-    return np.concatenate(_by_rows(of_rows, w.shape))
+    return np.concatenate(map_row_blocks(of_rows, w.shape))
 
 
 def exact_levels(w: NDArray[Any], s: NDArray[Any], steps: NDArray[Any], form: Format) -> NDArray[np.float64]:
@@ -214,12 +196,9 @@ def exact_curve(
         if x is None:  # of whose rounding the sign does not matter
             np.abs(weights, out=weights)
         space = np.empty((2, *weights.shape))
-        of_each = zip(factors, importance, strict=True)
-        return np.array([_squares(weights, space, s, a, form, x) for s, a in of_each])
+        return np.array([_squares(weights, space, *each, form, x) for each in zip(factors, importance, strict=True)])
 
-    # In blocks, since there are many times as many candidates as fit a cache; of products they are larger.
-    by_rows = _by_rows(of_rows, w.shape, None if x is None else product_rows(len(w)))
-    exact, lowered, raised, units = np.sum(by_rows, axis=0).T / (1 if x is None else len(w))
+    exact, lowered, raised, units = np.sum(map_row_blocks(of_rows, w.shape), axis=0).T / (1 if x is None else len(w))
     if x is not None:
         exact, lowered, raised = exact / len(x), lowered / len(x), raised / len(x)
     return Curve(np.maximum(0, exact - lowered), exact + raised, np.sqrt(units))
@@ -256,9 +235,8 @@ def _squares(
     # one size that know nothing of each other make in an output the sum of their squares.
     units = float(np.sum(np.maximum(largest / form.largest, _SMALLEST_NORMAL) ** 2 @ importance.sum(axis=1)))
     if x is None:
-        np.square(off, out=off)
-        of_groups = np.matmul(off.transpose(1, 0, 2), importance[:, :, None])[:, :, 0]
-        return float(np.sum(of_groups.T * steps**2)), 0.0, 0.0, units
+        of_groups = np.einsum("rgk,rgk,gk->rg", off, off, importance)
+        return float(np.sum(of_groups * steps**2)), 0.0, 0.0, units
     # Of `diag` a tie changes nothing: what rounding takes from a code only changes its sign. In an output it meets the
     # others. Rounded up it can only go down, and down only up.
     rows, groups, within = np.nonzero(np.abs(off) > 0.5 - TOLERANCES["error_curve"])
@@ -314,7 +292,7 @@ def code_errors(quantized: Quantized[NDArray[Any]], w: NDArray[Any], s: NDArray[
         difference = np.abs(rounded.clip(-form.largest, form.largest) - _grouped(codes[rows], form))
         return int(np.count_nonzero((difference > 0) & ~near_tie)), int(np.count_nonzero(difference > 1))
 
-    off_tie, off_by_more = np.sum(_by_rows(of_rows, w.shape), axis=0)
+    off_tie, off_by_more = np.sum(map_row_blocks(of_rows, w.shape), axis=0)
     return int(off_tie), int(off_by_more)
 
 
