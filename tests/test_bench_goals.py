@@ -14,7 +14,7 @@ from test_bench_files import record, row, written
 from awq_pycuda import bench
 from awq_pycuda.backends.cpu import CpuBackend
 from awq_pycuda.benchmarks import goals, models, session
-from awq_pycuda.benchmarks.goal_table import cells
+from awq_pycuda.benchmarks.goal_table import ceilings, cells, conditions
 from awq_pycuda.benchmarks.goals import GOALS, Goal, parts_for, reached
 from awq_pycuda.benchmarks.peers import Peers
 from awq_pycuda.benchmarks.places import CpuPlace
@@ -94,7 +94,7 @@ def with_goals():
     rows = [
         replace(made.rows[0], read=4e3, us=np.full(9, 8.0), error=2e-7),
         row([4.0] * 9, by="torch", error=1e-7),
-        row([2.0] * 9, stage="link", case="ceiling", read=2e3),
+        row([2.0] * 9, stage="link", case="ceiling", read=2e3, operations=0.0),
         made.rows[2],
     ]
     return BenchRecord(
@@ -124,6 +124,16 @@ def test_goals_come_back_as_they_were_written(tmp_path):
         ("failed", "at most 8 us", "not measured: y: 1 of 8 elements unwritten", "-"),
         ("alone", "at least 1 times as fast as torch", "not measured", "-"),
     ]
+
+
+def test_a_line_tells_where_and_under_which_ceilings():
+    made = with_goals()
+    faster = replace(made.rows[2], us=np.full(9, 1e-3), operations=4e6, stage="int8 matrix")
+    slower = replace(made.rows[2], us=np.full(9, 4.0))
+    root = {**made.root, "versions": '{"nvcc": "13.0"}', "git_commit": "0123456789"}
+    found = replace(made, root=root, rows=[*made.rows, slower, faster])
+    assert conditions(found) == "a GPU, 1,980 MHz, nvcc 13.0, commit 01234567"
+    assert ceilings(found) == "link 1.26 GB/s, int8 matrix 4,000 TOP/s"
 
 
 def test_a_file_of_version_2_has_no_goals(tmp_path):

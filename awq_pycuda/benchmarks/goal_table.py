@@ -6,7 +6,8 @@ import json
 import math
 from collections.abc import Iterator
 
-from awq_pycuda.results.bench_record import BenchGoal, BenchRecord
+from awq_pycuda.benchmarks.ceilings import CASE as CEILING
+from awq_pycuda.results.bench_record import BenchGoal, BenchRecord, BenchRow
 from awq_pycuda.spread import percent
 
 HEADINGS = ("figure", "goal", "measured", "reached")
@@ -23,14 +24,35 @@ def cells(record: BenchRecord) -> Iterator[tuple[str, str, str, str]]:
 def conditions(record: BenchRecord) -> str:
     """Where all of it was measured: the device, its clock while samples were taken, and versions; one line."""
     clocks = [clock for row in record.rows for clock in row.conditions.get("sm_clock", ()) if math.isfinite(clock)]
-    clock = (
-        [f"{min(clocks):,.0f} to {max(clocks):,.0f} MHz" if min(clocks) < max(clocks) else f"{min(clocks):,.0f} MHz"]
-        if clocks
-        else []
-    )
+    ends = dict.fromkeys(f"{end(clocks):,.0f}" for end in (min, max) if clocks)
+    clock = [f"{' to '.join(ends)} MHz"] if ends else []
     device, versions = (json.loads(str(record.root[name])) for name in ("device", "versions"))
     libraries = [f"{name} {versions[name]}" for name in ("nvcc", "torch") if name in versions]
-    return ", ".join([str(device["name"]), *clock, *libraries, f"commit {str(record.root['git_commit'])[:8]}"])
+    commit = str(record.root["git_commit"])[:8]
+    return ", ".join([str(device["name"]), *clock, *libraries, *([f"commit {commit}"] if commit else [])])
+
+
+def ceilings(record: BenchRecord) -> str:
+    """The highest of each kind, in one line."""
+    best: dict[str, BenchRow] = {}
+    for row in record.rows:
+        if row.case == CEILING and row.us.size and (row.stage not in best or rate(row) > rate(best[row.stage])):
+            best[row.stage] = row
+    found = []
+    for stage, row in best.items():
+        prefix, value = ("T", rate(row) / 1e6) if rate(row) >= 1e6 else ("G", rate(row) / 1e3)
+        found.append(f"{stage} {value:{'.3g' if value < 1e3 else ',.0f'}} {prefix}{rate_unit(row)}")
+    return ", ".join(found)
+
+
+def rate(row: BenchRow) -> float:
+    """What a ceiling's shortest sample did in a microsecond: operations, or bytes where it does none."""
+    return (row.operations or row.read + row.written) / float(row.us.min())
+
+
+def rate_unit(row: BenchRow) -> str:
+    """What the rate of a ceiling counts, by the second."""
+    return "B/s" if not row.operations else "OP/s" if row.stage.startswith("int") else "FLOP/s"
 
 
 def _asked(goal: BenchGoal) -> str:

@@ -106,6 +106,14 @@ class Peers:
         """Launches on this stream from now on; None: on PyTorch's own."""
         self._stream = stream
 
+    def versions(self) -> dict[str, str]:
+        """Of the library that the peers are made with."""
+        if not self._there:
+            return {}
+        import torch
+
+        return {"torch": str(torch.__version__)}
+
     def ceilings(self) -> list[Subject]:
         """The rates of the library behind PyTorch: what a peer reaches is no more than possible."""
         if not self._there:

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from awq_pycuda.benchmarks.ceilings import CASE
-from awq_pycuda.benchmarks.goal_table import HEADINGS, cells
+from awq_pycuda.benchmarks.goal_table import HEADINGS, cells, rate, rate_unit
 from awq_pycuda.benchmarks.models import MODELS
 from awq_pycuda.benchmarks.subjects import OURS
 from awq_pycuda.benchmarks.timing import COLD, WARM
@@ -82,12 +82,7 @@ def remarks(record: BenchRecord) -> list[str]:
 
 
 def _ceiling(row: BenchRow, prefix: str, factor: float) -> str:
-    fastest = float(row.us.min())
-    if not row.operations:
-        rate = (row.read + row.written) / fastest / factor
-        return f"ceiling {row.stage}: {rate:.3g} {prefix}B/s, {row.variant}"
-    unit = "OP" if row.stage.startswith("int") else "FLOP"
-    return f"ceiling {row.stage}: {row.operations / fastest / factor:.3g} {prefix}{unit}/s, {row.variant}"
+    return f"ceiling {row.stage}: {rate(row) / factor:.3g} {prefix}{rate_unit(row)}, {row.variant}"
 
 
 def _shape(row: BenchRow) -> tuple[object, ...]:

@@ -91,9 +91,11 @@ def measure(
             f"cold times: the flush has no effect (an array is read in {effect:.2f} of its time without)"
         )
         rows = [row for row in rows if row.cache != COLD or row.case in (CEILING, *MODELS)]
+    made_by = provenance.made_by(place.backend)
     root = {
         "created": provenance.created(),
-        **provenance.made_by(place.backend),
+        **made_by,
+        "versions": json.dumps(json.loads(str(made_by["versions"])) | peers.versions()),
         "options": json.dumps(asdict(plan)),
         "flush": place.machine.flush,
         "flush_effect": effect,

@@ -20,7 +20,7 @@ TABLE: tuple[Entry, ...] = (
     Entry("/@schema", f"`{NAME}`", "str"),
     Entry("/@schema_version", f"the version of this layout, {VERSION}", "i8"),
     *(each for each in schema.TABLE if each.parent == "/" and each.name in _OF_RUNS),
-    Entry("/@options", "JSON: the keys of the command", "str"),
+    Entry("/@options", "JSON: what was to be measured, part by part, and the keys that hold for all of it", "str"),
     Entry("/@error", "only where it could not go on: type and message", "str", presence="optional"),
     Entry("/@flush", "how the cache was emptied before a cold sample", "str"),
     Entry("/@flush_effect", "time to read a small array after the flush, over the time without; must be above 1", "f8"),
