@@ -95,9 +95,10 @@ class Save(Enum):
 
 @dataclass
 class InputsConfig:
-    """Common base of the input kinds, so that group files can be typed."""
+    """Common base of the input kinds, so that group files can be typed; `holdout` is a share of the tokens."""
 
     kind: str = MISSING
+    holdout: float = 0.0
 
 
 @dataclass
@@ -217,6 +218,7 @@ ALLOWED: dict[str, str] = {
     "save": _choices(Save),
     "verify": "true, false",
     "inputs.kind": "what inputs=... sets: synthetic, outliers, file",
+    "inputs.holdout": "a share of the tokens, from 0 to below 1",
     "inputs.weight_scale": _choices(WeightScale),
     "inputs.channels": "a share of the input channels, above 0 and at most 1",
     "inputs.factor_min": "a number above 0, at most inputs.factor_max",
@@ -317,6 +319,7 @@ def check(config: Config) -> None:
     if isinstance(config.inputs, FileInputs) and config.inputs.path == MISSING:
         raise InputError(f"inputs.path: has no value; allowed: {ALLOWED['inputs.path']}")
     need("inputs.kind", config.inputs.kind, lambda kind: kind == type(config.inputs).kind)
+    need("inputs.holdout", config.inputs.holdout, lambda share: 0 <= share < 1)
     if isinstance(config.inputs, OutlierInputs):
         inputs = config.inputs
         need("inputs.channels", inputs.channels, lambda share: 0 < share <= 1)

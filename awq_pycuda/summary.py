@@ -90,8 +90,15 @@ def removed_from(layer: LayerResult) -> float:
     return error_removed(figure(layer, "output_mse"), figure(layer, "rtn_output_mse"))
 
 
+def _removed_held_out(layer: LayerResult) -> float:
+    """The same on held-out tokens."""
+    return error_removed(figure(layer, "held_out_output_mse"), figure(layer, "held_out_rtn_output_mse"))
+
+
 def _print_quality(console: Console, layers: Sequence[LayerResult]) -> None:
     removed = [removed_from(layer) for layer in layers]
+    held_out = [_removed_held_out(layer) for layer in layers]
+    has_held_out = not all(map(math.isnan, held_out))
     ratios = {name: [figure(layer, name) for layer in layers] for name in ("rtn_output_sqnr_db", "output_sqnr_db")}
     rows = [
         [
@@ -99,6 +106,7 @@ def _print_quality(console: Console, layers: Sequence[LayerResult]) -> None:
             f"{layer.search.gamma_chosen:g}",
             *(_decibels(values[index]) for values in ratios.values()),
             percent(removed[index]),
+            *([percent(held_out[index])] if has_held_out else []),
         ]
         for index, layer in enumerate(layers)
     ]
@@ -107,7 +115,8 @@ def _print_quality(console: Console, layers: Sequence[LayerResult]) -> None:
     if len(layers) > 1:
         medians = (_decibels(Spread.of(values).median) for values in ratios.values())
         totals["all (median)"] = ["", "", *medians, percent(overall.median)]
-    headings = ["out x in", "gamma", "RTN dB", "AWQ dB", "error removed"]
+        totals["all (median)"] += [percent(Spread.of(held_out).median)] if has_held_out else []
+    headings = ["out x in", "gamma", "RTN dB", "AWQ dB", "error removed", *(["held out"] if has_held_out else [])]
     _print_table(console, "Error", headings, [layer.name for layer in layers], rows, totals)
     if overall.count > 1:
         spread = f"median of {overall.count} layers, quartiles {percent_range(overall)}"

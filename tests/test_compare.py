@@ -45,7 +45,7 @@ def verdicts(comparison):
 
 @pytest.mark.parametrize("repeats", [1, 2, 3, 20])
 def test_a_set_against_itself_is_the_same(tmp_path, repeats):
-    path = make_run(tmp_path / "0", f"timing.repeats={repeats}")
+    path = make_run(tmp_path / "0", f"timing.repeats={repeats}", "inputs.holdout=0.5")
     vary(path, tmp_path / "1", {"seed": 1}, slower=1.7)
     vary(path, tmp_path / "again", slower=3)
     result = compared(tmp_path, tmp_path)
@@ -206,9 +206,13 @@ def test_which_end_of_a_metric_is_the_good_one():
     assert {metric: metric_verdict(metric, one, two, 0) for metric in COMPARED} == {
         "output_sqnr_db": "better",
         "rtn_output_sqnr_db": "better",
+        "held_out_output_sqnr_db": "better",
+        "held_out_rtn_output_sqnr_db": "better",
         "propagated_sqnr_db": "better",
         "output_mse": "worse",
         "rtn_output_mse": "worse",
+        "held_out_output_mse": "worse",
+        "held_out_rtn_output_mse": "worse",
         "propagated_output_mse": "worse",
         "weight_mse": "differs",
         "saturated_fraction": "differs",

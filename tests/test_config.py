@@ -198,7 +198,7 @@ def test_the_hash_is_of_the_config_as_the_user_writes_it(compose):
         "threads": None,
         "save": "full",
         "verify": True,
-        "inputs": {"kind": "synthetic", "weight_scale": "he"},
+        "inputs": {"kind": "synthetic", "holdout": 0.0, "weight_scale": "he"},
         "quant": {
             "group_size": 4,
             "bits": 8,

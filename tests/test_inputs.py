@@ -38,6 +38,37 @@ def test_a_file_without_activations_gets_tokens_or_n_of_them(compose, tmp_path, 
     assert second.activations is None
 
 
+@pytest.mark.parametrize(("holdout", "kept"), [(0, 8), (0.25, 6), (0.3, 6), (0.9, 1)])
+def test_the_last_tokens_of_a_file_are_held_out(compose, tmp_path, holdout, kept):
+    x = np.arange(24.0).reshape(8, 3)
+    save(tmp_path / "a.npz", **{"000__weight": np.ones((5, 3)), "000__activations": x, "001__weight": np.ones((2, 5))})
+    given = ("inputs=file", f"inputs.path={tmp_path / 'a.npz'}", f"inputs.holdout={holdout}")
+    first, second = plan_layers(compose(*given))
+    assert np.array_equal(first.activations, x[:kept])
+    assert [(spec.tokens, spec.held_out_tokens) for spec in (first, second)] == [(kept, 8 - kept)] * 2
+    assert second.held_out is None
+    assert first.held_out is None if holdout == 0 else np.array_equal(first.held_out, x[kept:])
+
+
+def test_held_out_tokens_are_drawn_apart(compose):
+    given = ("n=4", "tokens=10", "layers=2", "seed=9", "inputs=outliers", "inputs.holdout=0.2")
+    first, second = plan_layers(compose(*given))
+    salient = Salient(9, 0, 0.01, 10, 100)
+    assert first.activations == Uniform(8, 4, 9, 0, 1, None, salient)
+    assert first.held_out == Uniform(2, 4, 9, 2**33, 1, None, salient)
+    assert (second.held_out, second.held_out_tokens) == (None, 2)
+
+
+@pytest.mark.parametrize(("holdout", "held_out"), [(0.01, 0), (0.99, 8)])
+def test_a_share_that_leaves_a_layer_no_token_is_refused(compose, tmp_path, holdout, held_out):
+    save(tmp_path / "a.npz", **{"000__weight": np.ones((5, 3)), "000__activations": np.ones((8, 3))})
+    config = compose("inputs=file", f"inputs.path={tmp_path / 'a.npz'}", f"inputs.holdout={holdout}")
+    with pytest.raises(InputError) as refused:
+        plan_layers(config)
+    told = f"of 8 tokens of layer 000 that is {held_out}; allowed: a share of the tokens, from 0 to below 1"
+    assert str(refused.value) == f"inputs.holdout={holdout}: {told}"
+
+
 def test_a_layer_with_activations_sets_the_tokens_of_those_that_follow(compose, tmp_path):
     tensors = {"000__weight": np.ones((5, 3)), "000__activations": np.ones((6, 3)), "001__weight": np.ones((2, 5))}
     tensors |= {"002__weight": np.ones((4, 8)), "002__activations": np.ones((9, 8)), "003__weight": np.ones((1, 4))}

@@ -57,6 +57,13 @@ SHAPES = {
     "vectors": (chained(2, 30_000, 2, 2), ()),
     "layers": (chained(60, *[60] * 20), ()),
     "shapes": (chained(128, 100, 300, 50, 700, 20), ()),
+    "held-out tokens": (
+        [
+            replace(layer, held_out_tokens=4000, held_out=layer.activations and uniform(4000, 400))
+            for layer in chained(100, 400, 400, 60)
+        ],
+        (),
+    ),
     "own activations": ([LayerSpec(str(k), 900, uniform(5, k), uniform(900, k)) for k in (200, 300)], ()),
 }
 

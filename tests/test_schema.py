@@ -91,7 +91,7 @@ RUNS = {
     "plain": [],
     "all of it": ["save=full", "verify=true", "quant.group_size=8"],
     "by output": ["search=output", "verify=true"],
-    "few bits": ["save=full", "quant=int4_g128", "quant.symmetric=false"],
+    "few bits": ["save=full", "quant=int4_g128", "quant.symmetric=false", "inputs.holdout=0.3"],
     "FP4": ["save=full", "quant=nvfp4"],
 }
 
@@ -214,5 +214,5 @@ assert both["divergence"].attrs == {{"units": "nats", "description": "a hypothet
 
 def test_metrics_of_a_run_are_those_of_the_table(real):
     for layer in read(real).layers:
-        assert set(layer.metrics) == {entry.name for entry in schema.metrics()}
+        assert set(layer.metrics) == {entry.name for entry in schema.metrics() if entry.presence == "complete"}
         assert np.isfinite(list(layer.metrics.values())).all()

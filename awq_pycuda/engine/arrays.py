@@ -66,6 +66,13 @@ def layer_arrays(specs: Sequence[LayerSpec], index: int, convention: Convention)
         arrays["x"] = Array((m, k))
     if spec.bias is not None:
         arrays["bias"] = Array((n,))
+    if spec.held_out_tokens:
+        held_out = (spec.held_out_tokens, n)
+        arrays["held-out y"] = arrays["held-out reference"] = Array(held_out, shared=True)
+        if spec.held_out is not None:
+            arrays["held-out x"] = Array((spec.held_out_tokens, k))
+        if index + 1 < len(specs) and specs[index + 1].held_out is None:
+            arrays["held-out out"] = Array(held_out)
     # The same chain of layers without quantization, for the error that has come through it.
     if spec.activations is None:
         arrays["chain output"] = Array((m, n), shared=True)
@@ -82,18 +89,32 @@ def kept_bytes(specs: Sequence[LayerSpec], convention: Convention) -> int:
     return own + sum(array.nbytes for _, array in shared)
 
 
+@dataclass(frozen=True)
+class HeldOut(Generic[H]):
+    """The tokens that a layer was not quantized on: `x` (M, K); `y` and `reference` (M, N) are work space.
+
+    `out` (M, N) is where the next layer of the chain takes them from, None where it brings its own.
+    """
+
+    x: H
+    y: H
+    reference: H
+    out: H | None
+
+
 @dataclass
 class Run(Generic[H]):
     """The handles of a whole run: `layers`, and what the metrics need besides, None where a layer does not."""
 
     layers: list[Layer[H]]
+    held_out: list[HeldOut[H] | None]
     chain_outputs: list[H | None]
     chain_activations: list[H | None]
 
 
 def allocate(backend: Backend[H], specs: Sequence[LayerSpec], convention: Convention) -> Run[H]:
     """Allocates every array of the table and makes the inputs of every layer."""
-    run: Run[H] = Run([], [], [])
+    run: Run[H] = Run([], [], [], [])
     form = convention.quantizer
     shared: dict[tuple[str, Array], H] = {}
     for index, spec in enumerate(specs):
@@ -105,9 +126,25 @@ def allocate(backend: Backend[H], specs: Sequence[LayerSpec], convention: Conven
             _fill(backend, made["bias"], spec.bias)
         made["x"] = made["x"] if spec.activations is not None else run.layers[-1].out
         run.layers.append(as_layer(made, form, spec.tokens * spec.out_features))
+        run.held_out.append(_held_out(backend, spec, made, run))
         run.chain_outputs.append(made.get("chain output"))
         run.chain_activations.append(made.get("chain activations"))
     return run
+
+
+def _held_out(backend: Backend[H], spec: LayerSpec, made: Mapping[str, H], run: Run[H]) -> HeldOut[H] | None:
+    """The next layer's held-out tokens, of the handles of its table; `run` has those of the layers before."""
+    if not spec.held_out_tokens:
+        return None
+    if spec.held_out is not None:
+        _fill(backend, made["held-out x"], spec.held_out)
+        x = made["held-out x"]
+    else:
+        before = run.held_out[-1]
+        assert before is not None
+        assert before.out is not None
+        x = before.out
+    return HeldOut(x, made["held-out y"], made["held-out reference"], made.get("held-out out"))
 
 
 def as_layer(made: Mapping[str, H], form: Format, outputs: int) -> Layer[H]:

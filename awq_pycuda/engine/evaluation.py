@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from awq_pycuda.backends.base import Backend, H, Layer
 from awq_pycuda.config import Save
-from awq_pycuda.engine.arrays import Run
+from awq_pycuda.engine.arrays import HeldOut, Run
 from awq_pycuda.engine.verify import check_layer
 from awq_pycuda.layers.inputs import LayerSpec
 from awq_pycuda.quant import metrics
@@ -66,6 +66,7 @@ def measure(backend: Backend[H], specs: Sequence[LayerSpec], run: Run[H], result
         backend.write(trial.s, ones)
         backend.write(trial.inv_s, ones)
         _, rtn = backend.trial_sums(layer)
+        held_out = run.held_out[index]
         result.metrics = {
             "output_mse": noise / layer.outputs,
             "output_sqnr_db": metrics.sqnr_db(signal, noise),
@@ -74,6 +75,8 @@ def measure(backend: Backend[H], specs: Sequence[LayerSpec], run: Run[H], result
             "rtn_output_mse": rtn / layer.outputs,
             "rtn_output_sqnr_db": metrics.sqnr_db(signal, rtn),
         }
+        if held_out is not None:
+            result.metrics |= _on_held_out(backend, layer, held_out, spec.held_out_tokens * spec.out_features)
         # The all-fp32 chain: where a layer brings its own activations it starts anew.
         exact, output = trial.reference, run.chain_outputs[index]
         if output is not None and chain is not None:
@@ -83,6 +86,26 @@ def measure(backend: Backend[H], specs: Sequence[LayerSpec], run: Run[H], result
         chain = run.chain_activations[index]
         if chain is not None:
             backend.relu(exact, layer.bias, chain)
+
+
+def _on_held_out(backend: Backend[H], layer: Layer[H], held_out: HeldOut[H], outputs: int) -> dict[str, float]:
+    """The errors on held-out tokens, of the layer's codes and of those of RTN, which its trial holds.
+
+    Where the next layer takes its tokens from this one, they come through its codes, as in the pass.
+    """
+    found = {}
+    backend.matmul_reference(held_out.x, layer.w, held_out.reference)
+    for of, quantized, inv_s in (
+        ("held_out_rtn_", layer.trial.quantized, layer.trial.inv_s),
+        ("held_out_", layer.quantized, layer.inv_s),
+    ):
+        backend.dequantize_tiled(held_out.x, quantized, inv_s, held_out.y)
+        signal, noise = backend.error_sums(held_out.reference, held_out.y)
+        found[f"{of}output_mse"] = noise / outputs
+        found[f"{of}output_sqnr_db"] = metrics.sqnr_db(signal, noise)
+    if held_out.out is not None:
+        backend.relu(held_out.y, layer.bias, held_out.out)
+    return found
 
 
 def verify(backend: Backend[H], layer: Layer[H], result: LayerResult, convention: Convention) -> None:

@@ -132,8 +132,8 @@ def execute(config: Config, folder: Path, overrides: Sequence[str] = (), config_
 
 def with_fewer_tokens(specs: Sequence[LayerSpec], tokens: int | None) -> str:
     """The layers whose own activations have fewer rows than asked for, each with how many; "" if there are none."""
-    short = [spec for spec in specs if tokens and spec.activations is not None and spec.tokens < tokens]
-    return listed([f"{spec.name} ({spec.tokens})" for spec in short])
+    own = [(spec.name, spec.tokens + spec.held_out_tokens) for spec in specs if spec.activations is not None]
+    return listed([f"{name} ({count})" for name, count in own if tokens and count < tokens])
 
 
 @contextmanager

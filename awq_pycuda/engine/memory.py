@@ -97,7 +97,7 @@ def _host_step(spec: LayerSpec, convention: Convention, searching: bool, on_devi
 
 def _stage(spec: LayerSpec) -> int:
     """The most that the other stages and metrics make on the CPU backend and let go of."""
-    m, n, k = spec.tokens, spec.out_features, spec.in_features
+    m, n, k = max(spec.tokens, spec.held_out_tokens), spec.out_features, spec.in_features
     dequantized = 4 * n * k if n < m else 0
     statistics = 12 * working_elements((m, k))  # |x| in float32 and float64
     sums = 16 * working_elements((m, n))  # both sides of a comparison in float64
@@ -106,7 +106,8 @@ def _stage(spec: LayerSpec) -> int:
 
 def _drawing(spec: LayerSpec) -> int:
     """Inputs while they are drawn on the host, once more in float32."""
-    activations = 0 if spec.activations is None else spec.tokens * spec.in_features
+    tokens = max(spec.tokens, spec.held_out_tokens)
+    activations = 0 if spec.activations is None else tokens * spec.in_features
     drawn = max(spec.out_features * spec.in_features, activations)
     return 4 * drawn + _DRAWING_BYTES * min(drawn, _DRAWN_AT_ONCE * host_threads())
 

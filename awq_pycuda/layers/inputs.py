@@ -24,6 +24,8 @@ Array = NDArray[np.float32]
 
 # The salient channels draw from their own Philox subsequences, far from those of X (0) and the weights (l + 1).
 _SALIENT_SUBSEQUENCE = 1 << 32
+# Held-out tokens, too.
+_HELD_OUT_SUBSEQUENCE = 1 << 33
 
 
 @dataclass(frozen=True)
@@ -74,13 +76,19 @@ class Uniform:
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """One layer to run. `activations` None: the layer takes relu of the output of the layer before."""
+    """One layer to run. `activations` None: the layer takes relu of the output of the layer before.
+
+    `tokens` are those that it is quantized on; `held_out` are others, as many as `held_out_tokens`, on which only its
+    error is measured.
+    """
 
     name: str
     tokens: int
     weight: Uniform | Array
     activations: Uniform | Array | None
     bias: Array | None = None
+    held_out: Uniform | Array | None = None
+    held_out_tokens: int = 0
 
     @property
     def out_features(self) -> int:
@@ -125,6 +133,18 @@ def unchanged_file(config: Config) -> Iterator[None]:
         raise refuse("inputs.path", path, "it changed while it was read")
 
 
+def _split(config: Config, layer: str, tokens: int) -> tuple[int, int]:
+    """How many of a layer's tokens it is quantized on, and how many are held out.
+
+    Raises:
+        InputError: there would be none of one of them.
+    """
+    held_out = round(config.inputs.holdout * tokens)
+    if config.inputs.holdout and not 0 < held_out < tokens:
+        raise refuse("inputs.holdout", config.inputs.holdout, f"of {tokens} tokens of layer {layer} that is {held_out}")
+    return tokens - held_out, held_out
+
+
 def _synthetic(config: Config, inputs: SyntheticInputs) -> list[LayerSpec]:
     assert config.layers is not None
     assert config.tokens is not None
@@ -138,12 +158,20 @@ def _synthetic(config: Config, inputs: SyntheticInputs) -> list[LayerSpec]:
 
     # A salient channel of layer l + 1 is a large row of layer l's weights: relu passes it on. The last layer has none:
     # they would only let a few output channels decide its error.
+    first = f"{0:03d}"
+    tokens, held_out = _split(config, first, config.tokens)
+
+    def drawn(rows: int, subsequence: int) -> Uniform:
+        return Uniform(rows, n, seed, subsequence, salient_cols=salient(0))
+
     return [
         LayerSpec(
             name=f"{index:03d}",
-            tokens=config.tokens,
+            tokens=tokens,
             weight=Uniform(n, n, seed, index + 1, bound, salient_rows=salient(index + 1)),
-            activations=Uniform(config.tokens, n, seed, 0, salient_cols=salient(0)) if index == 0 else None,
+            activations=drawn(tokens, 0) if index == 0 else None,
+            held_out=drawn(held_out, _HELD_OUT_SUBSEQUENCE) if held_out and index == 0 else None,
+            held_out_tokens=held_out,
         )
         for index in range(config.layers)
     ]
@@ -198,12 +226,20 @@ def _load(path: Path, _stamp: tuple[int, ...], layers: int | None, tokens: int |
 
 def _from_file(config: Config, layers: list[FileLayer]) -> list[LayerSpec]:
     specs: list[LayerSpec] = []
-    tokens = config.n if config.tokens is None else config.tokens
+    tokens, held_out = 0, 0
     for index, layer in enumerate(layers):
-        activations: Uniform | Array | None = layer.activations
-        if activations is not None:
-            tokens = activations.shape[0]
+        activations: Uniform | Array | None = None
+        kept: Uniform | Array | None = None
+        if layer.activations is not None:
+            # The last ones, not some in between: neighbours in a text say much of each other.
+            tokens, held_out = _split(config, layer.name, len(layer.activations))
+            activations, kept = layer.activations[:tokens], layer.activations[tokens:]
         elif index == 0:
-            activations = Uniform(tokens, layer.weight.shape[1], config.seed, 0)
-        specs.append(LayerSpec(layer.name, tokens, layer.weight, activations, layer.bias))
+            tokens, held_out = _split(config, layer.name, config.n if config.tokens is None else config.tokens)
+            activations, kept = (
+                Uniform(rows, layer.weight.shape[1], config.seed, subsequence)
+                for rows, subsequence in ((tokens, 0), (held_out, _HELD_OUT_SUBSEQUENCE))
+            )
+        kept = kept if held_out else None
+        specs.append(LayerSpec(layer.name, tokens, layer.weight, activations, layer.bias, kept, held_out))
     return specs

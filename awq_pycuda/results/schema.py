@@ -241,6 +241,32 @@ TABLE: tuple[Entry, ...] = (
         better="lower",
         note="; a layer with activations of its own starts a new chain",
     ),
+    *(
+        entry
+        for of, what in (("", "AWQ"), ("rtn_", "round-to-nearest"))
+        for entry in (
+            Entry(
+                f"{METRICS}/@held_out_{of}output_mse",
+                f"mean of (y - ŷ)² of {what} on tokens that nothing was chosen by",
+                "f8",
+                presence="optional",
+                since=5,
+                better="lower",
+                note="; with `inputs.holdout`",
+            ),
+            Entry(
+                f"{METRICS}/@held_out_{of}output_sqnr_db",
+                f"SQNR of {what} on held-out tokens",
+                "f8",
+                (),
+                "dB",
+                presence="optional",
+                since=5,
+                better="higher",
+                note="; with `inputs.holdout`",
+            ),
+        )
+    ),
     # What `verify` found.
     Entry(VERIFY, "with `verify=true`: the worst error of each stage and what was allowed", presence="optional"),
     *(
