@@ -26,6 +26,7 @@ CHECKERS = {
     "races": ("-DHOST_CUDA_RACES",),
 }
 FLAGS = ("-std=c++17", "-O1", "-g1", "-fPIC", "-ffp-contract=off", "-fno-strict-aliasing", "-fsigned-char")
+SEPARATE = ("-fdata-sections", "-fno-gnu-unique")  # a section for each array, and each module has its own
 # Inside its own library this would be the thread sanitizer; linked without it, its calls are the race detector's.
 INSTRUMENTED = {"address": (), "races": ("-fsanitize=thread",)}
 
@@ -103,17 +104,31 @@ class Builder:
             text.write_text(for_host(source.path), encoding="utf-8")
             macros = [f"-D{name}={value}" for name, value in source.macros]
             include = ["-I", str(HERE), "-I", str(source.path.parent), "-include", "host_cuda.h"]
-            flags = [*CHECKERS[checker], *INSTRUMENTED[checker]]
+            flags = [*CHECKERS[checker], *INSTRUMENTED[checker], *SEPARATE]
             _compile(*flags, *macros, *include, "-x", "c++", "-c", "-o", f"{made}.o", str(text))
+            _gather_shared_arrays(f"{made}.o")
             _compile("-shared", "-o", str(made), f"{made}.o")
             self._modules[key] = made
         return self._modules[key]
 
 
 def _compile(*arguments: str) -> None:
-    compiler = shutil.which("g++")
-    if compiler is None:
+    _run("g++", *FLAGS, *arguments)
+
+
+def _gather_shared_arrays(compiled: str) -> None:
+    """Puts those of templates where the others lie: there g++ overlooks the section that `__shared__` asks for."""
+    symbols = (line.split()[-2:] for line in _run("nm", compiled).splitlines())
+    arrays = [name for kind, name in symbols if kind in "bV" and name.startswith("_ZZ")]  # of functions
+    renamed = (f"--rename-section=.bss.{name}=host_shared,alloc,load,data,contents" for name in arrays)
+    _run("objcopy", *renamed, compiled)
+
+
+def _run(program: str, *arguments: str) -> str:
+    path = shutil.which(program)
+    if path is None:
         raise RuntimeError("the tests of the kernels need g++ on PATH (`make test` installs it; Debian: g++)")
-    done = subprocess.run([compiler, *FLAGS, *arguments], capture_output=True, text=True, check=False)
+    done = subprocess.run([path, *arguments], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(arguments)}\n{done.stdout}{done.stderr}")
+    return done.stdout

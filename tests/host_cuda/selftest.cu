@@ -38,17 +38,22 @@ extern "C" __global__ void partial_warp(const int* __restrict__ in, int* __restr
     out[threadIdx.x] = __reduce_add_sync(~0u, in[threadIdx.x]);
 }
 
-// The sum of each warp, by a tree in shared memory that needs no barrier of the whole block.
-extern "C" __global__ void warp_tree(const float* __restrict__ in, float* __restrict__ out) {
-    __shared__ float sums[64];
-    const int lane = threadIdx.x % warpSize;
-    sums[threadIdx.x] = in[threadIdx.x];
+// The sum of the warp, by a tree in a template's shared memory that needs no barrier of the whole block.
+template <int THREADS>
+__device__ __forceinline__ float sum_of_warp(float value) {
+    __shared__ float sums[THREADS];
+    sums[threadIdx.x] = value;
     __syncwarp();
     for (int half = warpSize / 2; half > 0; half /= 2) {
-        if (lane < half) sums[threadIdx.x] += sums[threadIdx.x + half];
+        if (threadIdx.x % warpSize < half) sums[threadIdx.x] += sums[threadIdx.x + half];
         __syncwarp();
     }
-    if (lane == 0) out[threadIdx.x / warpSize] = sums[threadIdx.x];
+    return sums[threadIdx.x];
+}
+
+extern "C" __global__ void warp_tree(const float* __restrict__ in, float* __restrict__ out) {
+    const float sum = sum_of_warp<64>(in[threadIdx.x]);
+    if (threadIdx.x % warpSize == 0) out[threadIdx.x / warpSize] = sum;
 }
 
 // Each block's part of `in`, backwards.
