@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
 import pycuda.driver as cuda
-from numpy.typing import NDArray
 
 from awq_pycuda.backends.base import Backend, Layer
 from awq_pycuda.backends.cuda.backend import CudaBackend
 from awq_pycuda.backends.cuda.device import Gpu, open_gpu
+from awq_pycuda.backends.cuda.memory import ManagedArray
 from awq_pycuda.backends.cuda.meter import Meter
 from awq_pycuda.benchmarks.cases import CASES, OUTPUT_SEARCH, SEARCHES, case_of
 from awq_pycuda.benchmarks.ceilings import LINK, MOVES, CeilingSubject
@@ -31,6 +33,7 @@ from awq_pycuda.quant.conventions import Convention
 DEVICE, HOST = "device", "host"  # the variants of a search, as search.where names them
 HOST_STAGES = (*SEARCHES, "compute_scale_b")  # those that search.where=host runs on the host
 _LINK_BYTES = 128 << 20
+_NAN = 0x7FC00000  # of float32, as bits
 _MOST_BYTES = 2 << 30  # of each array that a ceiling moves; what stays in the L2 at the end is then little of it
 
 
@@ -220,11 +223,11 @@ class CudaPlace:
         with ExitStack() as stack:
             backend = self._entered(stack, {})
             layers = layers_of(backend, name, shape, convention)
-            pinned = [cuda.pagelocked_empty(layer.w.shape, np.float32) for layer in layers]
+            streamed = [replace(layer, w=_streamed(layer.w.shape)) for layer in layers]
             yield {
                 stage: [
                     ModelSubject(backend, layers, name, RESIDENT, stage, convention, shape, _unit(stage, DEVICE)),
-                    StreamedModelSubject(backend, layers, name, stage, convention, shape, pinned),
+                    StreamedModelSubject(backend, streamed, name, stage, convention, shape),
                 ]
                 for stage in SEARCHES
                 if stage in stages
@@ -265,12 +268,36 @@ def _unit(stage: str, where: str) -> tuple[Unit, int]:
     return variant.unit, variant.passes
 
 
+class _Streamed:
+    """See `Allocation`: pinned on the host, plain memory on the device, and nothing moves by itself.
+
+    A copy to managed memory lets no kernel of another stream run meanwhile.
+    """
+
+    def __init__(self, nbytes: int) -> None:
+        self.memory = cuda.pagelocked_empty(nbytes, np.uint8)
+        self._device = cuda.mem_alloc(nbytes)
+        self.pointer = int(self._device)
+
+    def to_device(self, stream: cuda.Stream) -> None:
+        """Leaves it to who streams it."""
+
+    def to_host(self, stream: cuda.Stream) -> None:
+        """Waits until nothing copies from it any more."""
+        stream.synchronize()
+
+    def freeze(self) -> None:
+        """Nothing: there is a copy on either side."""
+
+
+def _streamed(shape: tuple[int, ...]) -> ManagedArray:
+    return ManagedArray(_Streamed(4 * math.prod(shape)), 0, shape, np.float32)
+
+
 class StreamedModelSubject(ModelSubject):
     """The scales of every layer of a model whose weights come over the link while the layers before are searched.
 
-    Args:
-        pinned: what each layer's weights are copied from.
-        others: see `ModelSubject`.
+    Args are those of `ModelSubject`; the weights of the layers are `_streamed`.
     """
 
     def __init__(
@@ -281,26 +308,23 @@ class StreamedModelSubject(ModelSubject):
         stage: str,
         convention: Convention,
         shape: Shape,
-        pinned: Sequence[NDArray[np.float32]],
     ) -> None:
         super().__init__(backend, layers, name, STREAMED, stage, convention, shape, _unit(stage, DEVICE))
-        self._stream, self._copying, self._pinned = backend.stream, cuda.Stream(), pinned
+        self._stream, self._copying = backend.stream, cuda.Stream()
 
     def fill(self, exact: Exact) -> None:
         """See `Subject.fill`: on the device there are no weights before they are copied."""
         super().fill(exact)
-        for layer, pinned in zip(self._layers, self._pinned, strict=True):
-            pinned[:] = self._backend.read(layer.w)
-            self._backend.write(layer.w, np.full(1, np.nan, np.float32))
-            layer.w.to_device(self._stream)
+        for layer in self._layers:
+            cuda.memset_d32(layer.w.pointer, _NAN, math.prod(layer.w.shape))
 
     def launch(self) -> None:
         """See `Subject.launch`: a copy waits until what lies there has been searched."""
         free = [cuda.Event().record(self._stream)] * len(self._layers)
         for _ in range(self._blocks):
-            for index, (layer, pinned) in enumerate(zip(self._layers, self._pinned, strict=True)):
+            for index, layer in enumerate(self._layers):
                 self._copying.wait_for_event(free[index])
-                cuda.memcpy_htod_async(layer.w.pointer, pinned, self._copying)
+                cuda.memcpy_htod_async(layer.w.pointer, layer.w.array, self._copying)
                 self._stream.wait_for_event(cuda.Event().record(self._copying))
                 self._search(layer)
                 free[index] = cuda.Event().record(self._stream)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pycuda.driver as cuda
@@ -17,7 +17,20 @@ from awq_pycuda.backends.cuda.device import Gpu
 _ALIGNMENT = 256  # of the arrays of one allocation: as the driver aligns allocations
 
 
-class _Allocation:
+class Allocation(Protocol):
+    """Memory with a side on the host and one on the device, and what brings its data to either."""
+
+    memory: NDArray[np.uint8]
+    pointer: int
+
+    def to_device(self, stream: cuda.Stream) -> None: ...
+
+    def to_host(self, stream: cuda.Stream) -> None: ...
+
+    def freeze(self) -> None: ...
+
+
+class _Managed:
     """One managed allocation and the side or sides on which its pages lie."""
 
     def __init__(self, gpu: Gpu, nbytes: int) -> None:
@@ -59,9 +72,10 @@ class ManagedArray:
     """A C-contiguous array in a managed allocation, which it may share with others: they move together.
 
     `pointer` is valid on both sides. Touching the data on the side where it does not lie works too, but page by page.
+    Whoever brings another kind of allocation keeps its two sides alike.
     """
 
-    def __init__(self, allocation: _Allocation, offset: int, shape: tuple[int, ...], dtype: DTypeLike) -> None:
+    def __init__(self, allocation: Allocation, offset: int, shape: tuple[int, ...], dtype: DTypeLike) -> None:
         self.shape = shape
         self.dtype = np.dtype(dtype)
         self.pointer = allocation.pointer + offset
@@ -94,7 +108,7 @@ def allocate(gpu: Gpu, shapes: Sequence[tuple[int, ...]], dtype: DTypeLike) -> l
     """
     sizes = [math.prod(shape) * np.dtype(dtype).itemsize for shape in shapes]
     offsets = [0, *itertools.accumulate(-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes)]
-    allocation = _Allocation(gpu, offsets[-1])
+    allocation = _Managed(gpu, offsets[-1])
     return [ManagedArray(allocation, offset, shape, dtype) for offset, shape in zip(offsets, shapes, strict=False)]
 
 
