@@ -1,6 +1,7 @@
 """Experiment harness for Activation-aware Weight Quantization (AWQ) on GPUs and CPUs.
 
-From Python, without Hydra: `quantize` a layer's weights, or `run_pipeline` what the command runs; see `library`.
+From Python, without Hydra: `quantize` a layer's weights, `run_pipeline` what the command runs, `write_checkpoint` what
+other tools load; see `library`.
 """
 
 from importlib import import_module
@@ -9,7 +10,17 @@ from typing import Any
 __version__ = "0.1.0"
 
 # Loaded when asked for: a command that reads result files must not wait for what runs layers.
-_LIBRARY = ("Config", "Convention", "Format", "QuantizedLayer", "quantize", "run_pipeline")
+_LIBRARY = (
+    "CheckpointLayer",
+    "Config",
+    "Convention",
+    "Format",
+    "QuantizedLayer",
+    "quantize",
+    "read_checkpoint",
+    "run_pipeline",
+    "write_checkpoint",
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -93,6 +93,14 @@ class Save(Enum):
     full = "full"
 
 
+class Export(Enum):
+    """The kind of checkpoint that a run leaves beside its results; see `checkpoints`."""
+
+    none = "none"
+    awq = "awq"
+    compressed_tensors = "compressed_tensors"
+
+
 @dataclass
 class InputsConfig:
     """Common base of the input kinds, so that group files can be typed; `holdout` is a share of the tokens."""
@@ -188,6 +196,7 @@ class Config:
     stats: StatsKernel = StatsKernel["deterministic"]
     threads: int | None = None
     save: Save = Save.summary
+    export: Export = Export.none
     verify: bool = False
     inputs: InputsConfig = field(default_factory=SyntheticInputs)
     quant: QuantConfig = field(default_factory=QuantConfig)
@@ -216,6 +225,7 @@ ALLOWED: dict[str, str] = {
     "stats": _choices(StatsKernel),
     "threads": f"null (all cores that the process may use) or a whole number from 1 to {MAX_SIZE}",
     "save": _choices(Save),
+    "export": _choices(Export),
     "verify": "true, false",
     "inputs.kind": "what inputs=... sets: synthetic, outliers, file",
     "inputs.holdout": "a share of the tokens, from 0 to below 1",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +12,8 @@ import numpy as np
 import yaml
 from numpy.typing import ArrayLike, NDArray
 
-from awq_pycuda.config import BackendChoice, Config, ConventionChoice, FileInputs, check, plain
+from awq_pycuda.checkpoints.folders import CheckpointLayer, read, write
+from awq_pycuda.config import BackendChoice, Config, ConventionChoice, Export, FileInputs, check, plain
 from awq_pycuda.engine.arrays import allocate
 from awq_pycuda.engine.execution import alone_in, attempt, describe, prepared, refuse_failed, store, validate
 from awq_pycuda.engine.spec import spec_of
@@ -25,7 +26,17 @@ from awq_pycuda.quant.quantized import Quantized, dequantize
 from awq_pycuda.quant.search import SearchResult, search_result
 from awq_pycuda.results.record import RunRecord
 
-__all__ = ["Config", "Convention", "Format", "QuantizedLayer", "quantize", "run_pipeline"]
+__all__ = [
+    "CheckpointLayer",
+    "Config",
+    "Convention",
+    "Format",
+    "QuantizedLayer",
+    "quantize",
+    "read_checkpoint",
+    "run_pipeline",
+    "write_checkpoint",
+]
 
 
 @dataclass(frozen=True)
@@ -139,7 +150,7 @@ def run_pipeline(
 
     Args:
         config: of the run; without a file, `tokens` None is as many as n.
-        folder: where `results.h5` goes, made if missing; None writes nothing.
+        folder: where `results.h5`, and what `export` asks for, goes, made if missing; None writes nothing.
         on_progress: told what is going on, how many steps are done, and of how many.
 
     Returns:
@@ -152,15 +163,53 @@ def run_pipeline(
     if config.tokens is None and not isinstance(config.inputs, FileInputs):
         config = replace(config, tokens=config.n)
     check(config)
+    if folder is None and config.export is not Export.none:
+        raise InputError(f"export={config.export.name}: without a folder there is no checkpoint; allowed: none")
     run = validate(config)
     with nullcontext() if folder is None else alone_in(Path(folder), "folder"):
         with run.at_work():
             origin = describe(run, (), yaml.safe_dump(plain(config), sort_keys=False))
             record = attempt(run, origin, on_progress)
         if folder is not None:
-            store(Path(folder), record)
+            store(Path(folder), run.spec, record)
     refuse_failed(record)
     return record
+
+
+def write_checkpoint(
+    folder: Path | str, layers: Mapping[str, QuantizedLayer | CheckpointLayer], target: str = "compressed_tensors"
+) -> Path:
+    """Writes layers as a checkpoint that other tools load; see `checkpoints.folders` for what it holds.
+
+    Args:
+        folder: made if missing; a `model.safetensors` and a `config.json` there are replaced.
+        layers: by the paths of their modules, all of one format; a `CheckpointLayer` may have a bias.
+        target: awq or compressed_tensors.
+
+    Returns:
+        The folder.
+
+    Raises:
+        InputError: a name or a format that the target has no place for; the message says what it has.
+        OSError: the folder cannot be written to.
+    """
+    kinds = {kind.name: kind for kind in Export if kind is not Export.none}
+    if target not in kinds:
+        raise InputError(f"target={target}: allowed: {', '.join(kinds)}")
+    made = {
+        name: layer if isinstance(layer, CheckpointLayer) else CheckpointLayer.scaled(layer.quantized, layer.s)
+        for name, layer in layers.items()
+    }
+    return write(Path(folder), kinds[target], made)
+
+
+def read_checkpoint(folder: Path | str) -> dict[str, CheckpointLayer]:
+    """The quantized layers of a checkpoint, by name, whoever wrote it; see `checkpoints.folders.read`.
+
+    Raises:
+        InputError: a file cannot be read, or holds a layout that is not known here.
+    """
+    return read(Path(folder))
 
 
 def _matrix(name: str, values: ArrayLike) -> NDArray[np.float32]:

@@ -55,17 +55,27 @@ def progress(console: Console) -> Iterator[Callable[[str, int, int], None]]:
         yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)
 
 
-def print_summary(console: Console, layers: Sequence[LayerResult], timings: Timings, path: Path, uniform: bool) -> None:
+def print_summary(
+    console: Console,
+    layers: Sequence[LayerResult],
+    timings: Timings,
+    path: Path,
+    uniform: bool,
+    checkpoint: Path | None = None,
+) -> None:
     """What AWQ did by layer and in all, stage times, the pipeline's time, the file's path and the next command.
 
     Figures and their spreads are those of `spread`. Times are on the stream, or on the host's clock without a GPU.
-    `uniform`: the inputs are uniform random numbers, of which no channel is larger than another.
+    `uniform`: the inputs are uniform random numbers, of which no channel is larger than another. `checkpoint`: the
+    folder of the one that the run has left.
     """
     _print_quality(console, layers)
     for line in _remarks(layers, uniform):
         print_line(console, line)
     if timings.pipeline_ms.size:
         _print_times(console, [layer.name for layer in layers], timings)
+    if checkpoint is not None:
+        print_line(console, f"checkpoint {checkpoint}")
     print_line(console, f"results {path}")
     print_line(console, f"next: {next_command(path.parent)}")
 

@@ -76,7 +76,15 @@ def test_the_hash_tells_every_key_apart(compose):
         "stats=atomic",
         "threads=1",
     ]
-    others += ["save=full", "verify=true", "inputs=outliers", "quant=group128", "search=output", "matmul=blocked"]
+    others += [
+        "save=full",
+        "export=awq",
+        "verify=true",
+        "inputs=outliers",
+        "quant=group128",
+        "search=output",
+        "matmul=blocked",
+    ]
     others += ["timing.warmup=0", "timing.repeats=1", "search.normalization=sqrt_max_min"]
     hashes = {config_hash(compose(*override)) for override in ([], *([other] for other in others))}
     assert len(hashes) == len(others) + 1
@@ -197,6 +205,7 @@ def test_the_hash_is_of_the_config_as_the_user_writes_it(compose):
         "stats": "atomic",
         "threads": None,
         "save": "full",
+        "export": "none",
         "verify": True,
         "inputs": {"kind": "synthetic", "holdout": 0.0, "weight_scale": "he"},
         "quant": {

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from awq_pycuda.backends.base import Backend, H, Layer
-from awq_pycuda.config import Save
 from awq_pycuda.engine.arrays import HeldOut, Run
 from awq_pycuda.engine.verify import check_layer
 from awq_pycuda.layers.inputs import LayerSpec
@@ -19,8 +18,10 @@ from awq_pycuda.quant.search import refuse_overflow, search_result
 from awq_pycuda.results.record import LayerResult
 
 
-def collect(backend: Backend[H], spec: LayerSpec, layer: Layer[H], convention: Convention, save: Save) -> LayerResult:
-    """The host's own copies of what a pass left of a layer; of its codes only where they are saved.
+def collect(
+    backend: Backend[H], spec: LayerSpec, layer: Layer[H], convention: Convention, keeps_codes: bool
+) -> LayerResult:
+    """The host's own copies of what a pass left of a layer; of its codes only where they are asked for.
 
     Raises:
         FloatingPointError: the activations overflow: a search on the device goes on with what it finds.
@@ -31,7 +32,7 @@ def collect(backend: Backend[H], spec: LayerSpec, layer: Layer[H], convention: C
 
     abs_mean, sq_mean = own(layer.abs_mean), own(layer.sq_mean)
     refuse_overflow(abs_mean, sq_mean)
-    kept = layer.quantized if save is Save.full else layer.quantized.without_codes
+    kept = layer.quantized if keeps_codes else layer.quantized.without_codes
     return LayerResult(
         name=spec.name,
         tokens=spec.tokens,

@@ -16,7 +16,8 @@ import psutil
 from awq_pycuda import provenance, signals, summary
 from awq_pycuda.backends.base import Backend
 from awq_pycuda.backends.choose import choose_backend, settle_search
-from awq_pycuda.config import Config, FileInputs, Objective, SearchPlace, SyntheticInputs
+from awq_pycuda.checkpoints import folders as checkpoints
+from awq_pycuda.config import Config, Export, FileInputs, Objective, Save, SearchPlace, SyntheticInputs
 from awq_pycuda.engine.memory import kernel_sizes, required_bytes
 from awq_pycuda.engine.pipeline import Pipeline
 from awq_pycuda.engine.spec import RunSpec, spec_of
@@ -28,10 +29,13 @@ from awq_pycuda.layers.inputs import LayerSpec
 from awq_pycuda.limits import refuse_beyond_memory
 from awq_pycuda.names import listed
 from awq_pycuda.parallel import use_threads
-from awq_pycuda.results.record import RunRecord
+from awq_pycuda.quant.quantized import Quantized
+from awq_pycuda.results.record import LayerResult, RunRecord
 from awq_pycuda.results.schema import FILE_NAME
 from awq_pycuda.results.status import status_attributes
 from awq_pycuda.results.write import write
+
+CHECKPOINT = "checkpoint"  # the folder beside the results that export=... makes
 
 
 class RunFailed(RuntimeError):
@@ -66,6 +70,9 @@ def prepared(spec: RunSpec) -> Prepared:
     form = spec.convention.quantizer
     if spec.verify and not form.is_plain:
         raise InputError("verify=true: the oracle has symmetric integers with float32 steps alone; allowed: false")
+    if spec.export is not Export.none:
+        shapes = [(layer.name, (layer.out_features, layer.in_features)) for layer in spec.layers]
+        checkpoints.refuse_misfit(spec.export, form, shapes)
     weights = sum(layer.out_features * layer.in_features for layer in spec.layers)
     backend, variants, reason = choose_backend(spec.backend, spec.variants, spec.tile, form, spec.search, weights)
     limits = None if spec.search is SearchPlace.host else backend.limits
@@ -123,10 +130,11 @@ def execute(config: Config, folder: Path, overrides: Sequence[str] = (), config_
             origin = describe(run, overrides, config_yaml)
             with summary.progress(console) as on_progress:
                 record = attempt(run, origin, on_progress, signals.released())
-        path = store(folder, record)
+        path = store(folder, run.spec, record)
         with _unread_output():
             uniform = type(config.inputs) is SyntheticInputs
-            summary.print_summary(console, record.layers, record.timings, path, uniform)
+            checkpoint = None if config.export is Export.none else folder / CHECKPOINT
+            summary.print_summary(console, record.layers, record.timings, path, uniform, checkpoint)
     return path
 
 
@@ -208,18 +216,37 @@ def attempt(
     return RunRecord(root, pipeline.layers, pipeline.timings, interrupted, TOLERANCES)
 
 
-def store(folder: Path, record: RunRecord) -> Path:
-    """Writes the result file of a run and returns its path.
+def store(folder: Path, spec: RunSpec, record: RunRecord) -> Path:
+    """Writes the result file of a run and returns its path; before it, so that it tells of all, the checkpoint.
 
     Raises:
-        RunFailed: the run that it tells of failed, or the file cannot be written.
+        RunFailed: the run that it tells of failed, or a file cannot be written.
     """
+    if spec.export is not Export.none and record.root["status"] == "complete":
+        try:
+            checkpoints.write(folder / CHECKPOINT, spec.export, _for_checkpoint(spec.layers, record.layers))
+        except (OSError, InputError) as error:
+            failure = f"{folder / CHECKPOINT} cannot be written: {error}"
+            record = replace(record, root={**record.root, **status_attributes(failure)})
+    if spec.save is not Save.full:
+        record = replace(record, layers=[layer.without_codes for layer in record.layers])
     try:
         path = write(folder, record)
     except OSError as error:
         raise RunFailed(f"{folder / FILE_NAME} cannot be written: {error}") from None
     refuse_failed(record, path)
     return path
+
+
+def _for_checkpoint(
+    specs: Sequence[LayerSpec], results: Sequence[LayerResult]
+) -> dict[str, checkpoints.CheckpointLayer]:
+    """The layers of a complete run, by name."""
+    found = {}
+    for spec, result in zip(specs, results, strict=True):
+        assert isinstance(result.quantized, Quantized)
+        found[spec.name] = checkpoints.CheckpointLayer.scaled(result.quantized, result.search.s, spec.bias)
+    return found
 
 
 def refuse_failed(record: RunRecord, path: Path | None = None) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from awq_pycuda.config import Objective, Save, SearchPlace
+from awq_pycuda.config import Export, Objective, Save, SearchPlace
 from awq_pycuda.engine.arrays import kept_bytes
 from awq_pycuda.engine.spec import RunSpec
 from awq_pycuda.kernels import table
@@ -33,10 +33,10 @@ def required_bytes(run: RunSpec, device: Device | None) -> tuple[int, int]:
     kept = kept_bytes(specs, convention)
     step = max(_host_step(spec, convention, searching, on_device) for spec in specs)
     checking = max(_checking(spec, convention) for spec in specs) if run.verify else 0
-    results = sum(_result(spec, convention.quantizer, run.save) for spec in specs)
+    results = sum(_result(spec, convention.quantizer, run.keeps_codes) for spec in specs)
     codes = sum(spec.out_features * spec.in_features for spec in specs) if run.save is Save.full else 0
     blocks = max(_kept_blocks(spec, convention, searching, on_device) for spec in specs)
-    steps = [step, checking, 2 * codes]  # in the end codes are in the file's image and in its bytes, too
+    steps = [step, checking, 2 * codes, _exporting(run)]  # in the end codes are in the file's image and its bytes, too
     if device is not None:
         read = sum(_read_on_host(spec, convention.quantizer, run.verify, searching) for spec in specs)
         return kept + max(_scratch(spec, run, device) for spec in specs), read + results + blocks + max(steps)
@@ -44,10 +44,20 @@ def required_bytes(run: RunSpec, device: Device | None) -> tuple[int, int]:
     return 0, kept + results + max(blocks + max(steps), *(_drawing(spec) for spec in specs))
 
 
-def _result(spec: LayerSpec, form: Format, save: Save) -> int:
-    """The host's copies of a layer's statistics, scales and steps, and of its codes where they are saved."""
+def _result(spec: LayerSpec, form: Format, keeps_codes: bool) -> int:
+    """The host's copies of a layer's statistics, scales and steps, and of its codes where they are asked for."""
     n, k = spec.out_features, spec.in_features
-    return 4 * (3 * k + n * form.groups(k)) + (n * k if save is Save.full else 0)
+    return 4 * (3 * k + n * form.groups(k)) + (n * k if keeps_codes else 0)
+
+
+def _exporting(run: RunSpec) -> int:
+    """A checkpoint before it is written: all tensors, twice with the file's bytes; a layer's codes in other orders."""
+    if run.export is Export.none:
+        return 0
+    form = run.convention.quantizer
+    sizes = [(spec.out_features, spec.in_features) for spec in run.layers]
+    tensors = sum(n * (form.bits * k // 8 + 5 * form.groups(k)) for n, k in sizes)
+    return 2 * tensors + 3 * max(n * k for n, k in sizes)
 
 
 def _read_on_host(spec: LayerSpec, form: Format, verify: bool, searching: bool) -> int:

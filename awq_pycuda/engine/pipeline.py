@@ -158,7 +158,7 @@ class Pipeline(Generic[H]):
         """The result of a layer, from the arrays that the last pass left."""
         spec = self.spec
         with self._naming(index):
-            found = evaluation.collect(self.backend, spec.layers[index], layer, spec.convention, spec.save)
+            found = evaluation.collect(self.backend, spec.layers[index], layer, spec.convention, spec.keeps_codes)
         self.layers[index : index + 1] = [found]
 
     def _measure(self) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from operator import attrgetter
 
-from awq_pycuda.config import BackendChoice, Config, QuantConfig, Save, SearchPlace, TimingConfig, config_hash
+from awq_pycuda.config import BackendChoice, Config, Export, QuantConfig, Save, SearchPlace, TimingConfig, config_hash
 from awq_pycuda.errors import InputError
 from awq_pycuda.kernels import table
 from awq_pycuda.layers.inputs import LayerSpec, plan_layers
@@ -27,7 +27,8 @@ class RunSpec:
         tile: the tile of the kernels that leave theirs to the config.
         threads: host threads; None for all cores that the process may use.
         timing: how many passes.
-        save: whether the codes are kept.
+        save: whether the result file has the codes.
+        export: the kind of checkpoint that is to stand beside it.
         verify: whether every stage is checked against the oracle.
         config_hash: of the whole config.
     """
@@ -41,8 +42,14 @@ class RunSpec:
     threads: int | None
     timing: TimingConfig
     save: Save
+    export: Export
     verify: bool
     config_hash: str
+
+    @property
+    def keeps_codes(self) -> bool:
+        """Whether the host gets the codes."""
+        return self.save is Save.full or self.export is not Export.none
 
 
 def spec_of(config: Config) -> RunSpec:
@@ -67,6 +74,7 @@ def spec_of(config: Config) -> RunSpec:
         threads=config.threads,
         timing=config.timing,
         save=config.save,
+        export=config.export,
         verify=config.verify,
         config_hash=config_hash(config),
     )

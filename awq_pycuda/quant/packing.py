@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 _E2M1 = np.array([0, 1, 2, 3, 4, 6, 8, 12], np.int8)  # twice the magnitude that the lower three bits stand for
 _OF_E2M1: NDArray[np.uint8] = np.searchsorted(_E2M1, np.arange(13)).astype(np.uint8)
 _SIGN = np.uint8(8)
+_AT_ONCE = 1 << 18  # numbers whose single bits, a byte each, are there together
 
 
 def pack(numbers: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
@@ -17,17 +19,27 @@ def pack(numbers: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
 
     The lowest bit comes first; what is left of a row's last byte is 0. A row begins with a byte of its own.
     """
-    single = np.unpackbits(numbers[:, :, None], axis=2, count=bits, bitorder="little")
-    packed: NDArray[np.uint8] = np.packbits(single.reshape(len(numbers), -1), axis=1, bitorder="little")
+    rows, count = numbers.shape
+    packed = np.empty((rows, -(-count * bits // 8)), np.uint8)
+    for block in _row_blocks(rows, count):
+        single = np.unpackbits(numbers[block, :, None], axis=2, count=bits, bitorder="little")
+        packed[block] = np.packbits(single.reshape(len(single), -1), axis=1, bitorder="little")
     return packed
 
 
 def unpack(packed: NDArray[np.uint8], bits: int, count: int) -> NDArray[np.uint8]:
     """The `count` numbers of each row that `pack` has packed."""
-    single = np.unpackbits(packed, axis=1, count=count * bits, bitorder="little")
-    numbers: NDArray[np.uint8] = np.packbits(single.reshape(len(packed), count, bits), axis=2, bitorder="little")
-    of_rows: NDArray[np.uint8] = numbers.reshape(-1, count)
-    return of_rows
+    numbers = np.empty((len(packed), count), np.uint8)
+    for block in _row_blocks(*numbers.shape):
+        single = np.unpackbits(packed[block], axis=1, count=count * bits, bitorder="little")
+        numbers[block] = np.packbits(single.reshape(len(single), count, bits), axis=2, bitorder="little")[:, :, 0]
+    return numbers
+
+
+def _row_blocks(rows: int, count: int) -> Iterator[slice]:
+    """Rows of so many numbers, in blocks."""
+    step = max(1, _AT_ONCE // max(1, count))
+    return (slice(start, start + step) for start in range(0, rows, step))
 
 
 def e2m1_nibbles(codes: NDArray[Any]) -> NDArray[np.uint8]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,11 @@ class LayerResult:
     quantized: Steps[NDArray[Any]]
     metrics: dict[str, float] = field(default_factory=dict)
     verify: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def without_codes(self) -> LayerResult:
+        """The same without the codes."""
+        return replace(self, quantized=self.quantized.without_codes)
 
 
 @dataclass

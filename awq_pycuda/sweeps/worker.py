@@ -76,7 +76,7 @@ def run_job(job: Job, tell: Callable[[Started], None]) -> Finished:
                 tell(Started(folder, origin))
                 with _alone_on(backend):
                     record = attempt(run, origin, interruptible=_unblocked_interrupts())
-            store(folder, record)
+            store(folder, run.spec, record)
     except RunFailed as error:
         state: State = "interrupted" if error.interrupted else "failed"
         return Finished(Outcome(state, str(error), folder, time.perf_counter() - begin), _is_usable(run.backend))

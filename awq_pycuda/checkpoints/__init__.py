@@ -1,0 +1,1 @@
+"""Quantized layers as the checkpoints that other tools load."""
