@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from awq_pycuda.errors import InputError
-from awq_pycuda.options import SYNTAX, describe, nonempty, option, parse, refusal, serve, share, words
+from awq_pycuda.options import SYNTAX, describe, nonempty, option, parse, refusal, serve, share, whole, words
 from awq_pycuda.summary import make_console
 
 if TYPE_CHECKING:  # pandas takes a second to import; --help and bad input do without
@@ -67,9 +67,17 @@ class CompareOptions:
     out: str = option("FOLDER", "also write the comparison there, as Parquet and CSV", FOLDER, nonempty, "")
 
 
+@dataclass(frozen=True, kw_only=True)
+class ExplainOptions:
+    """What the command line of an explanation sets."""
+
+    top: int = option("COUNT", "how many channels and groups are named", "a whole number from 1", whole(1), 4)
+
+
 USAGE = f"""\
 Usage: python -m awq_pycuda.analyze PATH... [out=report]
        python -m awq_pycuda.analyze compare A B [key=value ...]
+       python -m awq_pycuda.analyze explain FILE LAYER [top=4]
 
 Reads result files, and folders that are searched for files named *.h5 or *.hdf5 (hidden ones are not). What cannot be
 read is named and left out. Needs no GPU, and nothing but the files.
@@ -84,6 +92,10 @@ the ratio of the medians and its 90 % interval; per layer and metric better, wor
 are listed.
 
 {describe(CompareOptions)}
+The third says on one screen where the error of a layer, given by name or number, comes from: which input channels,
+output channels and groups hold how much of it, with input channels taken as uncorrelated.
+
+{describe(ExplainOptions)}
 {SYNTAX}
 Exit codes: 0 done, 1 fail_on has found something or writing failed, 2 bad input, 128 + number stopped by a signal.
 """
@@ -97,7 +109,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _work(arguments: Sequence[str]) -> int:
-    return _compare(arguments[1:]) if arguments[:1] == ["compare"] else _analyze(arguments)
+    commands = {"compare": _compare, "explain": _explain}
+    command = commands.get(arguments[0]) if arguments else None
+    return command(arguments[1:]) if command else _analyze(arguments)
 
 
 def _analyze(arguments: Sequence[str]) -> int:
@@ -161,6 +175,21 @@ def _compare(arguments: Sequence[str]) -> int:
     if found:
         printing.print_line(console, f"fail_on={','.join(options.fail_on)}: {found}")
     return 1 if found else 0
+
+
+def _explain(arguments: Sequence[str]) -> int:
+    if len(arguments) < 2:
+        raise InputError("explain: FILE or LAYER is missing; allowed: explain FILE LAYER")
+    file, layer, *rest = arguments  # a layer's name is no path
+    options, paths = parse(ExplainOptions, [file, *rest], "FILE")
+    if len(paths) != 1:
+        raise InputError(f"explain: {len(paths)} files; allowed: one, then the layer")
+    from awq_pycuda.analysis.explain import explain
+
+    console = make_console()
+    for line in explain(paths[0], layer, options.top):
+        console.print(line, soft_wrap=True, markup=False)
+    return 0
 
 
 def _faults(result: Comparison, fail_on: Sequence[str]) -> str:

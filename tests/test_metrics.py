@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from awq_pycuda.quant.format import Format
-from awq_pycuda.quant.metrics import saturated_fraction, sqnr_db, weight_mse
+from awq_pycuda.quant.metrics import lost, saturated_fraction, sqnr_db
 from awq_pycuda.quant.quantized import Quantized
 
 
@@ -24,7 +24,7 @@ def test_without_signal_there_is_no_sqnr(noise):
 
 
 @pytest.mark.parametrize("groups", [1, 3, 12])
-def test_weight_mse_and_saturation_of_groups(groups):
+def test_what_is_lost_and_saturated_of_groups(groups):
     rng = np.random.default_rng(0)
     w, s = rng.uniform(-1, 1, (5, 12)).astype(np.float32), rng.uniform(0.5, 2, 12).astype(np.float32)
     scale_b = rng.uniform(0.001, 0.01, (5, groups)).astype(np.float32)
@@ -32,5 +32,10 @@ def test_weight_mse_and_saturation_of_groups(groups):
     wq[0, :4] = 127, -127, 126, -126
     exact = wq.astype(np.float64) * np.repeat(scale_b, 12 // groups, axis=1) / s
     quantized = Quantized(scale_b, Format(12 // groups), codes=wq)
-    assert weight_mse(w, quantized, s) == pytest.approx(np.mean((exact - w) ** 2), rel=1e-12)
+    sq_mean = rng.uniform(0, 3, 12).astype(np.float32)
+    found = lost(w, quantized, s, sq_mean)
+    squares = (exact - w) ** 2 * sq_mean
+    assert found.weight_mse == pytest.approx(np.mean((exact - w) ** 2), rel=1e-12)
+    np.testing.assert_allclose(found.by_channel, squares.sum(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(found.by_row, squares.sum(axis=1), rtol=1e-12)
     assert saturated_fraction(quantized) == np.mean(np.abs(wq.astype(int)) == 127)

@@ -100,7 +100,8 @@ FORMATS = {"quant.format", "choices", "quant.packing", "quant.step_types"}
 def test_the_result_file_knows_what_was_found_and_nothing_of_how_a_run_is_made():
     own = {name for name in modules() if name.startswith("awq_pycuda.results.")}
     others = set().union(*(graph()[name] for name in own)) - own
-    allowed = ("hdf5", "hdf5_worker", "provenance", "temporary", "quant.format", "quant.quantized", "quant.search")
+    ground = ("hdf5", "hdf5_worker", "names", "provenance", "temporary")
+    allowed = (*ground, "quant.format", "quant.metrics", "quant.quantized", "quant.search")
     assert others <= {f"awq_pycuda.{name}" for name in allowed}
 
 
@@ -113,7 +114,15 @@ def test_the_analysis_knows_results_and_nothing_of_runs():
         reached.add(name)
         left |= graph()[name] - reached
     others = {name.removeprefix("awq_pycuda.") for name in reached if ".analysis." not in name}
-    of_results = {"results.reader", "results.files", "results.opened", "results.schema", "hdf5", "hdf5_worker"}
+    of_results = {
+        "results.explained",
+        "results.reader",
+        "results.files",
+        "results.opened",
+        "results.schema",
+        "hdf5",
+        "hdf5_worker",
+    }
     of_results |= {
         "results.bench_reader",
         "results.bench_record",

@@ -61,7 +61,7 @@ def measure(backend: Backend[H], specs: Sequence[LayerSpec], run: Run[H], result
         if not np.isfinite(signal + noise):
             raise FloatingPointError(f"layer {spec.name}: the output overflows float32")
         quantized = layer.quantized.map(backend.read)
-        weight_mse = metrics.weight_mse(backend.read(layer.w), quantized, result.search.s)
+        result.lost = metrics.lost(backend.read(layer.w), quantized, result.search.s, result.sq_mean)
         saturated = metrics.saturated_fraction(quantized)
         ones = np.ones_like(result.search.s)
         backend.write(trial.s, ones)
@@ -71,7 +71,7 @@ def measure(backend: Backend[H], specs: Sequence[LayerSpec], run: Run[H], result
         result.metrics = {
             "output_mse": noise / layer.outputs,
             "output_sqnr_db": metrics.sqnr_db(signal, noise),
-            "weight_mse": weight_mse,
+            "weight_mse": result.lost.weight_mse,
             "saturated_fraction": saturated,
             "rtn_output_mse": rtn / layer.outputs,
             "rtn_output_sqnr_db": metrics.sqnr_db(signal, rtn),

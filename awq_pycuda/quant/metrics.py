@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,23 +20,47 @@ def sqnr_db(signal: float, noise: float) -> float:
     return 10 * math.log10(signal / noise) if noise > 0 else math.inf
 
 
-def weight_mse(w: NDArray[Any], quantized: Quantized[NDArray[Any]], s: NDArray[Any]) -> float:
-    """Mean of `(Ŵ/s − W)²`, in float64, Ŵ being what the codes stand for.
+@dataclass(frozen=True)
+class Lost:
+    """What quantization takes from a layer, with its input channels taken as uncorrelated.
+
+    The error of its outputs, summed over them, is `Σ_n Σ_k sq_mean[k] · (Ŵ/s − W)²[n,k]`: the objective `diag`.
+
+    Attributes:
+        by_channel: (K,) float64, the part of each input channel.
+        by_row: (N,) float64, the part of each output channel; the same sum.
+        weight_mse: mean of `(Ŵ/s − W)²`.
+    """
+
+    by_channel: NDArray[np.float64]
+    by_row: NDArray[np.float64]
+    weight_mse: float
+
+
+def lost(w: NDArray[Any], quantized: Quantized[NDArray[Any]], s: NDArray[Any], sq_mean: NDArray[Any]) -> Lost:
+    """What quantization takes from a layer, in float64.
 
     Args:
         w: (N, K) weights.
         quantized: of `W·s`.
         s: (K,) scale per input channel.
+        sq_mean: (K,) mean of x² per input channel.
     """
+    importance = sq_mean.astype(np.float64)
+    by_row = np.empty(len(w))
 
-    def squared_error(block: slice) -> float:
-        exact = np.empty(w[block].shape)
-        dequantize_rows(quantized, block, exact)
-        exact /= s
-        exact -= w[block]
-        return float(np.vdot(exact, exact))
+    def of_block(block: slice) -> NDArray[np.float64]:
+        off = np.empty(w[block].shape)
+        dequantize_rows(quantized, block, off)
+        off /= s
+        off -= w[block]
+        np.multiply(off, off, out=off)
+        np.matmul(off, importance, out=by_row[block])
+        of_channels: NDArray[np.float64] = off.sum(axis=0)
+        return of_channels
 
-    return math.fsum(map_row_blocks(squared_error, w.shape)) / w.size
+    squares = np.sum(map_row_blocks(of_block, w.shape), axis=0)
+    return Lost(squares * importance, by_row, float(squares.sum()) / w.size)
 
 
 def saturated_fraction(quantized: Quantized[NDArray[Any]]) -> float:

@@ -70,7 +70,7 @@ def read(path: Path) -> ResultFile:
     Raises:
         UnreadableError: whatever is wrong with it, in one line.
     """
-    return opened(path, schema, lambda file, root: _read_root(path, file, root))
+    return opened(path, schema, lambda file, root: read_root(path, file, root))
 
 
 def read_channels(path: Path, layers: Sequence[int]) -> list[dict[str, Array]]:
@@ -82,12 +82,13 @@ def read_channels(path: Path, layers: Sequence[int]) -> list[dict[str, Array]]:
 
     def read_layers(file: File, _root: Mapping[str, Scalar]) -> list[dict[str, Array]]:
         group_of(file.found, "/layers")
-        return [_channels(file, layer) for layer in layers]
+        return [channels_of(file, layer) for layer in layers]
 
     return opened(path, schema, read_layers)
 
 
-def _read_root(path: Path, file: File, root: Mapping[str, Scalar]) -> ResultFile:
+def read_root(path: Path, file: File, root: Mapping[str, Scalar]) -> ResultFile:
+    """The whole of an open result file."""
     file.check(each for each in schema.TABLE if each.parent == "/")
     status = root["status"]
     if status not in ("complete", "failed"):
@@ -139,7 +140,7 @@ def _read_layer(file: File, layer: int) -> LayerRecord:
         raise UnreadableError(f"{where}/search: {gamma.size} gammas, but {error.size} errors")
     own = {name: file.attribute(f"{schema.LAYER}/@{name}", layer) for name in _OF_LAYER}
     # Read here and not only when a figure asks, so that a file that is damaged there is left out as a whole.
-    channels = _channels(file, layer)["s"].size
+    channels = channels_of(file, layer)["s"].size
     if channels != own["in_features"]:
         raise UnreadableError(f"{where}: {own['in_features']} in_features, but {channels} scales")
     figures = file.attributes(schema.METRICS, layer).items()
@@ -153,7 +154,8 @@ def _read_layer(file: File, layer: int) -> LayerRecord:
     )
 
 
-def _channels(file: File, layer: int) -> dict[str, Array]:
+def channels_of(file: File, layer: int) -> dict[str, Array]:
+    """`abs_mean`, `sq_mean` and `s` of a layer of an open result file, (in_features,) each."""
     parts = ("stats/abs_mean", "stats/sq_mean", "scales/s")
     vectors = {part.partition("/")[2]: file.numbers(f"{schema.LAYER}/{part}", layer) for part in parts}
     if len({vector.size for vector in vectors.values()}) > 1:

@@ -267,6 +267,24 @@ TABLE: tuple[Entry, ...] = (
             ),
         )
     ),
+    # Where its error comes from.
+    Entry(
+        f"{LAYER}/lost",
+        "where the output's error comes from, with input channels taken as uncorrelated",
+        presence="complete",
+        since=5,
+    ),
+    Entry(
+        f"{LAYER}/lost/by_channel", "sq_mean times the sum over outputs of (Ŵ/s - W)^2", "f8", ("in_features",), since=5
+    ),
+    Entry(
+        f"{LAYER}/lost/by_row",
+        "Σ_k sq_mean · (Ŵ/s - W)²",
+        "f8",
+        ("out_features",),
+        since=5,
+        note="; the same sum as that of `by_channel`",
+    ),
     # What `verify` found.
     Entry(VERIFY, "with `verify=true`: the worst error of each stage and what was allowed", presence="optional"),
     *(

@@ -65,6 +65,8 @@ def _of_layer(layer: LayerResult, tolerances: Mapping[str, float]) -> dict[str, 
         values["scales/tensor_scale"] = quantized.tensor_scale[0]
     values["metrics"] = None  # the group is there even where a run failed before it had any
     values |= attributes("metrics/", layer.metrics)
+    if layer.lost is not None:
+        values |= {"lost/by_channel": layer.lost.by_channel, "lost/by_row": layer.lost.by_row}
     for stage, error in layer.verify.items():
         values |= {f"verify/@{stage}": error, f"verify/@{stage}_tolerance": float(tolerances[stage])}
     if isinstance(quantized, Quantized):

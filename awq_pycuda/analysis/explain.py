@@ -1,0 +1,108 @@
+"""Where the error of one layer comes from, in lines for one screen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from awq_pycuda.analysis.printing import printable
+from awq_pycuda.errors import InputError
+from awq_pycuda.hdf5 import UnreadableError
+from awq_pycuda.hdf5_worker import ask
+from awq_pycuda.quant.format import Format
+from awq_pycuda.results.explained import Explained, read_explained
+from awq_pycuda.spread import error_removed, percent
+
+Array = NDArray[np.float64]
+_BARS = "▁▂▃▄▅▆▇█"
+_MOST_BARS = 60
+
+
+def explain(path: Path, layer: str, top: int) -> Iterator[str]:
+    """The lines.
+
+    Args:
+        path: a result file.
+        layer: by its name, or its number.
+        top: how many channels and groups are named.
+
+    Raises:
+        InputError: the file cannot be read, or has no such layer, or is of a version without such figures.
+    """
+    (found,) = ask([(read_explained, path, layer)])
+    if isinstance(found, UnreadableError):
+        raise InputError(f"{printable(path)}: {found}; allowed: a result file of awq_pycuda, and one of its layers")
+    assert isinstance(found, Explained)
+    yield from _figures(found)
+    total = float(found.by_channel.sum())
+    if not total > 0:
+        yield "nothing is lost: every weight that a signal reaches is what its code stands for"
+        return
+    channels = found.channels
+    yield from _shares(
+        "input channel", found.by_channel / total, top,
+        {"mean |x|": channels["abs_mean"], "root of mean x²": np.sqrt(channels["sq_mean"]), "s": channels["s"]},
+    )  # fmt: skip
+    size = Format(found.config.get("quant.group_size")).size(found.record.in_features)
+    if size < found.record.in_features:
+        starts = np.arange(0, found.record.in_features, size)
+        of_groups = np.add.reduceat(found.by_channel, starts) / total
+        yield from _shares(f"group of {size} input channels", of_groups, top, {"from channel": starts})
+    yield from _shares("output channel", found.by_row / total, top, {})
+
+
+def _figures(found: Explained) -> Iterator[str]:
+    record, config = found.record, found.config
+    bits, size = config.get("quant.bits", 8), config.get("quant.group_size")
+    element = "FP4" if config.get("quant.element") == "e2m1" else f"int{bits}"
+    kind = f"{element}, {'a step per row' if size is None else f'groups of {size}'}"
+    shape = f"{record.out_features} x {record.in_features}, {record.tokens} tokens"
+    yield f"layer {record.index:03d} {printable(record.name)}: {shape}; {kind}; convention {config.get('convention')}"
+    figure = record.metrics.get
+    for label, rtn, own in (
+        ("error", "rtn_output_", "output_"),
+        ("held out", "held_out_rtn_output_", "held_out_output_"),
+    ):
+        before, after = (figure(f"{of}sqnr_db", math.nan) for of in (rtn, own))
+        if not math.isnan(after):
+            removed = error_removed(figure(f"{own}mse", math.nan), figure(f"{rtn}mse", math.nan))
+            yield f"{label}: RTN {before:.2f} dB, AWQ {after:.2f} dB, which removes {percent(removed)} of the error"
+    yield f"search by {record.objective}: gamma {record.gamma_chosen:g} of {record.gamma.size} candidates"
+    if record.gamma.size > 1 and np.isfinite(record.error).all():
+        first, last = (f"{record.gamma[index]:g}" for index in (0, -1))
+        yield f"  error from gamma {first} to {last}: {_bars(record.error)}"
+
+
+def _bars(values: Array) -> str:
+    """A line of bars, the least value the lowest; of very many values every so many."""
+    shown = values[:: -(-values.size // _MOST_BARS)]
+    span = shown.max() - shown.min()
+    heights = np.zeros(shown.size, int) if span == 0 else np.rint((shown - shown.min()) / span * (len(_BARS) - 1))
+    return "".join(_BARS[int(height)] for height in heights)
+
+
+def _shares(what: str, shares: Array, top: int, columns: Mapping[str, NDArray[Any]]) -> Iterator[str]:
+    """The largest shares and all others; they sum to 100 %."""
+    order = np.argsort(-shares, kind="stable")
+    kept = order[:top]
+    half = int(np.searchsorted(np.cumsum(shares[order]), 0.5)) + 1
+    yield f"by {what} ({shares.size}; half of it lies in {half})"
+    rows = [
+        [str(index), percent(shares[index]), *(f"{value[index]:.4g}" for value in columns.values())] for index in kept
+    ]
+    if shares.size > len(kept):
+        rest = np.delete(np.arange(shares.size), kept)
+        rows.append([f"{rest.size} others", percent(float(shares[rest].sum())), *["" for _ in columns]])
+    rows.append(["all", percent(float(shares.sum())), *["" for _ in columns]])
+    yield from _aligned([["", "share", *columns], *rows])
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        yield "  " + "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
