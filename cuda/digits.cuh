@@ -160,6 +160,8 @@ __device__ __forceinline__ void split_row(const float* __restrict__ x, const flo
     const float allowed = fminf(fmaxf(in_features / 4.0f, 25.0f), 256.0f);
     const float largest = one * LARGEST;
     const bool wide = finite && largest * largest * in_features > allowed * extent.squares;
+    // All so far comes from what the kernel before, which makes the codes, does not write.
+    in_turn();
     if (threadIdx.x == 0) {
         unit[token] = one;
         low_unit[token] = wide ? one / LOW : 0.0f;
@@ -191,6 +193,7 @@ __device__ __forceinline__ void split_row(const float* __restrict__ x, const flo
 // Rows beyond the weights, up to a multiple of `padding`, become zeros.
 __device__ __forceinline__ void place_codes(const signed char* __restrict__ wq, signed char* __restrict__ codes,
                                             Size block, int out_features, int in_features, int padding) {
+    in_turn();
     const int depths = up(in_features, DEPTH);
     const int pieces = depths * (DEPTH / PIECE);  // of a row
     const Size all = static_cast<Size>(up(out_features, padding)) * padding * pieces;

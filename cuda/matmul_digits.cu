@@ -99,6 +99,7 @@ struct Product {
         }
         __syncthreads();
         if (CLUSTER > 1) cluster_sync();
+        in_turn();
         // Registers at launch are 168 a thread: the warps that multiply take what the one that copies does not need.
         if (threadIdx.x >= 32 * CONSUMER_WARPS) {
             give_registers<40>();
@@ -358,6 +359,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) __cluster_dims__(CLUSTE
     else
         Product<TOKENS, STAGES, false>(operands, sizes, shared_address(shared)).run();
 #else
+    in_turn();
     if (sizes.grouped())
         multiply_plainly<GROUPED_TOKENS>(operands, sizes);
     else if (sizes.few())

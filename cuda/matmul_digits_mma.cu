@@ -203,6 +203,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                     const float* __restrict__ low_unit, const float* __restrict__ scale_b,
                     const float* __restrict__ bias, float* __restrict__ y, int tokens, int out_features,
                     int in_features, int group_size, int relu) {
+    in_turn();
     const Operands operands{digits, low, codes, unit, low_unit, scale_b, y, {bias, relu != 0}};
     const Sizes sizes{tokens, out_features, in_features, group_size};
 #ifdef __CUDACC__

@@ -17,6 +17,7 @@ extern "C" __global__ void __launch_bounds__(TILE * TILE) matmul_reference(const
                                                                         const float* __restrict__ w,
                                                                         float* __restrict__ y, int tokens,
                                                                         int out_features, int in_features) {
+    in_turn();
     __shared__ double x_tile[TILE][STRIDE];
     __shared__ double w_tile[TILE][STRIDE];
     const int tx = threadIdx.x;
@@ -64,6 +65,7 @@ extern "C" __global__ void __launch_bounds__(TILE * TILE) matmul_reference(const
 extern "C" __global__ void __launch_bounds__(THREADS) error_sums(const float* __restrict__ reference,
                                                               const float* __restrict__ value,
                                                               double* __restrict__ partial, Size count) {
+    in_turn();
     __shared__ double signals[THREADS];
     __shared__ double noises[THREADS];
     double signal = 0.0;

@@ -16,6 +16,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, 2)
                 const double* __restrict__ importance, const double* __restrict__ gamma, double* partial, double* error,
                 float* __restrict__ s, float* __restrict__ inv_s, int out_features, int in_features, int group_size,
                 int candidates) {
+    in_turn();
     __shared__ double sums[WARPS][CHUNK];
     const int chunks = (candidates - 1) / CHUNK + 1;
     const int first = blockIdx.x % chunks * CHUNK;

@@ -43,6 +43,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     candidates(const float* __restrict__ abs_mean, const float* __restrict__ sq_mean, const double* __restrict__ gamma,
                const double* __restrict__ rule, float* __restrict__ candidate_s, double* __restrict__ importance,
                int in_features, int by_mean, int makers) {
+    in_turn();
     const int part = blockIdx.x % makers, g = blockIdx.x / makers;
     const Size row = static_cast<Size>(g) * in_features;
     make_candidate(abs_mean, sq_mean, gamma[g], rule, candidate_s + row, importance + row, in_features, by_mean != 0,

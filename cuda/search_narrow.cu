@@ -16,8 +16,11 @@ static_assert(CHUNK >= 1 && ROWS >= 1 && MOST_ROWS % ROWS == 0, "MOST_ROWS is a 
 constexpr int ROW_THREADS = 256, WARPS = ROW_THREADS / 32, COLUMNS = 4;
 static_assert(ROWS * CHUNK <= ROW_THREADS, "a thread for each row and candidate makes their step");
 
+// Of a multiprocessor; on sm_100 the compiler needs more registers than two leave.
+constexpr int ROW_BLOCKS = ARCHITECTURE >= 1000 && CHUNK > 6 ? 1 : 2;
+
 // Blocks: chunks fastest, then rows. `partial` is (candidates, blocks of rows).
-extern "C" __global__ void __launch_bounds__(ROW_THREADS, 2)
+extern "C" __global__ void __launch_bounds__(ROW_THREADS, ROW_BLOCKS)
     row_errors(const float* __restrict__ w, const float* __restrict__ candidate_s,
                const double* __restrict__ importance, const double* __restrict__ gamma, double* partial, double* error,
                float* __restrict__ s, float* __restrict__ inv_s, int out_features, int in_features, int candidates,
@@ -34,16 +37,16 @@ extern "C" __global__ void __launch_bounds__(ROW_THREADS, 2)
     const bool inside = k < in_features;  // which is a multiple of 4
 
     const float* const column = w + static_cast<Size>(first_row) * in_features + (inside ? k : 0);
-    Columns<COLUMNS> weights[ROWS];
+    float4 weights[ROWS];
     const auto fetch = [&](int from) {
 #pragma unroll
         for (int r = 0; r < ROWS; ++r) {
-            weights[r] = {};
-            if (inside && from + r < rows)
-                weights[r] = load<COLUMNS>(column + static_cast<Size>(from + r) * in_features);
+            weights[r] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+            if (inside && from + r < rows) weights[r] = load_before(column + static_cast<Size>(from + r) * in_features);
         }
     };
     fetch(0);
+    in_turn();
     float scale[CHUNK][COLUMNS], squares[CHUNK][COLUMNS];
 #pragma unroll
     for (int g = 0; g < CHUNK; ++g) {
@@ -59,13 +62,13 @@ extern "C" __global__ void __launch_bounds__(ROW_THREADS, 2)
         if (from > 0) fetch(from);
 #pragma unroll
         for (int r = 0; r < ROWS; ++r) {
-            const Columns<COLUMNS>& now = weights[r];
+            const float now[COLUMNS] = {weights[r].x, weights[r].y, weights[r].z, weights[r].w};
 #pragma unroll
-            for (int j = 0; j < COLUMNS; ++j) any |= __float_as_int(now.v[j]);
+            for (int j = 0; j < COLUMNS; ++j) any |= __float_as_int(now[j]);
 #pragma unroll
             for (int g = 0; g < CHUNK; ++g) {
                 // Floats that are not negative order as their bits do.
-                const auto product = [&](int j) { return __float_as_int(fabsf(now.v[j]) * scale[g][j]); };
+                const auto product = [&](int j) { return __float_as_int(fabsf(now[j]) * scale[g][j]); };
                 const int largest = max(__vimax3_s32(product(0), product(1), product(2)), product(3));
                 const int of_warp = __reduce_max_sync(ALL_LANES, largest);
                 if (threadIdx.x % 32 == 0) of_warps[r * CHUNK + g][threadIdx.x / 32] = of_warp;
@@ -83,12 +86,13 @@ extern "C" __global__ void __launch_bounds__(ROW_THREADS, 2)
         __syncthreads();
 #pragma unroll
         for (int r = 0; r < ROWS; ++r) {
+            const float now[COLUMNS] = {weights[r].x, weights[r].y, weights[r].z, weights[r].w};
 #pragma unroll
             for (int g = 0; g < CHUNK; ++g) {
                 const float2 step = steps[r * CHUNK + g];  // one address for the whole warp
 #pragma unroll
                 for (int j = 0; j < COLUMNS; ++j)
-                    squares[g][j] = add_square(weights[r].v[j] * scale[g][j], step.x, step.y, squares[g][j]);
+                    squares[g][j] = add_square(now[j] * scale[g][j], step.x, step.y, squares[g][j]);
             }
         }
     }

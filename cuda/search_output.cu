@@ -17,6 +17,7 @@ extern "C" __global__ void __launch_bounds__(TILE * TILE) output_errors(
     const float* __restrict__ x, const float* __restrict__ w, const float* __restrict__ candidate_s,
     const float* __restrict__ steps, double* __restrict__ partial, int tokens, int out_features, int in_features,
     int group_size, int candidates, int chunk, int round) {
+    in_turn();
     __shared__ double x_tile[TILE][SIDE + 2], d_tile[TILE][SIDE + 2], sums_of_warps[TILE * TILE / 32];
     const Round now(round, chunk, candidates);
     const int tx = threadIdx.x, ty = threadIdx.y, thread = ty * TILE + tx;

@@ -47,6 +47,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) row_steps(const float* 
                                                                 float* __restrict__ steps, int out_features,
                                                                 int in_features, int group_size, int candidates,
                                                                 int chunk, int round) {
+    in_turn();
     const Round now(round, chunk, candidates);
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const int parts = up(chunk, STEP_CANDIDATES), groups = group_count(in_features, group_size);
@@ -100,5 +101,6 @@ extern "C" __global__ void __launch_bounds__(THREADS) choose(const double* __res
                                                           double* __restrict__ error, float* __restrict__ s,
                                                           float* __restrict__ inv_s, int candidates, int in_features,
                                                           int blocks) {
+    in_turn();
     choose_best<THREADS, 32>(partial, gamma, candidate_s, error, s, inv_s, candidates, in_features, blocks);
 }

@@ -9,6 +9,7 @@ constexpr int WIDE_WARPS = 32;  // of a block that has all tokens of its channel
 extern "C" __global__ void __launch_bounds__(WIDE_WARPS * 32) column_peaks(const float* __restrict__ x,
                                                                         float* __restrict__ peak, int tokens,
                                                                         int in_features) {
+    in_turn();
     __shared__ int of_warps[WIDE_WARPS][32];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const int k = blockIdx.x * 32 + lane;
@@ -38,6 +39,7 @@ extern "C" __global__ void __launch_bounds__(WIDE_WARPS * 32) split_activations(
     const float* __restrict__ x, const float* __restrict__ sq_mean, const float* __restrict__ peak,
     const float* __restrict__ candidate_s, signed char* __restrict__ x_digits, float* __restrict__ unit,
     float* __restrict__ factor, int tokens, int in_features, int candidates) {
+    in_turn();
     __shared__ int of_warps[WIDE_WARPS];
     __shared__ double sums[WIDE_WARPS][DEPTH];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -111,6 +113,7 @@ __device__ __forceinline__ void take(float& first, float& second, int& channel, 
 extern "C" __global__ void __launch_bounds__(WARPS * 32) top_factors(const float* __restrict__ factor,
                                                                   float* __restrict__ tops, int in_features,
                                                                   int group_size, int candidates) {
+    in_turn();
     const int lane = threadIdx.x % 32;
     const int groups = group_count(in_features, group_size);
     const Size at = static_cast<Size>(blockIdx.x) * WARPS + threadIdx.x / 32;
@@ -143,6 +146,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) row_reaches(const float
                                                                   const float* __restrict__ unit,
                                                                   float* __restrict__ reaches, int out_features,
                                                                   int in_features, int group_size) {
+    in_turn();
     const int lane = threadIdx.x % 32, groups = group_count(in_features, group_size);
     const Size row = static_cast<Size>(blockIdx.x) * WARPS + threadIdx.x / 32;
     if (row >= out_features) return;

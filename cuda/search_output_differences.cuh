@@ -11,6 +11,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) piece_maxima(const floa
                                                                    int* __restrict__ pieces, int out_features,
                                                                    int in_features, int candidates, int chunk,
                                                                    int round) {
+    in_turn();
     const Round now(round, chunk, candidates);
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const int parts = up(chunk, PIECE_CANDIDATES), depths = up(in_features, DEPTH);
@@ -55,6 +56,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) row_bases(
     float* __restrict__ steps, const float* __restrict__ tops, const float* __restrict__ reaches,
     double* __restrict__ base, float* __restrict__ over_base, int out_features, int in_features, int group_size,
     int candidates, int chunk, int joined, int round) {
+    in_turn();
     const Round now(round, chunk, candidates);
     const int groups = group_count(in_features, group_size), depths = up(in_features, DEPTH);
     const int blocks = up(out_features, WARPS * 32);  // for a candidate
@@ -232,6 +234,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) split_differences(
     const float* __restrict__ steps, const double* __restrict__ base, const float* __restrict__ over_base,
     signed char* __restrict__ d_digits, int out_features, int in_features, int group_size, int candidates, int chunk,
     int row_tiles, int round) {
+    in_turn();
     const Round now(round, chunk, candidates);
     const int parts = up(chunk, AT_ONCE), depths = up(in_features, DEPTH);
     const int first = blockIdx.x % parts * AT_ONCE, tile = blockIdx.x / parts;

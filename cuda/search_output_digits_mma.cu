@@ -141,6 +141,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 1)
     square_products(const signed char* __restrict__ x_digits, const signed char* __restrict__ d_digits,
                     const double* __restrict__ base, double* __restrict__ partial, int tokens, int out_features,
                     int in_features, int candidates, int chunk, int row_tiles, int round) {
+    in_turn();
     const Round now(round, chunk, candidates);
     const Operands operands{x_digits, d_digits, base, partial};
     const Sizes sizes{tokens, out_features, in_features, row_tiles, now.first, now.count};

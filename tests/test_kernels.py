@@ -48,6 +48,46 @@ def test_every_kernel_of_the_sources_is_in_the_table_with_its_arguments():
     assert listed == declared
 
 
+PASS = ("accum_stats", "search_diag", "compute_scale_b", "quantize_awq", "dequantizeTiled", "relu")
+
+
+def test_what_a_kernel_reads_early_the_one_before_it_does_not_write():
+    """Of the stage before in a pass any may be the last that is launched."""
+    early = 0
+    for variant in table.VARIANTS:
+        stage_before = table.variants(PASS[PASS.index(variant.stage) - 1]) if variant.stage in PASS else {}
+        for index, kernel in enumerate(variant.kernels):
+            before = [(variant.file, variant.kernels[index - 1].entry)]
+            if index == 0:
+                before = [(each.file, other.entry) for each in stage_before.values() for other in each.kernels]
+            early += len(kernel.early) * len(before)
+            for file, entry in before:
+                assert written(file, entry).isdisjoint(kernel.early), (kernel.entry, entry)
+    assert early
+
+
+def written(file, entry):
+    """The arrays that a kernel may write."""
+    declared = dict(SIGNATURE.findall(re.sub(r"\s+", " ", with_headers(CUDA / file))))[entry]
+    return {each.split()[-1] for each in declared.split(", ") if "*" in each and "const" not in each}
+
+
+def test_every_kernel_of_a_stage_waits_for_its_turn():
+    """At once, but for those of which the machine code tells, in test_machine_code.py."""
+    later = set()
+    for file in {variant.file for variant in table.VARIANTS}:
+        text = re.sub(r"\s+", " ", with_headers(CUDA / file))
+        kernels = SIGNATURE.finditer(text)
+        later |= {(file, kernel[1]) for kernel in kernels if not text.startswith(" { in_turn();", kernel.end())}
+    assert later == {
+        *((file, "split_digits") for file in ("matmul_digits.cu", "matmul_digits_mma.cu")),
+        ("matmul_digits.cu", "dequantizeTiled"),
+        ("search_narrow.cu", "row_errors"),
+        ("search_groups.cu", "group_errors"),
+        *(("search_rows.cu", entry) for entry in ("row_maxima", "column_errors")),
+    }
+
+
 @pytest.mark.parametrize("variant", ALL, ids=lambda variant: f"{variant.stage}-{variant.name}")
 def test_a_source_demands_its_macros_and_says_their_rules(variant):
     text = with_headers(CUDA / variant.file)
@@ -131,7 +171,9 @@ SEARCHES = [
     (1024, 2048, 2048, "rows", {"CHUNK": 10, "COLUMNS": 2, "rows_of_block": 32, "blocks": 4 * 32, "parts": 16}),
     (1024, 1024, 1024, "narrow", {"CHUNK": 10, "rows_of_block": 8, "blocks": 128}),
     (130, 36, 36, "narrow", {"CHUNK": 10, "rows_of_block": 4, "blocks": 33}),
-    (1 << 20, 1024, 1024, "narrow", {"CHUNK": 10, "rows_of_block": 228}),
+    (5632, 1024, 1024, "narrow", {"CHUNK": 10, "rows_of_block": 44, "blocks": 128}),
+    (5633, 1024, 1024, "rows", {"CHUNK": 20, "COLUMNS": 4}),
+    (8192, 256, 256, "rows", {}),
     (130, 1024, 128, "groups", {"CHUNK": 10, "COLUMNS": 4, "rows_of_block": 9, "blocks": 15}),
     (130, 576, 128, "groups", {"COLUMNS": 4}),  # the last group is not full
     (130, 576, 64, "groups", {"CHUNK": 20, "COLUMNS": 2}),

@@ -214,7 +214,8 @@ class Backend(ABC, Generic[H]):
         """Records stages, so that the device can repeat them as one; what they leave is undefined until it has.
 
         Args:
-            work: calls stages and sets marks, the same ones each time; it is called more than once.
+            work: calls stages in the order of a pass and sets marks, the same ones each time; it is called more than
+                once.
 
         Raises:
             Unrecordable: the work needs the host, or the device cannot do it.

@@ -67,7 +67,13 @@ _SPLIT_ARRAYS = arguments(
     "signed char* digits", "signed char* low", "signed char* codes", "float* unit", "float* low_unit"
 )
 _BY_DIGITS = (*_SPLIT_ARRAYS, *WITH_RELU[3:])
-_SPLIT = Kernel("split_digits", (*PRODUCT[:3], *_SPLIT_ARRAYS, *PRODUCT[5:]), _split_blocks, ("SPLITTERS",))
+_SPLIT = Kernel(
+    "split_digits",
+    (*PRODUCT[:3], *_SPLIT_ARRAYS, *PRODUCT[5:]),
+    _split_blocks,
+    ("SPLITTERS",),
+    early=("x", "inv_s"),
+)
 _DIGIT_SCRATCH: dict[str, Callable[[Values], int]] = {
     "digits": lambda v: 3 * _padded_tokens(v) * _depth(v),
     "low": lambda v: _padded_tokens(v) * _depth(v),

@@ -40,6 +40,7 @@ _MULTIPROCESSORS = 132
 _TILE_ROWS, _TILE_CHANNELS, _PADDING = 64, 128, 4  # of row_maxima
 _MOST_ROWS = 512  # that a thread sums up in float
 _WHOLE = 4 * _COLUMN_THREADS  # channels of a row that a block of `narrow` holds whole
+_MOST_WHOLE = 110  # rows and candidates to each of these channels: with more of them `rows` is faster
 
 
 def _even(items: int, across: int, at_once: int, largest: int, more: int, least: int = 1) -> int:
@@ -159,6 +160,7 @@ DIAG_SEARCH = (
                     "int rows_of_block",
                 ),
                 grid=_by_chunks(_of_whole_rows),
+                early=("w",),
             ),
         ),
         macros={"THREADS": 1024, "ROWS": 4, "MOST_ROWS": 256},
@@ -172,8 +174,12 @@ DIAG_SEARCH = (
         scratch=_SEARCH_SCRATCH,
         tolerance=1e-5,
         refuses=_unless(
-            lambda v: v["in_features"] % 4 == 0 and v["group_size"] >= v["in_features"] <= _WHOLE,
-            f"one group of a multiple of 4 input channels, at most {_WHOLE}",
+            lambda v: (
+                v["in_features"] % 4 == 0
+                and v["group_size"] >= v["in_features"] <= _WHOLE
+                and v["out_features"] * v.get("candidates", 1) <= _MOST_WHOLE * v["in_features"]
+            ),
+            f"few rows and candidates, with one group of a multiple of 4 input channels, at most {_WHOLE}",
         ),
     ),
     Variant(
@@ -197,6 +203,7 @@ DIAG_SEARCH = (
                 ),
                 grid=lambda v: _maxima_blocks(v) * v["parts"],
                 shared_bytes=_maxima_shared,
+                early=("w",),
             ),
             Kernel(
                 "column_errors",
@@ -212,6 +219,7 @@ DIAG_SEARCH = (
                 ),
                 grid=_by_chunks(_of_rows_and_columns),
                 shared_bytes=_errors_shared,
+                early=("w",),
             ),
         ),
         macros={"THREADS": 1024, "AHEAD": 8, "TURN": 2},
@@ -259,6 +267,7 @@ DIAG_SEARCH = (
                     "int rows_of_block",
                 ),
                 grid=_by_chunks(_of_rows_and_columns),
+                early=("w",),
             ),
         ),
         macros={"THREADS": 1024, "AHEAD": 8, "TURN": 2},

@@ -13,6 +13,7 @@ Values = Mapping[str, int]  # sizes and macros by their names
 
 MAX_INT = 2**31 - 256  # of a size that a kernel counts with int, a tile beyond the end
 MAX_BLOCKS = 2**31 - 1  # CUDA's limit along x
+IN_TURN: Capability = (9, 0)  # the least with which kernels wait for the one before by themselves, see cuda/common.cuh
 WALK_THREADS = 256  # of the kernels that walk an index space
 
 
@@ -65,6 +66,7 @@ class Kernel:
         block: threads along x and y: numbers, or names of macros.
         shared_bytes: dynamic shared memory, from the macros.
         each_round: whether it is launched once in every round of its variant, with the number `round`.
+        early: arrays that it reads before it waits for the kernel before it, which must not write them.
     """
 
     entry: str
@@ -73,6 +75,7 @@ class Kernel:
     block: tuple[int | str, ...] = (WALK_THREADS,)
     shared_bytes: Callable[[Values], int] = lambda values: 0
     each_round: bool = False
+    early: tuple[str, ...] = ()
 
     def threads(self, values: Values) -> tuple[int, int, int]:
         """Threads of a block along x, y and z."""

@@ -24,7 +24,7 @@ from awq_pycuda.backends.cuda.recording import Recording
 from awq_pycuda.backends.cuda.search import DeviceSearch
 from awq_pycuda.backends.host_stages import HostStages
 from awq_pycuda.kernels import table
-from awq_pycuda.kernels.variant import MAX_BLOCKS, Argument, Device, Kernel, Variant
+from awq_pycuda.kernels.variant import IN_TURN, MAX_BLOCKS, Argument, Device, Kernel, Variant
 from awq_pycuda.quant.conventions import Convention
 from awq_pycuda.quant.quantized import Quantized
 
@@ -261,7 +261,7 @@ class CudaBackend(HostStages[ManagedArray]):
         try:
             work()  # a capture takes no compilation, no allocation and no move of managed memory
             recording.placing = False
-            recording.graph, returned = capture(self.stream, work)
+            recording.graph, returned = capture(self.stream, work, self.limits.capability >= IN_TURN)
         finally:
             self._recording = None
         recording.workspace = self._workspace  # which the graph goes on using, should another take its place
