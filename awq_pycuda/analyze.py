@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from awq_pycuda.console import make_console
 from awq_pycuda.errors import InputError
 from awq_pycuda.options import SYNTAX, describe, nonempty, option, parse, refusal, serve, share, whole, words
-from awq_pycuda.summary import make_console
 
 if TYPE_CHECKING:  # pandas takes a second to import; --help and bad input do without
     import pandas as pd

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from awq_pycuda import signals
+from awq_pycuda.console import make_console, print_line, progress
 from awq_pycuda.errors import InputError
 from awq_pycuda.kernels import table
 from awq_pycuda.kernels.launches import ONLY
@@ -32,7 +33,6 @@ from awq_pycuda.options import (
     whole,
     words,
 )
-from awq_pycuda.summary import make_console, print_line, progress
 
 if TYPE_CHECKING:  # NumPy and what stands on it take a moment to import; --help and bad input do without
     from awq_pycuda.benchmarks.goals import Goal

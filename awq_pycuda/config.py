@@ -14,15 +14,15 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
+from functools import cache
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
-
-from omegaconf import MISSING
 
 from awq_pycuda.choices import Divisor, Element, StepDtype, ZeroOrder, ZeroPoint, ZeroStep
 from awq_pycuda.errors import InputError
 from awq_pycuda.kernels import table
 
+MISSING = "???"  # in OmegaConf's words; a run itself needs nothing of it, and importing it takes 40 ms
 MAX_SIZE = 2**31 - 1  # CUDA's grids and our kernels count in 32 bits
 MAX_LAYERS = 1000  # result and layer files name them 000 to 999
 MAX_PASSES = 100_000  # every sample is kept in memory
@@ -337,8 +337,14 @@ def check(config: Config) -> None:
         need("inputs.factor_min", inputs.factor_min, lambda low: 0 < low <= inputs.factor_max)
 
 
+@cache
+def _hints(schema: Any) -> dict[str, Any]:
+    return get_type_hints(schema)
+
+
 def _name_members(node: Any, prefix: str) -> None:
-    for name, kind in get_type_hints(type(node)).items():
+    schema: Any = type(node)
+    for name, kind in _hints(schema).items():
         value = getattr(node, name)
         if is_dataclass(value):
             _name_members(value, f"{prefix}{name}.")

@@ -10,11 +10,12 @@ import sys
 if __name__ == "__main__":
     # Before the imports below, which take a moment. Through the module's own name: launchers send the job function to
     # other processes by name, not by value.
-    from awq_pycuda import signals
+    from awq_pycuda import ahead
 
-    signals.exit_before_work()
+    ahead.begin(sys.argv[1:])
     from awq_pycuda.run import main as command
 
+    ahead.imported()
     sys.exit(command())
 
 import os
@@ -22,14 +23,15 @@ import signal
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra._internal.core_plugins import basic_sweeper
+from hydra._internal.hydra import Hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
@@ -38,22 +40,21 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from awq_pycuda import __version__, streams, summary
+from awq_pycuda import __version__, streams
 from awq_pycuda.config import BackendChoice, SearchPlace
-from awq_pycuda.engine.execution import RunFailed, execute, validate
-from awq_pycuda.errors import InputError
-from awq_pycuda.layers.inputs import plan_layers
+from awq_pycuda.console import make_console, print_line, progress
+from awq_pycuda.errors import InputError, RunFailed
 from awq_pycuda.paths import resource_dir
-from awq_pycuda.signals import came_between_jobs, stoppable
-from awq_pycuda.sweeps import isolation
+from awq_pycuda.signals import came_between_jobs, importing, stoppable
+from awq_pycuda.sweeps import hosts, isolation
 from awq_pycuda.sweeps.composition import Plan, register_schemas, task_overrides, to_config
 from awq_pycuda.sweeps.hydra_errors import explain, hydra_overrides
 from awq_pycuda.sweeps.launchers import end_with_sweep, prepare_launcher, stop_processes
+from awq_pycuda.sweeps.messages import Job
 from awq_pycuda.sweeps.overrides import check_overrides, split
-from awq_pycuda.sweeps.study import Job, complete_jobs, job_folder
 from awq_pycuda.sweeps.sweep import Reporter, Sweep, clock
 
-_CHECKED_AT_ONCE = 256  # jobs sent to the worker together
+_CHECKED_AT_ONCE = 64  # jobs sent to the workers together, while the next are planned
 _QUIET_JOBS = 1000  # planning more than these takes long enough to be told
 _TELL_SECONDS = 30  # between two lines about the planning where there is no terminal
 
@@ -77,6 +78,8 @@ class Preflight(Callback):
             for override in config.hydra.overrides.task:
                 if override.startswith(("study=", "experiment=")):
                     raise InputError(f"{override}: a study is a sweep; allowed: with -m")
+            with importing():
+                from awq_pycuda.engine.execution import validate  # see `job`
             validate(to_config(config))
             _check_writable("hydra.run.dir", config.hydra.run.dir)
 
@@ -84,7 +87,7 @@ class Preflight(Callback):
         """Checks every job of a sweep, and begins its display."""
         with _exit_on_error():
             plan = Plan(config)
-            console = summary.make_console()
+            console = make_console()
             complete = _check_sweep(config, plan, console)
             folder = _check_writable("hydra.sweep.dir", config.hydra.sweep.dir)
             reports = Path.cwd() / folder / config.hydra.sweep.subdir
@@ -105,37 +108,52 @@ def _check_sweep(config: DictConfig, plan: Plan, console: Console) -> int:
     launcher = str(config.hydra.launcher._target_)
     here = launcher.rpartition(".")[2] in ("BasicLauncher", "JoblibLauncher")
     if launcher.endswith(".BasicLauncher") and config.backend is not BackendChoice.cpu:
-        isolation.use_every_gpu()
+        hosts.use_every_gpu()
     study = Path(config.hydra.sweep.dir)
-    finished = complete_jobs(study)
+    finished = _finished(study)
     seen = set(finished.values())
-    complete = 0
-    with _planning(console, len(plan)) as advance:
-        for begin in range(0, len(plan), _CHECKED_AT_ONCE):
-            configs = [plan.config(number) for number in range(begin, min(begin + _CHECKED_AT_ONCE, len(plan)))]
-            if {each.study for each in configs} != {plan.study}:
-                raise InputError("study: one sweep is one study; allowed: one value")
-            if here:
-                answers = isolation.checked(configs)
-                for answer in answers:
-                    if answer.refusal is not None:
-                        raise InputError(answer.refusal)
-                on_gpu = all(answer.backend == "cuda" for answer in answers)
-                if not on_gpu or any(each.search.where is SearchPlace.host for each in configs):
-                    isolation.use_one_worker()  # jobs at work on the host would disturb each other's times
-                devices = [{(answer.backend, answer.device)} for answer in answers]
-            else:
-                # On which devices the jobs will run is not known yet: any that this study has run on may be theirs.
-                for each in configs:
-                    plan_layers(each)
-                devices = [seen] * len(configs)
+    complete, one_at_a_time = 0, False
+    batches = plan.batches(_CHECKED_AT_ONCE)
+    with (
+        _planning(console, len(plan)) as advance,
+        closing(isolation.checked(batches) if here else isolation.described(batches)) as answered,
+    ):
+        for configs, answers in answered:
+            for answer in answers:
+                if answer.refusal is not None:
+                    raise InputError(answer.refusal)
+            # Jobs at work on the host would disturb each other's times.
+            one_at_a_time |= any(answer.backend != "cuda" for answer in answers)
+            one_at_a_time |= any(each.search.where is SearchPlace.host for each in configs)
+            # On which devices the jobs of other launchers will run is not known yet: any that this study has run on
+            # may be theirs.
+            devices = [{(answer.backend, answer.device)} if here else seen for answer in answers]
             for each, its_devices in zip(configs, devices, strict=True):
-                complete += any(job_folder(study, each, *device).name in finished for device in its_devices & seen)
+                if places := its_devices & seen:
+                    complete += _is_among(finished, study, each, places)
             advance(len(configs))
+    if one_at_a_time:
+        hosts.use_one_worker()
     prepare_launcher(config)
     if not launcher.endswith(".BasicLauncher"):
-        isolation.close_worker()
+        hosts.leave()
     return complete
+
+
+# What reads result files is imported where there are any.
+def _finished(study: Path) -> dict[str, tuple[str, str]]:
+    if not study.exists():
+        return {}
+    with importing():
+        from awq_pycuda.sweeps.study import complete_jobs
+    return complete_jobs(study)
+
+
+def _is_among(finished: Collection[str], study: Path, config: Any, devices: Iterable[tuple[str, str]]) -> bool:
+    """Whether a job has finished in its study on one of these devices."""
+    with importing():
+        from awq_pycuda.sweeps.study import job_folder
+    return any(job_folder(study, config, *device).name in finished for device in devices)
 
 
 @contextmanager
@@ -144,10 +162,10 @@ def _planning(console: Console, total: int) -> Iterator[Callable[[int], None]]:
     if total <= _QUIET_JOBS:
         yield lambda count: None
         return
-    summary.print_line(console, f"planning {total:,} jobs")
+    print_line(console, f"planning {total:,} jobs")
     begin = told = time.monotonic()
     done = 0
-    with summary.progress(console) as show:
+    with progress(console) as show:
 
         def advance(count: int) -> None:
             nonlocal done, told
@@ -157,7 +175,7 @@ def _planning(console: Console, total: int) -> Iterator[Callable[[int], None]]:
             if not console.is_terminal and now - told > _TELL_SECONDS:
                 told = now
                 left = clock((now - begin) / done * (total - done))
-                summary.print_line(console, f"planned {done:,} of {total:,} jobs, {left} left")
+                print_line(console, f"planned {done:,} of {total:,} jobs, {left} left")
 
         yield advance
 
@@ -172,7 +190,7 @@ def _exit_on_error() -> Iterator[None]:
         yield
     except (InputError, HydraException, OmegaConfBaseException) as error:
         raise SystemExit(_report(error)) from None
-    except isolation.WorkerDied as error:
+    except hosts.WorkerDied as error:
         print(f"failed: checking the jobs: {error}", file=sys.stderr)
         raise SystemExit(1) from None
     except RunFailed as error:
@@ -231,6 +249,9 @@ def job(composed: DictConfig) -> None:
     cwd = Path(settings.runtime.cwd)
     if settings.mode is RunMode.RUN:
         os.chdir(cwd)  # with hydra.job.chdir it is the run's folder by now, and no relative path starts from there
+        # A sweep's jobs run in other processes, and begin the sooner without all that a run needs being imported here.
+        with importing():
+            from awq_pycuda.engine.execution import execute
         with _exit_on_error():
             execute(config, Path(settings.runtime.output_dir), overrides, config_yaml)
         return
@@ -266,6 +287,21 @@ def _reporter(folder: Path, launcher: str) -> Reporter:
 
 
 _hydra_main = hydra.main(version_base="1.3", config_path=str(resource_dir("conf")), config_name="config")(job)
+
+
+_composed_mode = Hydra.get_mode
+
+
+def _mode(hydra_itself: Hydra, config_name: str | None, overrides: list[str]) -> Any:
+    """What `hydra.mode` is set to. Hydra composes everything to know it, 60 ms, and few arguments can set it."""
+    flags = {each for each in sys.argv[1:] if each.startswith("-")}
+    keys = {each.lstrip("+").partition("=")[0] for each in overrides}
+    if flags <= {"-m", "--multirun"} and not keys & {"experiment", "hydra", "hydra.mode", "hydra.searchpath"}:
+        return None
+    return _composed_mode(hydra_itself, config_name, overrides)
+
+
+setattr(Hydra, "get_mode", _mode)  # noqa: B010
 
 
 def _run_hydra() -> int:

@@ -137,6 +137,18 @@ def held() -> Iterator[None]:
 
 
 @contextmanager
+def importing() -> Iterator[None]:
+    """Within it a signal waits for the end: libraries crash where one is raised in the middle of their import."""
+    before, _current.held = _current.held, True
+    try:
+        yield
+    finally:
+        _current.held = before
+    if _current.number is not None and not before:
+        raise Stopped(_current.number)
+
+
+@contextmanager
 def released() -> Iterator[None]:
     """The part of a `held` block that a signal ends, also one that came before."""
     _current.held = False

@@ -13,10 +13,8 @@ Runs that differ in nothing but the seed are replicates: their median, with the 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-
-import numpy as np
 
 from awq_pycuda.names import listed
 
@@ -35,10 +33,9 @@ class Spread:
     @classmethod
     def of(cls, values: Iterable[float]) -> Spread:
         """Of the values that are there: NaN stands for none. Infinite ones count as what they are."""
-        array = np.sort(np.asarray(list(values), dtype=np.float64))
-        array = array[~np.isnan(array)]
-        low, median, high = (_quantile(array.tolist(), share) for share in QUARTILES)
-        return cls(low, median, high, array.size)
+        ordered = sorted(value for value in map(float, values) if not math.isnan(value))
+        low, median, high = (_quantile(ordered, share) for share in QUARTILES)
+        return cls(low, median, high, len(ordered))
 
     @property
     def noise(self) -> float:
@@ -75,6 +72,11 @@ def _quantile(ordered: list[float], share: float) -> float:
 def error_removed(output_mse: float, rtn_output_mse: float) -> float:
     """The share of RTN's output error that AWQ removes from a layer; NaN where there is none to remove."""
     return 1 - output_mse / rtn_output_mse if rtn_output_mse > 0 else math.nan
+
+
+def removed_by(metrics: Mapping[str, float], kind: str = "") -> float:
+    """`error_removed` from a layer with these metrics; NaN, too, where it has not both of this kind (`held_out_`)."""
+    return error_removed(*(metrics.get(f"{kind}{name}", math.nan) for name in ("output_mse", "rtn_output_mse")))
 
 
 def no_signal(names: Sequence[str]) -> str:

@@ -1,58 +1,34 @@
-"""What a run prints: one table of what AWQ did, one of where the time went, and progress on a terminal."""
+"""What a run prints at its end: one table of what AWQ did, and one of where the time went."""
 
 from __future__ import annotations
 
 import math
 import re
-import shlex
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from awq_pycuda.console import next_command, print_line
 from awq_pycuda.names import fitting
 from awq_pycuda.results.conditions import held_down
 from awq_pycuda.results.record import LayerResult, Timings
 from awq_pycuda.spread import (
     Spread,
-    error_removed,
     milliseconds,
     milliseconds_range,
     no_signal,
     percent,
     percent_range,
+    removed_by,
 )
 
-_PLAIN_WIDTH = 160  # lines of a log or a pipe are not folded to a terminal's width
 _TABLE_WIDTH = 80  # tables are, so that they are the same in a log
 _SHOWCASE = "python -m awq_pycuda.run inputs=outliers layers=2 n=256"
-
-
-def make_console(stderr: bool = False) -> Console:
-    """A console that styles on a terminal and writes plain aligned text elsewhere."""
-    console = Console(stderr=stderr, highlight=False)
-    return console if console.is_terminal else Console(stderr=stderr, highlight=False, width=_PLAIN_WIDTH)
-
-
-def table_style(console: Console) -> box.Box | None:
-    """Lines under the headings on a terminal, none elsewhere."""
-    return box.SIMPLE_HEAD if console.is_terminal else None
-
-
-@contextmanager
-def progress(console: Console) -> Iterator[Callable[[str, int, int], None]]:
-    """Yields what `Pipeline.run` reports to: a bar on a terminal that goes when done, nothing elsewhere."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)
 
 
 def print_summary(
@@ -80,34 +56,14 @@ def print_summary(
     print_line(console, f"next: {next_command(path.parent)}")
 
 
-def print_line(console: Console, line: str) -> None:
-    """One line, not folded, whatever it looks like."""
-    console.print(line, soft_wrap=True, markup=False)
-
-
-def next_command(folder: Path) -> str:
-    """The command that analyses the results below a folder, as a shell takes it."""
-    return f"python -m awq_pycuda.analyze {shlex.quote(str(folder))}"
-
-
 def figure(layer: LayerResult, name: str) -> float:
     """A metric of a layer; NaN where it has none."""
     return layer.metrics.get(name, math.nan)
 
 
-def removed_from(layer: LayerResult) -> float:
-    """The share of RTN's output error that AWQ removes from a layer; NaN where there is none to remove."""
-    return error_removed(figure(layer, "output_mse"), figure(layer, "rtn_output_mse"))
-
-
-def _removed_held_out(layer: LayerResult) -> float:
-    """The same on held-out tokens."""
-    return error_removed(figure(layer, "held_out_output_mse"), figure(layer, "held_out_rtn_output_mse"))
-
-
 def _print_quality(console: Console, layers: Sequence[LayerResult]) -> None:
-    removed = [removed_from(layer) for layer in layers]
-    held_out = [_removed_held_out(layer) for layer in layers]
+    removed = [removed_by(layer.metrics) for layer in layers]
+    held_out = [removed_by(layer.metrics, "held_out_") for layer in layers]
     has_held_out = not all(map(math.isnan, held_out))
     ratios = {name: [figure(layer, name) for layer in layers] for name in ("rtn_output_sqnr_db", "output_sqnr_db")}
     rows = [

@@ -29,7 +29,7 @@ from awq_pycuda.backends.cpu import CpuBackend
 from awq_pycuda.config import Config
 from awq_pycuda.kernels import table
 from awq_pycuda.paths import resource_dir
-from awq_pycuda.sweeps import composition, isolation
+from awq_pycuda.sweeps import composition, hosts
 
 ROOT = Path(__file__).parent.parent
 TINY_SWEEP = ("-m", "n=24", "layers=2", "timing=once", "backend=cpu")
@@ -217,14 +217,14 @@ def environment(tmp_path, monkeypatch):
     packages = os.environ["PYTHONPATH"]
 
     def plant(**trouble):
-        isolation.close_worker()
+        hosts.leave()
         monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(PLANT), packages)))
         monkeypatch.setenv("PLANT", json.dumps({seed.removeprefix("seed_"): what for seed, what in trouble.items()}))
         monkeypatch.setenv("RUNS", str(runs))
         return lambda: Counter(int(line) for line in runs.read_text().split())
 
     yield plant
-    isolation.close_worker()
+    hosts.leave()
 
 
 def found(folder):

@@ -14,6 +14,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from awq_pycuda import hdf5, run
+from awq_pycuda.engine.execution import execute
 from awq_pycuda.paths import resource_dir
 
 
@@ -23,7 +24,7 @@ def make_run(folder: Path, *overrides: str) -> Path:
     given = ["n=16", "layers=3", "backend=cpu", "inputs=outliers", *overrides]
     with hydra.initialize_config_dir(str(resource_dir("conf")), version_base="1.3"):
         composed = hydra.compose("config", given)
-    return run.execute(run.to_config(composed), folder, given, OmegaConf.to_yaml(composed, resolve=True))
+    return execute(run.to_config(composed), folder, given, OmegaConf.to_yaml(composed, resolve=True))
 
 
 @contextmanager

@@ -15,8 +15,7 @@ from result_files import TABLES, edited, make_many, make_run, real, vary
 
 from awq_pycuda.analysis.collect import channels, collect, column_of, run_names
 from awq_pycuda.backends.cpu import CpuBackend
-from awq_pycuda.errors import InputError
-from awq_pycuda.run import RunFailed
+from awq_pycuda.errors import InputError, RunFailed
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -11,8 +11,7 @@ from test_results import result_path
 
 import awq_pycuda
 from awq_pycuda.config import Config, FileInputs, QuantConfig, TimingConfig
-from awq_pycuda.engine.execution import RunFailed
-from awq_pycuda.errors import InputError
+from awq_pycuda.errors import InputError, RunFailed
 from awq_pycuda.layers.writer import LayerWriter
 from awq_pycuda.results.reader import read
 

@@ -15,7 +15,7 @@ from awq_pycuda.errors import InputError
 from awq_pycuda.layers import inputs
 from awq_pycuda.layers.inputs import LayerSpec, Salient, Uniform, file_sha256, plan_layers
 from awq_pycuda.sweeps import worker
-from awq_pycuda.sweeps.study import Job
+from awq_pycuda.sweeps.messages import Job
 
 
 def save(path, **tensors):

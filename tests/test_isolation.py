@@ -9,14 +9,15 @@ from pathlib import Path
 import psutil
 import pytest
 
+from awq_pycuda.errors import InputError
 from awq_pycuda.signals import STOPPING
-from awq_pycuda.sweeps import isolation, worker
-from awq_pycuda.sweeps.study import Job
+from awq_pycuda.sweeps import hosts, isolation, worker
+from awq_pycuda.sweeps.messages import Job
 
 CHOOSE = """
 import sys
-from awq_pycuda.sweeps import isolation
-print(isolation._host._choose_gpu(), flush=True)
+from awq_pycuda.sweeps import hosts
+print(hosts.first()._choose_gpu(), flush=True)
 sys.stdin.read()
 """
 
@@ -42,7 +43,7 @@ def choose(tmp_path, monkeypatch):
 
 
 def test_every_process_gets_a_gpu_of_its_own(choose):
-    host = isolation._Host()
+    host = hosts.Host()
     assert host._choose_gpu() == "0"
     host.close()
     assert host._choose_gpu() == "0"
@@ -51,38 +52,104 @@ def test_every_process_gets_a_gpu_of_its_own(choose):
 
 
 def test_a_process_that_runs_no_jobs_leaves_its_gpu_to_others(choose, monkeypatch):
-    host = isolation._Host()
-    monkeypatch.setattr(isolation, "_host", host)
+    host = hosts.Host()
+    monkeypatch.setattr(hosts, "_first", host)
     assert host._choose_gpu() == "0"
-    isolation.close_worker()
+    hosts.leave()
     assert {choose(), choose()} == {"0", "GPU-1"}
+
+
+def answered(*batches):
+    return [answer for _, answers in isolation.checked(batches) for answer in answers]
 
 
 @pytest.fixture
 def two_gpus(choose):
     """This process's hosts, where there are two GPUs."""
-    isolation.close_worker()
-    yield lambda: [host.reserved() for host in (isolation._host, *isolation._more)]
-    isolation.close_worker()
+    hosts.leave()
+    yield lambda: [host.reserved() for host in hosts.every()]
+    hosts.leave()
 
 
 def test_a_sweep_uses_every_gpu_that_nobody_else_has_chosen(two_gpus, choose):
-    isolation.use_every_gpu()
+    hosts.use_every_gpu()
     assert two_gpus() == ["0", "GPU-1"]
-    isolation.use_every_gpu()
+    hosts.use_every_gpu()
     assert two_gpus() == ["0", "GPU-1"]
-    isolation.use_one_worker()
+    hosts.use_one_worker()
     assert two_gpus() == ["0"]
     assert choose() == "GPU-1"
-    isolation.use_every_gpu()
+    hosts.use_every_gpu()
     assert two_gpus() == ["0"]
+
+
+def test_a_worker_that_was_asked_for_nothing_is_ended_at_once(two_gpus):
+    hosts.start(on_gpu=True)
+    assert two_gpus() == ["0", "GPU-1"]
+    processes = [host._worker._process for host in hosts.every()]
+    hosts.leave()
+    assert [process.returncode for process in processes] == [-signal.SIGKILL] * 2
+
+
+class Library:
+    """NVML of so many GPUs, or a CUDA driver: what a call gives, by its name."""
+
+    def __init__(self, answers):
+        self.answers = answers
+
+    def __getattr__(self, name):
+        def call(*arguments):
+            code, *values = self.answers.get(name, [0])
+            for argument, value in zip(arguments[-len(values) :], values, strict=False):
+                argument._obj.value = value
+            return code
+
+        return call
+
+
+DRIVER = {"cuDeviceGetCount": [0, 7]}
+
+
+@pytest.mark.parametrize(
+    ("nvml", "counted"),
+    [
+        ({"nvmlDeviceGetCount_v2": [0, 2], "nvmlDeviceGetMigMode": [3]}, 2),
+        ({"nvmlDeviceGetCount_v2": [0, 2], "nvmlDeviceGetMigMode": [0, 0, 0]}, 2),
+        ({"nvmlDeviceGetCount_v2": [0, 2], "nvmlDeviceGetMigMode": [0, 1, 1]}, 7),
+        ({"nvmlDeviceGetCount_v2": [0, 2], "nvmlDeviceGetHandleByIndex_v2": [4]}, 7),
+        ({"nvmlInit_v2": [9]}, 7),
+        (None, 7),
+    ],
+)
+def test_nvml_counts_the_gpus_unless_they_are_divided(monkeypatch, nvml, counted):
+    def load(name):
+        if name == "libcuda.so.1":
+            return Library(DRIVER)
+        if nvml is None:
+            raise OSError
+        return Library(nvml)
+
+    monkeypatch.setattr("ctypes.CDLL", load)
+    assert hosts._count_gpus.__wrapped__() == counted
+
+
+def test_what_is_wrong_with_a_job_is_told_before_what_is_wrong_with_planning_the_next(compose):
+    def batches():
+        yield [compose("n=99999999", "backend=cpu")]
+        raise InputError("planning")
+
+    told = isolation.checked(batches())
+    ((_, (answer,)),) = [next(told)]
+    assert answer.refusal.startswith("n=99999999: ")
+    with pytest.raises(InputError, match="planning"):
+        next(told)
 
 
 def test_jobs_go_to_every_worker_that_is_free(two_gpus, compose, tmp_path):
     """The configs ask for the CPU, so that there need be no GPU."""
-    isolation.use_every_gpu()
+    hosts.use_every_gpu()
     configs = [compose("n=8", "layers=1", "timing=once", "backend=cpu", f"seed={seed}") for seed in range(5)]
-    *fine, refused = isolation.checked([*configs, compose("n=99999999", "backend=cpu")])
+    *fine, refused = answered([*configs, compose("n=99999999", "backend=cpu")])
     assert [answer.refusal for answer in fine] == [None] * 5
     assert refused.refusal.startswith("n=99999999: ")
     told = []
@@ -102,13 +169,14 @@ def test_jobs_go_to_every_worker_that_is_free(two_gpus, compose, tmp_path):
 @pytest.mark.parametrize(("given", "seen"), [("", []), ("-1", []), ("2", ["2"]), ("1,0", ["1", "0"])])
 def test_the_environment_says_which_gpus_are_seen(monkeypatch, given, seen):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
-    assert isolation.visible_gpus() == seen
+    assert hosts.visible_gpus() == seen
 
 
 END = """
-from awq_pycuda.sweeps import isolation
-isolation._host._worker = isolation.Worker({})
-print(isolation._host._worker._process.pid, flush=True)
+from awq_pycuda.sweeps import hosts
+hosts.first()._worker = hosts.Worker(False, {})
+hosts.first()._worker.send(None)
+print(hosts.first()._worker._process.pid, flush=True)
 input()
 """
 

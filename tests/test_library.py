@@ -22,8 +22,7 @@ from awq_pycuda.config import (
     TimingConfig,
     plain,
 )
-from awq_pycuda.engine.execution import RunFailed
-from awq_pycuda.errors import InputError
+from awq_pycuda.errors import InputError, RunFailed
 from awq_pycuda.library import QuantizedLayer, quantize, run_pipeline
 from awq_pycuda.quant.conventions import Convention
 from awq_pycuda.quant.format import Format

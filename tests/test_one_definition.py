@@ -14,7 +14,7 @@ from awq_pycuda.analysis.compare import compare
 from awq_pycuda.analysis.figures_quality import error_removed_against
 from awq_pycuda.analysis.selection import best_run
 from awq_pycuda.analyze import main
-from awq_pycuda.run import execute
+from awq_pycuda.engine.execution import execute
 
 
 @pytest.fixture

@@ -5,12 +5,11 @@ import random
 import pytest
 from conftest import files_under
 
-from awq_pycuda import run
 from awq_pycuda.config import ALLOWED
+from awq_pycuda.engine import execution
 from awq_pycuda.sweeps import isolation
 from awq_pycuda.sweeps.hydra_errors import groups
-from awq_pycuda.sweeps.study import Outcome
-from awq_pycuda.sweeps.worker import Checked
+from awq_pycuda.sweeps.messages import Checked, Outcome
 
 REFUSED = {
     # Hydra casts, or crashes.
@@ -129,7 +128,13 @@ def test_a_value_of_the_environment_is_held_to_what_may_be_given(cli, monkeypatc
 
 def test_a_study_s_own_values_give_way(cli, monkeypatch):
     seen = []
-    monkeypatch.setattr(isolation, "checked", lambda configs: seen.extend(configs) or [Checked("stop")])
+
+    def refuse(batches):
+        for configs in batches:
+            seen.extend(configs)
+            yield configs, [Checked("stop")]
+
+    monkeypatch.setattr(isolation, "checked", refuse)
     assert cli("-m", "experiment=depth", "layers=2")[0] == 2
     assert {config.layers for config in seen} == {2}
 
@@ -183,8 +188,8 @@ def test_a_wrong_sweep_is_one_line(cli, tmp_path, sweep):
 )
 def test_what_is_meant_is_taken(cli, monkeypatch, overrides, key, value):
     seen = []
-    monkeypatch.setattr(run, "execute", lambda config, *_: seen.append(config))
-    monkeypatch.setattr(run, "validate", lambda config: None)
+    monkeypatch.setattr(execution, "execute", lambda config, *_: seen.append(config))
+    monkeypatch.setattr(execution, "validate", lambda config: None)
     code, _, err = cli(*overrides)
     assert code == 0, err
     (config,) = seen
@@ -249,10 +254,10 @@ def complete(jobs, on_started, on_ended):
 
 @pytest.mark.parametrize("seed", range(8))
 def test_whatever_is_given_is_taken_or_refused_in_one_line(cli, monkeypatch, seed):
-    monkeypatch.setattr(run, "execute", lambda *_: None)
-    monkeypatch.setattr(run, "validate", lambda config: None)
+    monkeypatch.setattr(execution, "execute", lambda *_: None)
+    monkeypatch.setattr(execution, "validate", lambda config: None)
     monkeypatch.setattr(isolation, "run_all", complete)
-    monkeypatch.setattr(isolation, "checked", lambda configs: [Checked(None)] * len(configs))
+    monkeypatch.setattr(isolation, "checked", lambda batches: ((each, [Checked(None)] * len(each)) for each in batches))
     draw = random.Random(seed)
     for _ in range(12):
         arguments = [random_override(draw) for _ in range(draw.choice([1, 1, 2]))]

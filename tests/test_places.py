@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 from conftest import TINY_SWEEP, files_under, found, start
 
-from awq_pycuda.config import BackendChoice, Config
 from awq_pycuda.engine import execution
 from awq_pycuda.results.status import read_status
-from awq_pycuda.sweeps import isolation
+from awq_pycuda.sweeps import hosts
 
 TINY = ("n=8", "layers=1", "backend=cpu", "timing=once")
 
@@ -54,9 +53,9 @@ def test_other_files_in_the_folder_do_not_matter(cli, tmp_path):
 
 def test_a_worker_from_another_folder_finds_relative_paths(cli, monkeypatch, tmp_path):
     """It is kept from sweep to sweep of one process."""
-    isolation.close_worker()
+    hosts.leave()
     monkeypatch.chdir(tmp_path)
-    isolation._host.worker(Config(backend=BackendChoice.cpu))
+    hosts.first().worker(on_gpu=False)
     (tmp_path / "work").mkdir()
     np.savez(tmp_path / "work" / "layers.npz", **{"000.weight": np.ones((5, 4), "f4")})
     code, _, err = cli("-m", "inputs=file", "inputs.path=layers.npz", "n=3", "backend=cpu", "seed=1,2")

@@ -64,8 +64,8 @@ def test_a_log_is_told_how_the_planning_goes(cli, monkeypatch):
 
 def test_a_bad_job_late_in_a_sweep_stops_it_before_the_first(cli, monkeypatch, tmp_path):
     monkeypatch.setattr(run, "_CHECKED_AT_ONCE", 2)
-    asked, checked = [], isolation.checked
-    monkeypatch.setattr(isolation, "checked", lambda configs: asked.append(len(configs)) or checked(configs))
+    asked, ask = [], isolation._ask
+    monkeypatch.setattr(isolation, "_ask", lambda configs: asked.append(len(configs)) or ask(configs))
     code, _, err = cli(*TINY_SWEEP, "tile=1,2,3,4,33")
     assert code == 2
     assert err.startswith("error: tile=33: ")

@@ -13,12 +13,12 @@ import pytest
 from conftest import TINY_SWEEP, files_under, found, start
 from test_sweep import wait_for
 
-from awq_pycuda import run, signals
+from awq_pycuda import signals, summary
 from awq_pycuda.engine import execution
 from awq_pycuda.results.status import read_status
 from awq_pycuda.signals import STOPPING, Stopped, held, released, stoppable
-from awq_pycuda.sweeps import isolation
-from awq_pycuda.sweeps.study import Job, Outcome, Started
+from awq_pycuda.sweeps import hosts, isolation
+from awq_pycuda.sweeps.messages import Job, Outcome, Started
 from awq_pycuda.sweeps.sweep import Reporter, reporting_processes
 
 LONG = ("backend=cpu", "n=24", "layers=2", "timing.repeats=100000", "hydra.run.dir=long")
@@ -109,7 +109,7 @@ def test_a_signal_between_two_messages_of_a_job_s_is_passed_on(environment, comp
     environment(seed_0="sleep")
     config = compose("n=24", "layers=2", "timing=once", "backend=cpu")
 
-    class Untimely(isolation.Connection):
+    class Untimely(hosts.Connection):
         def send(self, request):
             super().send(request)
             if moment == "send":
@@ -121,7 +121,7 @@ def test_a_signal_between_two_messages_of_a_job_s_is_passed_on(environment, comp
                 signal.raise_signal(signal.SIGTERM)
             return answer
 
-    monkeypatch.setattr(isolation, "Connection", Untimely)
+    monkeypatch.setattr(hosts, "Connection", Untimely)
     with stoppable() as stop:
         outcome = isolation.run_isolated(Job(config, tmp_path, Path("study"), [], ""))
     assert (outcome.state, outcome.stop, stop.number) == ("interrupted", True, signal.SIGTERM)
@@ -207,7 +207,7 @@ def test_what_is_ignored_from_the_start_stays_so(tmp_path, ignored):
 
 @pytest.mark.parametrize("where", ["while storing", "after storing"])
 def test_a_run_that_is_done_when_the_signal_comes_is_complete(cli, monkeypatch, tmp_path, where):
-    write, summarise = execution.write, execution.summary.print_summary
+    write, summarise = execution.write, summary.print_summary
 
     def write_and_signal(folder, record):
         signal.raise_signal(signal.SIGTERM)
@@ -220,7 +220,7 @@ def test_a_run_that_is_done_when_the_signal_comes_is_complete(cli, monkeypatch, 
     if where == "while storing":
         monkeypatch.setattr(execution, "write", write_and_signal)
     else:
-        monkeypatch.setattr(execution.summary, "print_summary", signal_and_summarise)
+        monkeypatch.setattr(summary, "print_summary", signal_and_summarise)
     code, out, err = cli("n=8", "layers=1", "backend=cpu")
     assert (code, err) == (143, "")
     (path,) = tmp_path.rglob("results.h5")
@@ -229,7 +229,7 @@ def test_a_run_that_is_done_when_the_signal_comes_is_complete(cli, monkeypatch, 
 
 
 def test_a_signal_before_any_work_leaves_nothing(cli, monkeypatch, tmp_path):
-    monkeypatch.setattr(run, "validate", lambda config: signal.raise_signal(signal.SIGHUP))
+    monkeypatch.setattr(execution, "validate", lambda config: signal.raise_signal(signal.SIGHUP))
     assert cli("n=8") == (129, "", "interrupted before any work\n")
     assert files_under(tmp_path / "work") == []
 

@@ -9,9 +9,9 @@ import pytest
 from rich.console import Console
 
 from awq_pycuda import summary
+from awq_pycuda.console import next_command
 from awq_pycuda.names import fitting, shorten, without_shared
 from awq_pycuda.spread import Spread, error_removed, percent
-from awq_pycuda.summary import next_command
 
 MINILM = [
     f"encoder.layer.{block}.{name}"

@@ -20,7 +20,7 @@ from result_files import editing
 
 from awq_pycuda.paths import resource_dir
 from awq_pycuda.results.status import read_status
-from awq_pycuda.sweeps import composition, isolation
+from awq_pycuda.sweeps import composition, hosts, isolation
 from awq_pycuda.sweeps.launchers import LAUNCHERS
 
 
@@ -173,14 +173,15 @@ def test_ctrl_c_while_jobs_are_checked_writes_nothing(environment, tmp_path):
 def test_a_worker_takes_interrupts_only_within_a_job(compose):
     """The threads of NumPy's BLAS took those that the main thread blocks, and it died of them anywhere."""
     config = compose("n=8", "backend=cpu")
-    worker = isolation._host.worker(config)
+    worker = hosts.first().worker(on_gpu=False)
     try:
         for _ in range(2):  # while it starts, and while it waits
             worker._process.send_signal(signal.SIGINT)
-            assert [answer.refusal for answer in isolation.checked([config])] == [None]
-        assert isolation._host.worker(config) is worker
+            ((_, (answer,)),) = isolation.checked([[config]])
+            assert answer.refusal is None
+        assert hosts.first().worker(on_gpu=False) is worker
     finally:
-        isolation.close_worker()
+        hosts.leave()
 
 
 def test_a_sweep_with_stdin_stdout_and_stderr_closed(environment, tmp_path):
@@ -285,12 +286,16 @@ def test_a_launcher_that_is_not_installed_is_a_clear_error(cli, monkeypatch):
         ("inputs=outliers,synthetic", "inputs.weight_scale=he", "gammas=[0,1],[0.5]"),
         ("timing=once", "timing.repeats=2,3", "seed=range(0,4)", "quant.group_size=null,4"),
         ("matmul=glob(*)", "search.objective=diag,output"),
+        ("inputs=outliers", "inputs.factor_min=${inputs.factor_max}", "inputs.factor_max=10,20", "seed=1,2"),
+        ("n=8,12", "tokens=${n},7"),
+        ("seed=1,2,3,4", "threads=${oc.select:layers}"),
     ],
 )
 def test_planned_jobs_are_what_hydra_composes(overrides):
     composition.register_schemas()
     with hydra.initialize_config_dir(str(resource_dir("conf")), version_base="1.3"):
-        master = hydra.compose("config", [], return_hydra_config=True)
+        fixed = [override for override in overrides if "," not in override and "(" not in override]
+        master = hydra.compose("config", fixed, return_hydra_config=True)
         master.hydra.overrides.task = list(overrides)
         master.hydra.job.config_name = "config"
         plan = composition.Plan(master)
@@ -299,7 +304,6 @@ def test_planned_jobs_are_what_hydra_composes(overrides):
         (batch,) = BasicSweeper.split_arguments(parser.parse_overrides(list(overrides)), None)
         for number, label in enumerate(plan.labels):
             assert plan.overrides(number) == batch[number]
-            fixed = [override for override in overrides if "," not in override and "(" not in override]
             exact = composition.to_config(hydra.compose("config", [*fixed, *label.split()]))
             exact.study = plan.study
             assert plan.config(number) == plan.job(number).config == exact

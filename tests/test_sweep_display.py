@@ -16,7 +16,7 @@ from rich.console import Console
 
 from awq_pycuda.signals import Stopped, stoppable
 from awq_pycuda.spread import Spread, error_removed, milliseconds, percent, percent_range
-from awq_pycuda.sweeps.study import Outcome
+from awq_pycuda.sweeps.messages import Outcome
 from awq_pycuda.sweeps.sweep import JobStatus, Reporter, Sweep
 
 

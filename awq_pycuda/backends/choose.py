@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from awq_pycuda.backends.base import Backend
@@ -14,6 +15,7 @@ from awq_pycuda.errors import InputError
 from awq_pycuda.kernels import table
 from awq_pycuda.kernels.variant import Device
 from awq_pycuda.quant.format import Format
+from awq_pycuda.signals import importing
 
 # Runs of fewer weights are over before Numba is imported and has its loops from disk: 0.6 s, and 3 s the first time.
 COMPILED_FROM = 1 << 20
@@ -24,7 +26,8 @@ def why_not_compiled() -> str | None:
     if os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
         return "NUMBA_DISABLE_JIT is set"
     try:
-        import awq_pycuda.backends.compiled  # noqa: F401
+        with importing():
+            import awq_pycuda.backends.compiled  # noqa: F401
     except Exception as error:  # not installed, of another NumPy; no folder to keep them in, or damaged files there
         return f"Numba cannot be used ({type(error).__name__}: {' '.join(str(error).split())})"
     return None
@@ -49,8 +52,9 @@ def why_no_cuda() -> str | None:
     except OSError:
         return "this machine has no NVIDIA driver (libcuda.so.1)"
     try:
-        import cuda.bindings.driver  # noqa: F401  # prefetches managed memory
-        import pycuda.driver as driver
+        with importing():
+            import cuda.bindings.driver  # noqa: F401  # prefetches managed memory
+            import pycuda.driver as driver
     except ImportError as error:
         return f"PyCUDA or cuda-bindings cannot be imported ({error}); 'make setup-cuda' installs them"
     try:
@@ -63,6 +67,17 @@ def why_no_cuda() -> str | None:
 def _no_kernels(form: Format) -> str | None:
     """Why the kernels cannot do a format, in a few words."""
     return None if form.is_plain else "its kernels have symmetric integers with float32 steps alone so far"
+
+
+def open_cuda() -> None:
+    """Has CUDA ready for this process's first run, where it can be used; `choose_backend` says why it cannot."""
+    if why_no_cuda() is not None:
+        return
+    import awq_pycuda.backends.cuda.backend  # noqa: F401
+    from awq_pycuda.backends.cuda.device import open_gpu
+
+    with suppress(Exception):  # a GPU out of memory, say: told when a run asks for it
+        open_gpu()
 
 
 def settle_variants(

@@ -15,10 +15,10 @@ from awq_pycuda.benchmarks.goal_table import HEADINGS, cells, rate, rate_unit
 from awq_pycuda.benchmarks.models import MODELS
 from awq_pycuda.benchmarks.subjects import OURS
 from awq_pycuda.benchmarks.timing import COLD, WARM
+from awq_pycuda.console import print_line, table_style
 from awq_pycuda.names import listed
 from awq_pycuda.results.bench_record import BenchRecord, BenchRow
 from awq_pycuda.spread import percent
-from awq_pycuda.summary import print_line, table_style
 
 _HEADINGS = ("us\ncold", "us\nwarm", "noise", "{}FLOP/s", "{}B/s", "of its\nlimit")
 _PREFIXES = {"cpu": ("G", 1e3)}  # by backend: the prefix of units, and what a microsecond is counted by; else tera

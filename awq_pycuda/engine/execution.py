@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 
-from awq_pycuda import provenance, signals, summary
+from awq_pycuda import provenance, signals
 from awq_pycuda.backends.base import Backend
 from awq_pycuda.backends.choose import choose_backend, settle_search
 from awq_pycuda.checkpoints import folders as checkpoints
@@ -22,7 +22,7 @@ from awq_pycuda.engine.memory import kernel_sizes, required_bytes
 from awq_pycuda.engine.pipeline import Pipeline
 from awq_pycuda.engine.spec import RunSpec, spec_of
 from awq_pycuda.engine.verify import TOLERANCES
-from awq_pycuda.errors import InputError
+from awq_pycuda.errors import InputError, RunFailed
 from awq_pycuda.kernels import table
 from awq_pycuda.layers.files import unreached_layers
 from awq_pycuda.layers.inputs import LayerSpec
@@ -36,14 +36,6 @@ from awq_pycuda.results.status import status_attributes
 from awq_pycuda.results.write import write
 
 CHECKPOINT = "checkpoint"  # the folder beside the results that export=... makes
-
-
-class RunFailed(RuntimeError):
-    """A run that could not finish. `interrupted`: because the user stopped it."""
-
-    def __init__(self, reason: str, interrupted: bool = False) -> None:
-        super().__init__(reason)
-        self.interrupted = interrupted
 
 
 @dataclass(frozen=True)
@@ -116,8 +108,11 @@ def execute(config: Config, folder: Path, overrides: Sequence[str] = (), config_
         InputError: something is wrong before any work.
         RunFailed: the run failed; the result file holds the reason and the finished layers.
     """
+    from awq_pycuda.console import make_console, progress  # what draws takes its time to import, and jobs of sweeps
+    from awq_pycuda.summary import print_summary  # print nothing
+
     run = validate(config)
-    console = summary.make_console()
+    console = make_console()
     with alone_in(folder, "hydra.run.dir"), signals.held():
         with _unread_output():
             console.print(run.reason, soft_wrap=True, markup=False)
@@ -128,13 +123,13 @@ def execute(config: Config, folder: Path, overrides: Sequence[str] = (), config_
                 console.print(f"fewer than tokens={config.tokens}: {fewer}", soft_wrap=True, markup=False)
         with run.at_work():
             origin = describe(run, overrides, config_yaml)
-            with summary.progress(console) as on_progress:
+            with progress(console) as on_progress:
                 record = attempt(run, origin, on_progress, signals.released())
         path = store(folder, run.spec, record)
         with _unread_output():
             uniform = type(config.inputs) is SyntheticInputs
             checkpoint = None if config.export is Export.none else folder / CHECKPOINT
-            summary.print_summary(console, record.layers, record.timings, path, uniform, checkpoint)
+            print_summary(console, record.layers, record.timings, path, uniform, checkpoint)
     return path
 
 

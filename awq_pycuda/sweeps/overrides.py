@@ -104,21 +104,38 @@ def check_referred(config: DictConfig) -> None:
         InputError: the first key whose value is of another type.
         OmegaConfBaseException: what is referred to is not there.
     """
-    untyped = None
-    for key, kind in TYPES.items():
-        group, _, name = key.rpartition(".")
-        parent = OmegaConf.select(config, group) if group else config
-        text = _written(parent._get_node(name, validate_access=False))
-        if kind is str or "${" not in text:  # any value has a text
-            continue
-        if TYPES.get(text[2:-1]) in (kind, *get_args(kind)):  # such as tokens=${n}
-            continue
-        if untyped is None:
-            untyped = OmegaConf.create(OmegaConf.to_container(config, resolve=False))
+    _, others = referring(config)
+    if not others:
+        return
+    untyped = OmegaConf.create(OmegaConf.to_container(config, resolve=False))
+    for key in others:
         value = OmegaConf.select(untyped, key)
         value = OmegaConf.to_container(value, resolve=True) if isinstance(value, ListConfig) else value
         if not _may_be_given(key, value):
-            raise InputError(f"{key}={text}: stands for {_plain(value)}; allowed: {ALLOWED[key]}")
+            raise InputError(f"{key}={_text(config, key)}: stands for {_plain(value)}; allowed: {ALLOWED[key]}")
+
+
+def referring(config: DictConfig) -> tuple[list[str], list[str]]:
+    """The keys that stand for a key of their own type, such as tokens=${n}, and those that hold any other `${...}`.
+
+    Args:
+        config: composed, without Hydra's own settings.
+    """
+    following: list[str] = []
+    others: list[str] = []
+    for key, kind in TYPES.items():
+        text = _text(config, key)
+        if "${" in text:
+            # Any value has a text.
+            same = kind is str or TYPES.get(text[2:-1]) in (kind, *get_args(kind))
+            (following if same else others).append(key)
+    return following, others
+
+
+def _text(config: DictConfig, key: str) -> str:
+    group, _, name = key.rpartition(".")
+    parent = OmegaConf.select(config, group) if group else config
+    return _written(parent._get_node(name, validate_access=False))
 
 
 def _written(node: Any) -> str:

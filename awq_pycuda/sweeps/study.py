@@ -9,63 +9,21 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
-
-from filelock import FileLock, Timeout
 
 from awq_pycuda import provenance
 from awq_pycuda.config import Config, FileInputs, config_hash
 from awq_pycuda.engine.stages import NO_TIMINGS
 from awq_pycuda.layers.inputs import file_sha256
+from awq_pycuda.locks import locked
 from awq_pycuda.results.record import RunRecord
 from awq_pycuda.results.schema import FILE_NAME
 from awq_pycuda.results.status import complete_on, read_status, status_attributes
 from awq_pycuda.results.write import write
-from awq_pycuda.spread import Spread
 from awq_pycuda.temporary import remove_left
 
 INTERNAL = ".sweep"  # in a study's folder: locks, and what the jobs of each sweep report
 _FOLDER_DIGITS = 16
-
-State = Literal["not run", "running", "elsewhere", "complete", "skipped", "failed", "interrupted"]
-
-
-@dataclass(frozen=True)
-class Job:
-    """One run of a sweep, with what is stored about it; `cwd` is the folder that its relative paths start from."""
-
-    config: Config
-    cwd: Path
-    study: Path
-    overrides: list[str]
-    config_yaml: str
-
-
-@dataclass(frozen=True)
-class Started:
-    """A job that is about to run: its folder, and its file's attributes in case it does not live to write them."""
-
-    folder: Path
-    origin: dict[str, str | int | bool]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a job ended. `seconds`: its own work; `elsewhere`: another sweep is running it; `skipped`: it is complete.
-
-    `pipeline_ms` over the measured passes and `error_removed` over the layers, of a job that is complete.
-    `stop`: a signal asked this process to stop meanwhile, whether or not the job could still finish.
-    """
-
-    state: State
-    reason: str = ""
-    folder: Path | None = None
-    seconds: float = 0.0
-    pipeline_ms: Spread | None = None
-    error_removed: Spread | None = None
-    stop: bool = False
 
 
 def job_folder(study: Path, config: Config, backend: str, device: str) -> Path:
@@ -88,10 +46,8 @@ def claim(folder: Path) -> Iterator[bool]:
     """
     locks = folder.parent / INTERNAL / "locks"
     locks.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(locks / f"{folder.name}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
+    lock = locked(locks / f"{folder.name}.lock")
+    if lock is None:
         yield False
         return
     try:

@@ -20,17 +20,17 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Column, Table
 
-from awq_pycuda import summary
-from awq_pycuda.results.status import read_status
+from awq_pycuda.console import next_command, table_style
+from awq_pycuda.locks import Lock, locked
+from awq_pycuda.signals import importing
 from awq_pycuda.spread import Spread, milliseconds, percent, percent_range
-from awq_pycuda.sweeps.study import Outcome, State, claim
+from awq_pycuda.sweeps.messages import Outcome, State
 
 _POLL_SECONDS = 0.2
 _ABANDONED_SECONDS = 30
@@ -66,7 +66,6 @@ class Reporter:
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / f"{platform.node()}-{os.getpid()}.jsonl"
         self._alive = _life_lock(self._path)
-        self._alive.acquire()
         self.stopped = False  # a signal came: this process begins no further job
 
     def started(self, number: int) -> None:
@@ -92,8 +91,9 @@ class Reporter:
             file.write(json.dumps(event) + "\n")
 
 
-def _life_lock(report: Path) -> FileLock:
-    return FileLock(report.with_suffix(".lock"))
+def _life_lock(report: Path) -> Lock | None:
+    """None where the process that writes this report holds it."""
+    return locked(report.with_suffix(".lock"))
 
 
 def reporting_processes(folder: Path) -> dict[int, bool]:
@@ -111,12 +111,13 @@ def reporting_processes(folder: Path) -> dict[int, bool]:
 def _is_alive(report: Path) -> bool:
     """Whether the process that writes a report lives."""
     try:
-        with _life_lock(report).acquire(timeout=0):
-            return False
-    except Timeout:
-        return True
+        lock = _life_lock(report)
     except OSError:  # the study's folder is gone
         return False
+    if lock is None:
+        return True
+    lock.release()
+    return False
 
 
 @dataclass
@@ -139,7 +140,8 @@ class Sweep:
         self._read: dict[Path, int] = {}
         self._reports: dict[int, Path] = {}
         self._begin = self._last_wait = time.perf_counter()
-        self._stopped = threading.Event()
+        self._stopped = False
+        self._wake, self._looked = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def start(self, complete: int = 0) -> None:
@@ -155,10 +157,14 @@ class Sweep:
         """
         with suppress(KeyboardInterrupt):
             # A launcher that gave up on one job may have left others running.
+            self._looked.clear()
+            self._wake.set()
+            self._looked.wait(_POLL_SECONDS)
             while wait and any(map(self._runs, range(len(self.jobs)))):
                 time.sleep(_POLL_SECONDS)
         with suppress(KeyboardInterrupt):
-            self._stopped.set()
+            self._stopped = True
+            self._wake.set()
             self._thread.join()
         with suppress(KeyboardInterrupt):
             if wait:
@@ -183,7 +189,9 @@ class Sweep:
             took = 0.0
             while not stopped:
                 # A cluster's jobs have a file each: thousands of them are looked at less often.
-                stopped = self._stopped.wait(max(_POLL_SECONDS, 10 * took))
+                self._wake.wait(max(_POLL_SECONDS, 10 * took))
+                self._wake.clear()
+                stopped = self._stopped
                 begin = time.perf_counter()
                 for number in self._poll():
                     if not on_terminal:
@@ -192,6 +200,7 @@ class Sweep:
                     live.update(self._display(), refresh=True)
                 if not stopped:
                     self._interrupt_if_abandoned()
+                self._looked.set()
                 took = time.perf_counter() - begin
 
     def _poll(self) -> list[int]:
@@ -281,7 +290,7 @@ class Sweep:
         self._print(f"[{over}/{len(self.jobs)}] {job.state}  {self.labels[number]}  {job.seconds:.2f} s{reason}")
 
     def _print_tables(self) -> None:
-        style = summary.table_style(self.console)
+        style = table_style(self.console)
         table = Table("job", Column("overrides", overflow="fold"), box=style, collapse_padding=True)
         table.add_column("state", no_wrap=True)
         for heading in ("seconds", "pipeline\nms", "noise", "error\nremoved", "quartiles"):
@@ -304,11 +313,14 @@ class Sweep:
         states = (f"{count[state]} {state}" for state in get_args(State) if count[state])
         self._print(f"{len(self.jobs)} jobs: {', '.join(states)}; results in {self.study}")
         if count["complete"] or count["skipped"]:
-            self._print(f"next: {summary.next_command(self.study)}")
+            self._print(f"next: {next_command(self.study)}")
 
 
 def _settled(job: JobStatus) -> JobStatus | None:
     """What became of a job that another sweep runs; None while it still does."""
+    with importing():
+        from awq_pycuda.results.status import read_status
+        from awq_pycuda.sweeps.study import claim
     folder = Path(job.folder)
     try:
         with claim(folder) as free:

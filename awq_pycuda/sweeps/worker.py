@@ -1,61 +1,52 @@
-"""The process that runs a sweep's jobs one after the other: `python -m awq_pycuda.sweeps.worker FD`, for `isolation`.
+"""The process that runs a sweep's jobs one after the other: `python -m awq_pycuda.sweeps.worker FD cuda`, for `hosts`.
 
 It alone touches the GPU. What it is asked and answers are pickled objects over one socket; it ends with its parent.
 """
 
 from __future__ import annotations
 
+import sys
+
+if __name__ == "__main__":
+    # Through the module's own name: what it sends is unpickled elsewhere. Before the imports below, see `ahead`.
+    import gc
+
+    gc.disable()
+    if sys.argv[2] == "cuda":
+        from awq_pycuda.backends.cuda import early
+
+        early.begin()
+    from awq_pycuda.sweeps.worker import main as serve
+
+    gc.freeze()
+    gc.enable()
+    serve()
+    sys.exit()
+
 import faulthandler
 import os
 import signal
-import sys
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from filelock import FileLock
-
+from awq_pycuda import provenance
 from awq_pycuda.backends.base import Backend
+from awq_pycuda.backends.choose import open_cuda
 from awq_pycuda.config import Config
-from awq_pycuda.engine.execution import RunFailed, attempt, describe, store, validate
-from awq_pycuda.errors import InputError
+from awq_pycuda.engine.execution import attempt, describe, store, validate
+from awq_pycuda.errors import InputError, RunFailed
 from awq_pycuda.layers.inputs import unchanged_file
+from awq_pycuda.locks import holding
 from awq_pycuda.signals import STOPPING, stoppable
-from awq_pycuda.spread import Spread
-from awq_pycuda.summary import removed_from
-from awq_pycuda.sweeps.study import Job, Outcome, Started, State, claim, is_complete, job_folder
-
-
-@dataclass(frozen=True)
-class Finished:
-    """The answer to a `Job`. `usable`: whether this process can run another one."""
-
-    outcome: Outcome
-    usable: bool
-
-
-@dataclass(frozen=True)
-class Question:
-    """Asks what speaks against some configs; `cwd` is the folder that their relative paths start from."""
-
-    configs: Sequence[Config]
-    cwd: Path
-
-
-@dataclass(frozen=True)
-class Checked:
-    """The answer to one config of a `Question`: what speaks against it, None if nothing; where it would run."""
-
-    refusal: str | None
-    backend: str = ""
-    device: str = ""
+from awq_pycuda.spread import Spread, removed_by
+from awq_pycuda.sweeps.hosts import lock_folder
+from awq_pycuda.sweeps.messages import Checked, Finished, Job, Outcome, Question, Started, State
+from awq_pycuda.sweeps.study import claim, is_complete, job_folder
 
 
 def run_job(job: Job, tell: Callable[[Started], None]) -> Finished:
@@ -82,7 +73,7 @@ def run_job(job: Job, tell: Callable[[Started], None]) -> Finished:
         return Finished(Outcome(state, str(error), folder, time.perf_counter() - begin), _is_usable(run.backend))
     except (InputError, OSError) as error:
         return Finished(Outcome("failed", str(error)), usable=True)
-    figures = (Spread.of(record.timings.pipeline_ms), Spread.of(map(removed_from, record.layers)))
+    figures = (Spread.of(record.timings.pipeline_ms), Spread.of(removed_by(layer.metrics) for layer in record.layers))
     return Finished(Outcome("complete", "", folder, time.perf_counter() - begin, *figures), usable=True)
 
 
@@ -106,14 +97,7 @@ def _names(backend: Backend[Any]) -> tuple[str, str]:
 def _alone_on(backend: Backend[Any]) -> AbstractContextManager[Any]:
     """Holds the machine's lock of the GPU, so that the timings of two sweeps on it never overlap."""
     gpu = backend.device().get("pci_bus_id")
-    return nullcontext() if gpu is None else FileLock(lock_folder() / f"{gpu}.lock")
-
-
-def lock_folder() -> Path:
-    """This user's folder on this machine for the locks of its GPUs."""
-    folder = Path(tempfile.gettempdir()) / f"awq_pycuda-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    return folder
+    return nullcontext() if gpu is None else holding(lock_folder() / f"{gpu}.lock")
 
 
 def _is_usable(backend: Backend[Any]) -> bool:
@@ -158,14 +142,11 @@ def main() -> None:
     requests: SimpleQueue[Any] = SimpleQueue()
     busy = threading.Event()
     threading.Thread(target=_receive, args=(connection, requests, busy), daemon=True).start()
+    if sys.argv[2] == "cuda":
+        open_cuda()
+    provenance.versions()  # the first job would look for them
+    provenance.git_state()
     while (request := requests.get()) is not None:
         busy.set()
         connection.send(run_job(request, connection.send) if isinstance(request, Job) else checked(request))
         busy.clear()
-
-
-if __name__ == "__main__":
-    # Through the module's own name: what it sends is unpickled elsewhere.
-    from awq_pycuda.sweeps.worker import main as serve
-
-    serve()

@@ -15,7 +15,8 @@ from awq_pycuda.backends.base import Backend
 from host_cuda import driver
 
 _CUDA = "awq_pycuda.backends.cuda"
-_REPLACED = ("pycuda.driver", "pycuda.compiler", *(f"{_CUDA}.{name}" for name in ("device", "graph", "jit", "memory")))
+_MODULES = ("device", "early", "graph", "jit", "memory")
+_REPLACED = ("pycuda.driver", "pycuda.compiler", *(f"{_CUDA}.{name}" for name in _MODULES))
 
 
 def host_backend(

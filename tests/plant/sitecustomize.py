@@ -19,7 +19,7 @@ if "awq_pycuda.sweeps.worker" in sys.orig_argv and "RUNS" in os.environ:
     def fault_in_third_layer(backend):
         from pycuda.compiler import SourceModule
 
-        from awq_pycuda.backends.cuda.jit import toolchain
+        from awq_pycuda.backends.cuda.early import toolchain
 
         faulty = 'extern "C" __global__ void fault() { *reinterpret_cast<volatile int*>(16) = 1; }'
         kernel = SourceModule(faulty, nvcc=toolchain().nvcc, no_extern_c=True).get_function("fault")

@@ -1,1 +1,1 @@
-"""All that touches CUDA; only `toolchain` can be imported where there is no driver."""
+"""All that touches CUDA; only `toolchain` and `early` can be imported where there is no driver."""

@@ -17,8 +17,9 @@ from pycuda.compiler import SourceModule
 
 from awq_pycuda.backends.base import Layer, Mark, Recorded, Unrecordable
 from awq_pycuda.backends.cuda.device import open_gpu
+from awq_pycuda.backends.cuda.early import toolchain
 from awq_pycuda.backends.cuda.graph import GraphError, capture
-from awq_pycuda.backends.cuda.jit import load, toolchain
+from awq_pycuda.backends.cuda.jit import load
 from awq_pycuda.backends.cuda.memory import ManagedArray, allocate
 from awq_pycuda.backends.cuda.recording import Recording
 from awq_pycuda.backends.cuda.search import DeviceSearch

@@ -5,11 +5,12 @@ from __future__ import annotations
 import atexit
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cache, cached_property, lru_cache
 from typing import Any
 
 import pycuda.driver as cuda
 
+from awq_pycuda.backends.cuda import early
 from awq_pycuda.backends.cuda.conditions import Conditions
 from awq_pycuda.kernels.variant import Device
 
@@ -23,6 +24,7 @@ class Gpu:
         cuda.init()
         self.device = cuda.Device(0)
         self.context = self.device.retain_primary_context()
+        early.hand_over()
         self.modules: dict[Any, Any] = {}
         self._conditions = Conditions(self.device.pci_bus_id())
 
@@ -35,7 +37,7 @@ class Gpu:
         finally:
             cuda.Context.pop()
 
-    @property
+    @cached_property
     def limits(self) -> Device:
         """What decides which kernels can run."""
         shared_bytes = self.device.get_attribute(_ATTRIBUTES.MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)
@@ -51,6 +53,7 @@ class Gpu:
         """Whether host and device may touch managed memory at once; without it nothing can be prefetched."""
         return bool(self.device.get_attribute(_ATTRIBUTES.CONCURRENT_MANAGED_ACCESS))
 
+    @cache  # noqa: B019  # a process has one GPU
     def describe(self) -> dict[str, Any]:
         """Name, capability, sizes, clocks (the device's limits, not its present ones) and driver; JSON-ready."""
         attribute = self.device.get_attribute

@@ -7,7 +7,6 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
 from pathlib import Path
 
 import platformdirs
@@ -15,11 +14,10 @@ from pycuda.compiler import SourceModule, compile
 from pycuda.driver import module_from_buffer
 
 from awq_pycuda.backends.cuda.device import Gpu
-from awq_pycuda.backends.cuda.toolchain import Toolchain, find_toolchain
+from awq_pycuda.backends.cuda.early import toolchain
+from awq_pycuda.backends.cuda.toolchain import Toolchain
 from awq_pycuda.kernels.variant import Source
 from awq_pycuda.paths import resource_dir
-
-toolchain = lru_cache(maxsize=1)(find_toolchain)
 
 
 class CachedModule(SourceModule):
