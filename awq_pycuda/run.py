@@ -369,7 +369,8 @@ def _command() -> int:
         os.getcwd()
     except OSError as error:
         return _report(InputError(f"the working folder: {error.strerror}; allowed: a folder that exists"))
-    register_schemas()
+    others = {each for each in sys.argv[1:] if each.startswith("-")} - {"-m", "--multirun"}  # such as --help
+    register_schemas(studies=bool(others) or any("experiment" in each for each in sys.argv[1:]))
     Preflight.sweep = None
     with stoppable(_pass_on) as stop:
         code = _run_hydra()

@@ -43,8 +43,11 @@ MAX_JOBS = 10_000_000  # far beyond what anybody waits for; each is planned in a
 _PARSED = 1024  # overrides that are kept as Hydra has parsed them
 
 
-def register_schemas() -> None:
-    """Makes schemas, kernels, launcher settings and the studies of experiments/ known to Hydra's composition."""
+def register_schemas(studies: bool = True) -> None:
+    """Makes schemas, kernels, launcher settings and the studies of experiments/ known to Hydra's composition.
+
+    `studies`: False leaves those out, which take 15 ms to read.
+    """
     OmegaConf.register_new_resolver("gpu_processes", lambda: max(1, len(visible_gpus())), replace=True)
     cpu, cuda = BackendChoice.cpu, BackendChoice.cuda
     OmegaConf.register_new_resolver("gpus_unless_cpu", lambda backend: int(backend is not cpu), replace=True)
@@ -61,7 +64,7 @@ def register_schemas() -> None:
         with suppress(ConfigLoadError):  # not installed
             plugin = store.load(f"hydra/launcher/{name}.yaml")
             store.store(group="hydra/launcher", name=name, node=OmegaConf.merge(plugin.node, settings))
-    for path in sorted(resource_dir("experiments").glob("*.yaml")):
+    for path in sorted(resource_dir("experiments").glob("*.yaml")) if studies else ():
         store.store(group="experiment", name=path.stem, node=OmegaConf.load(path), package="_global_")
 
 
@@ -122,6 +125,7 @@ class _Column(Sequence[str]):
     def __init__(self, override: Override) -> None:
         self._key = override.get_key_element()
         self._values: Sequence[str] | range
+        self.numbers: range | None = None  # which need not be parsed
         self.varies = override.is_sweep_override()
         if not self.varies:
             self._values = [override.get_value_element_as_str()]
@@ -132,7 +136,7 @@ class _Column(Sequence[str]):
             if not count <= MAX_JOBS:  # nor for inf
                 raise _too_many(override.input_line or "")
         if isinstance(value, RangeSweep) and not value.shuffle and isinstance(numbers := value.range(), range):
-            self._values = numbers
+            self._values = self.numbers = numbers
         else:
             self._values = list(override.sweep_string_iterator())
         if not self._values:
@@ -176,6 +180,7 @@ class Plan:
         self._columns = list(columns.values())
         if math.prod(map(len, self._columns)) > MAX_JOBS:
             raise _too_many(" ".join(column[0] for column in self._columns if column.varies))
+        self._varying = {key for key, column in columns.items() if column.varies}
         self._is_group = cache(self._has_options)
         self._parsed = lru_cache(_PARSED)(lambda text: self._parser.parse_overrides([text])[0])
         # By the groups that a job chooses; plain values are set in them anew for each job.
@@ -195,11 +200,14 @@ class Plan:
 
     def overrides(self, number: int, varying: bool = False) -> list[str]:
         """Those of a job as they are given to Hydra; with `varying` only what tells it from other jobs."""
+        return [column[index] for column, index in self._places(number) if column.varies or not varying]
+
+    def _places(self, number: int) -> list[tuple[_Column, int]]:
+        """Where a job stands in each column."""
         found = []
         for column in reversed(self._columns):  # the last one changes from job to job
             number, index = divmod(number, len(column))
-            if column.varies or not varying:
-                found.append(column[index])
+            found.append((column, index))
         return found[::-1]
 
     def job(self, number: int) -> PlannedJob:
@@ -218,14 +226,16 @@ class Plan:
             InputError, HydraException, OmegaConfBaseException: what is wrong with it.
         """
         choices, values = self._choices_and_values(number)
-        composed = self._composed(choices, values)
         if choices not in self._models or not all(map(_stands_for_itself, values.values())):
+            composed = self._composed(choices, values)
             config = _checked(composed)
             following, others = referring(composed)
             if not others:
                 self._models[choices] = copy.deepcopy(config), following
             return config
         # As `_checked` makes it, which takes three times as long: only these keys differ from job to job.
+        values = {key: value for key, value in values.items() if key in self._varying}
+        composed = self._composed(choices, values)
         model, following = self._models[choices]
         config = copy.deepcopy(model)
         for key in (*values, *following):
@@ -248,9 +258,14 @@ class Plan:
 
     def _choices_and_values(self, number: int) -> tuple[tuple[str, ...], dict[str, Any]]:
         """A job's overrides: those that choose what is composed, and by key the values that are set in it."""
-        parsed = [self._parsed(text) for text in self.overrides(number)]
-        choices = tuple(str(override.input_line) for override in parsed if not self._is_plain(override))
-        return choices, {override.key_or_group: override.value() for override in parsed if self._is_plain(override)}
+        choices, values = [], {}
+        for column, index in self._places(number):
+            override = self._parsed(column[0 if column.numbers else index])
+            if not self._is_plain(override):
+                choices.append(column[index])
+            else:
+                values[override.key_or_group] = column.numbers[index] if column.numbers else override.value()
+        return tuple(choices), values
 
     def _composed(self, choices: tuple[str, ...], values: dict[str, Any]) -> DictConfig:
         """What a job is composed to; valid until the next one is."""
