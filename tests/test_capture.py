@@ -81,6 +81,18 @@ def test_holds_what_the_layers_compute_with(bert: Path, text: Path, out: Path, t
     check_against_model(layers, run_model(bert, windows), tokens)
 
 
+def test_layers_that_see_one_input_have_one_copy(bert: Path, text: Path, out: Path) -> None:
+    layers = captured(bert, text, out, "tokens=20")
+    by_name = {layer.name: index for index, layer in enumerate(layers)}
+    seen = {layers[layer.input_of].name for layer in layers if layer.input_of is not None}
+    assert seen == {f"encoder.layer.{block}.attention.self.query" for block in range(2)}
+    for block in range(2):
+        query, *others = (by_name[f"encoder.layer.{block}.attention.self.{name}"] for name in ("query", "key", "value"))
+        assert [layers[other].input_of for other in others] == [query] * 2
+    with h5py.File(out) as file:
+        assert sum("activations" in layer for layer in file["layers"].values()) == len(layers) - 4
+
+
 def test_a_window_is_no_longer_than_the_tokens_asked_for(bert: Path, text: Path, out: Path) -> None:
     layers = captured(bert, text, out, "tokens=10")
     check_against_model(layers, run_model(bert, windows_of(text, special=True, longest=10)[:1]), 10)

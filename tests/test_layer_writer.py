@@ -103,3 +103,80 @@ with LayerWriter(Path(sys.argv[1])) as writer:
     result = subprocess.run([sys.executable, "-c", script, str(tmp_path / "a.h5")], check=False)
     assert result.returncode == -9
     assert not (tmp_path / "a.h5").exists()
+
+
+def shared_layers(path: Path, rows: list[list[tuple[int, int | None]]], tokens: int | None = None) -> list[Any]:
+    """Writes three layers of 4 channels, window by window: of each layer which rows it sees, and whose they are."""
+    random = np.random.default_rng(1)
+    given = [random.standard_normal((2, 4), np.float32) for _ in range(9)]
+    with LayerWriter(path) as writer:
+        ids = [writer.add(f"layer {index}", np.ones((3, 4), np.float32), tokens=tokens) for index in range(3)]
+        for window in rows:
+            for layer_id, (which, of) in zip(ids, window, strict=True):
+                if which >= 0:
+                    writer.append(layer_id, given[which], None if of is None else ids[of])
+    seen = [[given[window[index][0]] for window in rows if window[index][0] >= 0] for index in range(3)]
+    return [np.concatenate(each) if each else None for each in seen]
+
+
+SHARING = {
+    "one input": ([[(0, None), (0, 0), (0, 0)], [(1, None), (1, 0), (1, 0)]], [None, "000", "000"]),
+    "two of three": ([[(0, None), (1, None), (1, 1)], [(2, None), (3, None), (3, 1)]], [None, None, "001"]),
+    "the first window alone": ([[(0, None), (0, 0), (0, 0)], [(1, None), (2, None), (1, 0)]], [None, None, "000"]),
+    "not the first window": ([[(0, None), (1, None), (0, 0)], [(2, None), (2, 0), (2, 0)]], [None, None, "000"]),
+    "another's from the second window on": ([[(0, None), (0, 0), (0, 0)], [(1, None), (2, None), (2, 1)]], [None] * 3),
+    "fewer rows": ([[(0, None), (0, 0), (0, 0)], [(1, None), (-1, None), (1, 0)]], [None, None, "000"]),
+    "a window missed": (
+        [[(0, None), (0, 0), (0, 0)], [(1, None), (-1, None), (1, 0)], [(2, None), (2, 0), (2, 0)]],
+        [None, None, "000"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SHARING)
+def test_layers_that_see_the_same_have_one_copy(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "a.h5"
+    windows, shared = SHARING[name]
+    tokens = None if any(which < 0 for window in windows for which, _ in window) else 2 * len(windows)
+    expected = shared_layers(path, windows, tokens)
+    with h5py.File(path) as file:
+        assert [layer.attrs.get("activations_of") for layer in file["layers"].values()] == shared
+        own = [index for index, other in enumerate(shared) if other is None]
+        assert [index for index, layer in enumerate(file["layers"].values()) if "activations" in layer] == own
+    layers = load_layers(path)
+    for layer, rows, other in zip(layers, expected, shared, strict=True):
+        np.testing.assert_array_equal(layer.activations, rows)
+        assert layer.input_of == (None if other is None else int(other))
+        assert other is None or layer.activations is layers[int(other)].activations
+    assert [shape.input_of for shape in describe_layers(path)] == [layer.input_of for layer in layers]
+    assert [len(layer.activations) for layer in load_layers(path, tokens=1)] == [1, 1, 1]
+
+
+def test_a_layer_whose_input_is_another_s_outlives_it(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    rows = np.arange(8, dtype=np.float32).reshape(2, 4)
+    with LayerWriter(path) as writer:
+        first, second = (writer.add(name, np.ones((3, 4), np.float32), tokens=2) for name in "ab")
+        writer.append(first, rows)
+        writer.append(second, rows, first)
+        writer.remove(first)
+    (layer,) = load_layers(path)
+    assert (layer.name, layer.input_of) == ("b", None)
+    np.testing.assert_array_equal(layer.activations, rows)
+
+
+@pytest.mark.parametrize(
+    ("attribute", "told"),
+    [("007", "allowed is a layer before it"), ("001", "allowed is a layer before it"), ("", None)],
+)
+def test_whose_activations_a_layer_sees_must_make_sense(tmp_path: Path, attribute: str, told: str | None) -> None:
+    path = tmp_path / "a.h5"
+    shared_layers(path, SHARING["one input"][0], 4)
+    with h5py.File(path, "r+") as file:
+        file["layers/002"].attrs["activations_of"] = attribute
+        if told is None:
+            file["layers/002/activations"] = np.ones((4, 4), np.float32)
+            file["layers/002"].attrs["activations_of"] = "000"
+            told = "but the layer has activations; allowed is one of them"
+    with pytest.raises(InputError, match=f"/layers/002: attribute activations_of is .*{told}"):
+        load_layers(path)

@@ -1,5 +1,6 @@
 """Streams what goes into the layers of a plan into a layer file, window by window."""
 
+import hashlib
 from contextlib import ExitStack
 from typing import Any
 
@@ -37,6 +38,7 @@ class Recorder:
         self._length = 0
         self._padding = Padding(model)
         self._pending: set[str] = set()
+        self._seen: dict[bytes, str] = {}  # inputs of this window, each with the first layer that saw it
 
     def add_layers(self) -> None:
         """Write weights and biases, in the order in which the layers run. Raises `Fault` for what no file may hold."""
@@ -91,6 +93,7 @@ class Recorder:
                 stack.enter_context(Watch(self._model, absent, self._see_use))
             for window in windows:
                 self._length = len(window)
+                self._seen.clear()
                 self._padding.expect(window)
                 self._pending = {name for name in self._plan.order if name not in self.left_out}
                 self._run_window(window)
@@ -133,7 +136,10 @@ class Recorder:
 
     def _append(self, name: str, rows: NDArray[np.float32]) -> None:
         self._check(name, "activations", rows, self._writer.rows(self._ids[name]))
-        self._writer.append(self._ids[name], rows)
+        # By what it holds, not by where it lies: a model may write over one layer's input before another sees it.
+        digest = hashlib.blake2b(np.ascontiguousarray(rows).data, key=str(rows.shape).encode()).digest()
+        first = self._ids.get(self._seen.setdefault(digest, name))
+        self._writer.append(self._ids[name], rows, None if first == self._ids[name] else first)
 
     def rows(self) -> dict[str, int]:
         """Rows of activations of every layer written, by path, in the order of the file."""

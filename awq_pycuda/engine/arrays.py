@@ -62,14 +62,14 @@ def layer_arrays(specs: Sequence[LayerSpec], index: int, convention: Convention)
         "trial y": Array((m, n), shared=True),
         "reference": Array((m, n), shared=True),
     }
-    if spec.activations is not None:
+    if spec.activations is not None and spec.input_of is None:
         arrays["x"] = Array((m, k))
     if spec.bias is not None:
         arrays["bias"] = Array((n,))
     if spec.held_out_tokens:
         held_out = (spec.held_out_tokens, n)
         arrays["held-out y"] = arrays["held-out reference"] = Array(held_out, shared=True)
-        if spec.held_out is not None:
+        if spec.held_out is not None and spec.input_of is None:
             arrays["held-out x"] = Array((spec.held_out_tokens, k))
         if index + 1 < len(specs) and specs[index + 1].held_out is None:
             arrays["held-out out"] = Array(held_out)
@@ -119,12 +119,15 @@ def allocate(backend: Backend[H], specs: Sequence[LayerSpec], convention: Conven
     shared: dict[tuple[str, Array], H] = {}
     for index, spec in enumerate(specs):
         made = dict(_made(backend, layer_arrays(specs, index, convention), shared))
-        if spec.activations is not None:
+        if spec.activations is not None and spec.input_of is None:
             _fill(backend, made["x"], spec.activations)
         _fill(backend, made["w"], spec.weight)
         if spec.bias is not None:
             _fill(backend, made["bias"], spec.bias)
-        made["x"] = made["x"] if spec.activations is not None else run.layers[-1].out
+        if spec.input_of is not None:
+            made["x"] = run.layers[spec.input_of].x
+        elif spec.activations is None:
+            made["x"] = run.layers[-1].out
         run.layers.append(as_layer(made, form, spec.tokens * spec.out_features))
         run.held_out.append(_held_out(backend, spec, made, run))
         run.chain_outputs.append(made.get("chain output"))
@@ -136,7 +139,11 @@ def _held_out(backend: Backend[H], spec: LayerSpec, made: Mapping[str, H], run: 
     """The next layer's held-out tokens, of the handles of its table; `run` has those of the layers before."""
     if not spec.held_out_tokens:
         return None
-    if spec.held_out is not None:
+    if spec.input_of is not None:
+        given = run.held_out[spec.input_of]
+        assert given is not None
+        x = given.x
+    elif spec.held_out is not None:
         _fill(backend, made["held-out x"], spec.held_out)
         x = made["held-out x"]
     else:

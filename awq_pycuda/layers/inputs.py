@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from awq_pycuda import philox
 from awq_pycuda.config import MAX_LAYERS, Config, FileInputs, OutlierInputs, SyntheticInputs, WeightScale, refuse
 from awq_pycuda.hdf5_worker import ask
-from awq_pycuda.layers.files import HDF5_SUFFIXES, FileLayer, describe_layers, load_layers, try_layers
+from awq_pycuda.layers.files import FileLayer, describe_layers, load_layers, try_layers
+from awq_pycuda.layers.sources import HDF5_SUFFIXES
 from awq_pycuda.limits import refuse_beyond_memory
 
 Array = NDArray[np.float32]
@@ -79,7 +80,7 @@ class LayerSpec:
     """One layer to run. `activations` None: the layer takes relu of the output of the layer before.
 
     `tokens` are those that it is quantized on; `held_out` are others, as many as `held_out_tokens`, on which only its
-    error is measured.
+    error is measured. `input_of` is the layer before it, if any, that has the same activations: one copy will do.
     """
 
     name: str
@@ -89,6 +90,7 @@ class LayerSpec:
     bias: Array | None = None
     held_out: Uniform | Array | None = None
     held_out_tokens: int = 0
+    input_of: int | None = None
 
     @property
     def out_features(self) -> int:
@@ -182,7 +184,8 @@ def _refuse_too_large(path: Path, config: Config) -> None:
     shapes = describe_layers(path, config.layers, config.tokens)
     if len(shapes) > MAX_LAYERS:
         raise refuse("layers", "null", f"inputs.path={path} holds {len(shapes)} layers")
-    needed = 4 * sum(shape.in_features * (shape.out_features + (shape.tokens or 0)) for shape in shapes)
+    own = [0 if shape.input_of is not None else shape.tokens or 0 for shape in shapes]
+    needed = 4 * sum(shape.in_features * (shape.out_features + m) for shape, m in zip(shapes, own, strict=True))
     refuse_beyond_memory(f"inputs.path={path}", needed, psutil.virtual_memory().available, "host's memory")
 
 
@@ -241,5 +244,7 @@ def _from_file(config: Config, layers: list[FileLayer]) -> list[LayerSpec]:
                 for rows, subsequence in ((tokens, 0), (held_out, _HELD_OUT_SUBSEQUENCE))
             )
         kept = kept if held_out else None
-        specs.append(LayerSpec(layer.name, tokens, layer.weight, activations, layer.bias, kept, held_out))
+        specs.append(
+            LayerSpec(layer.name, tokens, layer.weight, activations, layer.bias, kept, held_out, layer.input_of)
+        )
     return specs

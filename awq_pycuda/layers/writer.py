@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from awq_pycuda.layers.files import UNREACHED
+from awq_pycuda.layers.sources import SHARED, UNREACHED
 from awq_pycuda.temporary import replacing
 
 
@@ -28,6 +28,7 @@ class LayerWriter:
         self._next_id = 0
         # Insertion order is file order; the value counts the rows of activations written so far.
         self._rows: dict[str, int] = {}
+        self._shares: dict[str, str] = {}  # whose activations a layer sees, too
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
@@ -43,6 +44,9 @@ class LayerWriter:
     ) -> None:
         if kind is None:
             with self._open:
+                for layer_id, other in list(self._shares.items()):
+                    if self._rows[layer_id] != self._rows[other]:
+                        self._own(layer_id)
                 self._number_layers()
         else:
             self._open.__exit__(kind, error, trace)
@@ -68,17 +72,43 @@ class LayerWriter:
         self._rows[layer_id] = 0
         return layer_id
 
-    def append(self, layer_id: str, rows: NDArray[Any]) -> None:
-        """Write the next rows, (rows, in_features), of a layer's activations."""
+    def append(self, layer_id: str, rows: NDArray[Any], same_as: str | None = None) -> None:
+        """Write the next rows, (rows, in_features), of a layer's activations.
+
+        ``same_as`` is the layer, if any, whose last rows were the very same. Layers of which that holds from the first
+        row to the last have one copy in the file, and the attribute ``activations_of`` says whose it is.
+        """
         start = self._rows[layer_id]
+        self._rows[layer_id] = start + len(rows)
         group = self._file["layers"][layer_id]
+        if same_as is not None and self._may_share(layer_id, same_as, start):
+            if layer_id not in self._shares:
+                self._shares[layer_id] = same_as
+                group.attrs.pop(UNREACHED, None)
+                group.pop("activations", None)
+            return
+        if layer_id in self._shares:
+            self._own(layer_id, start)
         if UNREACHED in group.attrs:
             del group.attrs[UNREACHED]
             self._activations(group, (0, rows.shape[1]), maxshape=(None, rows.shape[1]))
         if group["activations"].maxshape[0] is None:
             group["activations"].resize(start + len(rows), axis=0)
         group["activations"][start : start + len(rows)] = rows
-        self._rows[layer_id] = start + len(rows)
+
+    def _may_share(self, layer_id: str, other: str, start: int) -> bool:
+        """Whether a layer that saw another's last rows has seen all of that one's, and nothing else."""
+        known = self._shares.get(layer_id, other if start == 0 else None)
+        return known == other and other not in self._shares and self._rows[layer_id] == self._rows[other]
+
+    def _own(self, layer_id: str, rows: int | None = None) -> None:
+        """Gives a layer that shares its activations a copy of its own, of those that it has seen."""
+        seen = self._rows[layer_id] if rows is None else rows
+        layers = self._file["layers"]
+        given = layers[self._shares.pop(layer_id)]["activations"]
+        size = given.shape[1]
+        self._activations(layers[layer_id], (seen, size), maxshape=(None, size))
+        layers[layer_id]["activations"][...] = given[:seen]
 
     def rows(self, layer_id: str) -> int:
         """Rows of activations written so far."""
@@ -86,6 +116,10 @@ class LayerWriter:
 
     def remove(self, layer_id: str) -> None:
         """Take a layer back."""
+        for follower, other in list(self._shares.items()):
+            if other == layer_id:
+                self._own(follower)
+        self._shares.pop(layer_id, None)
         del self._file["layers"][layer_id]
         del self._rows[layer_id]
 
@@ -109,5 +143,8 @@ class LayerWriter:
     def _number_layers(self) -> None:
         # Names sort as strings, so they are padded; how wide is known only now.
         width = max(3, len(str(len(self._rows) - 1)))
-        for index, layer_id in enumerate(self._rows):
-            self._file["layers"].move(layer_id, f"{index:0{width}}")
+        names = {layer_id: f"{index:0{width}}" for index, layer_id in enumerate(self._rows)}
+        for layer_id, name in names.items():
+            self._file["layers"].move(layer_id, name)
+            if layer_id in self._shares:
+                self._file["layers"][name].attrs[SHARED] = names[self._shares[layer_id]]
