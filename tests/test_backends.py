@@ -9,8 +9,9 @@ from host_cuda.build import not_run
 
 from awq_pycuda import philox
 from awq_pycuda.backends.base import Layer
+from awq_pycuda.engine.exact_format import code_errors
 from awq_pycuda.engine.stages import stages_of
-from awq_pycuda.engine.verify import code_errors, frobenius_error, relative_error
+from awq_pycuda.engine.verify import frobenius_error, relative_error
 from awq_pycuda.kernels import table
 from awq_pycuda.paths import resource_dir
 from awq_pycuda.quant.format import Format

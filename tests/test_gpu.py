@@ -11,7 +11,8 @@ from test_backends import with_relu
 from test_pipeline import Kept
 from test_results import result_path
 
-from awq_pycuda.engine.verify import code_errors, frobenius_error, relative_error
+from awq_pycuda.engine.exact_format import code_errors
+from awq_pycuda.engine.verify import frobenius_error, relative_error
 from awq_pycuda.kernels import table
 from awq_pycuda.kernels.variant import Argument, Kernel, Source, Variant
 from awq_pycuda.quant.format import Format

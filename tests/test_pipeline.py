@@ -7,6 +7,7 @@ from conftest import BACKENDS, make_backend, same_bits
 from awq_pycuda import philox
 from awq_pycuda.config import Config
 from awq_pycuda.engine import verify
+from awq_pycuda.engine.exact_format import code_errors
 from awq_pycuda.engine.pipeline import Pipeline
 from awq_pycuda.engine.spec import spec_of
 from awq_pycuda.engine.stages import stages_of
@@ -65,7 +66,7 @@ RAGGED = [
 def test_every_stage_agrees_with_the_oracle(run, overrides, tile, worst):
     kept = run("verify=true", f"tile={tile}", *overrides)  # raises beyond the oracle's tolerance
     for layer, x in zip(kept.layers, kept.x, strict=True):
-        assert set(layer.verify) == set(verify.TOLERANCES)
+        assert set(layer.verify) == set(verify.TOLERANCES) - {"zero_points"}
         for stage, error in layer.verify.items():
             worst(f"pipeline {stage}", error, verify.TOLERANCES[stage])
         assert layer.search.error_chosen <= layer.search.error_rtn
@@ -287,7 +288,7 @@ def test_special_values(run, tmp_path, case):
     assert np.isfinite(kept.y[0]).all()
     assert np.isfinite(layer.search.error[layer.search.gamma == 0]).all()
     assert layer.search.error_chosen <= layer.search.error_rtn
-    assert verify.code_errors(layer.quantized, w, layer.search.s) == (0, 0)
+    assert code_errors(layer.quantized, w, layer.search.s) == (0, 0)
     dequantized = layer.quantized.codes.astype(np.float64) / layer.search.s * layer.quantized.steps
     exact = x.astype(np.float64) @ dequantized.T
     assert verify.frobenius_error(kept.y[0], exact) <= (1e-5 if "denormal" not in case else 1e-2)

@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from awq_pycuda.backends.base import Backend, Layer
 from awq_pycuda.benchmarks.oracle import Exact
 from awq_pycuda.config import Objective
-from awq_pycuda.engine.verify import TOLERANCES, Curve, code_errors, curve_error, frobenius_error, relative_error
+from awq_pycuda.engine.exact_curve import Curve, curve_error
+from awq_pycuda.engine.exact_format import code_errors
+from awq_pycuda.engine.verify import TOLERANCES, frobenius_error, relative_error
 from awq_pycuda.kernels import table
 from awq_pycuda.quant.conventions import Convention
 
@@ -111,7 +113,7 @@ CASES = (
         lambda backend, layer, *_: backend.compute_scale_b(layer.w, layer.s, layer.quantized),
         ("w", "s"),
         ("steps",),
-        lambda exact, left, _: {"scale_b": relative_error(left["steps"], exact.exact_steps)},
+        lambda exact, left, _: {"scale_b": relative_error(left["steps"], exact.exact_steps.steps)},
     ),
     Case(
         "quantize_awq",

@@ -10,19 +10,12 @@ from numpy.typing import NDArray
 
 from awq_pycuda import philox
 from awq_pycuda.benchmarks.shapes import Shape
-from awq_pycuda.engine.verify import (
-    Curve,
-    dequantized,
-    exact_curve,
-    exact_levels,
-    exact_means,
-    exact_product,
-    exact_scales,
-    exact_steps,
-)
+from awq_pycuda.engine.exact_curve import Curve, exact_curve
+from awq_pycuda.engine.exact_format import dequantized, exact_codes, exact_steps
+from awq_pycuda.engine.verify import exact_means, exact_product, exact_scales
 from awq_pycuda.parallel import map_row_blocks
 from awq_pycuda.quant.conventions import Convention
-from awq_pycuda.quant.quantized import Quantized
+from awq_pycuda.quant.quantized import Quantized, Steps
 
 _GAMMA = 0.5  # of the scales that a stage after the search is given
 _LARGER = (10, 100)  # factors of the input channels that are larger
@@ -116,24 +109,27 @@ class Exact:
         return 1 / self.s
 
     @cached_property
-    def exact_steps(self) -> Array:
-        """(N, groups) in float64."""
+    def exact_steps(self) -> Steps[Array]:
+        """(N, groups) in float64, and what the format has beside them."""
         return exact_steps(self.w, self.s.astype(np.float64), self.convention.quantizer)
+
+    @cached_property
+    def given_steps(self) -> Steps[Array]:
+        """The same in float32."""
+        return self.exact_steps.map(lambda array: array.astype(np.float32))
 
     @property
     def steps(self) -> Array:
         """(N, groups) float32."""
-        return self.exact_steps.astype(np.float32)
+        return self.given_steps.steps
 
     @cached_property
     def codes(self) -> Array:
         """(N, K)."""
-        form, steps, s = self.convention.quantizer, self.steps, self.s.astype(np.float64)
+        s, dtype = self.s.astype(np.float64), self.convention.quantizer.code_dtype
 
         def of_rows(rows: slice) -> Array:
-            levels = exact_levels(self.w[rows], s, steps[rows], form)
-            codes = np.rint(levels).clip(-form.largest, form.largest)
-            return codes.astype(form.code_dtype).reshape(len(levels), -1)[:, : self.shape.in_features]
+            return exact_codes(self.w, s, self.given_steps, rows).astype(dtype)
 
         return np.concatenate(map_row_blocks(of_rows, self.w.shape))
 
@@ -164,10 +160,10 @@ class Exact:
     @property
     def weights(self) -> Array:
         """(N, K) dequantized weights in float64."""
-        codes, steps, inv_s, values = self.codes, self.steps, self.inv_s, np.empty(self.w.shape)
+        quantized, inv_s, values = self.quantized(self.codes), self.inv_s, np.empty(self.w.shape)
 
         def fill(rows: slice) -> None:
-            values[rows] = dequantized(codes[rows], steps[rows], inv_s, self.convention.quantizer)
+            values[rows] = dequantized(quantized, inv_s, rows)
 
         map_row_blocks(fill, values.shape)
         return values
@@ -195,4 +191,4 @@ class Exact:
 
     def quantized(self, codes: Array) -> Quantized[Array]:
         """Codes with the steps that they were made for."""
-        return Quantized(codes=codes, steps=self.steps, format=self.convention.quantizer)
+        return Quantized(codes=codes, format=self.convention.quantizer, **self.given_steps.arrays)

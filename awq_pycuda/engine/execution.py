@@ -60,8 +60,6 @@ def prepared(spec: RunSpec) -> Prepared:
         InputError: the backend cannot be had, or cannot do what is asked.
     """
     form = spec.convention.quantizer
-    if spec.verify and not form.is_plain:
-        raise InputError("verify=true: the oracle has symmetric integers with float32 steps alone; allowed: false")
     if spec.export is not Export.none:
         shapes = [(layer.name, (layer.out_features, layer.in_features)) for layer in spec.layers]
         checkpoints.refuse_misfit(spec.export, form, shapes)

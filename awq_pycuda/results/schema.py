@@ -289,24 +289,28 @@ TABLE: tuple[Entry, ...] = (
     Entry(VERIFY, "with `verify=true`: the worst error of each stage and what was allowed", presence="optional"),
     *(
         entry
-        for stage, units, what in (
-            ("abs_mean", "1", "relative error of the mean of |x|"),
-            ("sq_mean", "1", "relative error of the mean of x²"),
+        for stage, units, what, since in (
+            ("abs_mean", "1", "relative error of the mean of |x|", 1),
+            ("sq_mean", "1", "relative error of the mean of x²", 1),
             (
                 "error_curve",
                 "steps",
                 "error of the search's curve in quantization steps; older files have it for `diag` only",
+                1,
             ),
-            ("s", "1", "relative error of the scales"),
-            ("scale_b", "1", "relative error of the steps"),
-            ("codes_off_tie", "codes", "codes that differ away from a rounding tie"),
-            ("codes_off_by_more_than_1", "codes", "codes that differ by more than one"),
-            ("output", "1", "relative error of the product"),
-            ("relu", "1", "relative error of the layer's output"),
+            ("s", "1", "relative error of the scales", 1),
+            ("scale_b", "1", "relative error of the steps", 1),
+            ("zero_points", "steps", "error of the zero points", 5),
+            ("codes_off_tie", "codes", "codes that differ away from a rounding tie", 1),
+            ("codes_off_by_more_than_1", "codes", "codes that differ by more than one", 1),
+            ("output", "1", "relative error of the product", 1),
+            ("relu", "1", "relative error of the layer's output", 1),
         )
         for entry in (
-            Entry(f"{VERIFY}/@{stage}", what, "f8", (), units, "optional"),
-            Entry(f"{VERIFY}/@{stage}_tolerance", f"the most that `{stage}` may be", "f8", (), units, "optional"),
+            Entry(f"{VERIFY}/@{stage}", what, "f8", (), units, "optional", since),
+            Entry(
+                f"{VERIFY}/@{stage}_tolerance", f"the most that `{stage}` may be", "f8", (), units, "optional", since
+            ),
         )
     ),
     # Its codes.
