@@ -1,6 +1,7 @@
 """A pass that the device repeats as a whole: it leaves what the stages leave one by one, and tells their times."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -169,6 +170,19 @@ def test_on_the_gpu_stages_fill_a_pass(compose):
     assert np.isnan(found.host_ms).all()
     assert (found.gpu_ms > 0).all()
     np.testing.assert_allclose(found.gpu_ms.sum(axis=(0, 1)), found.pipeline_ms, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("capability", "words"),
+    [
+        ((9, 0), "as a whole"),
+        ((8, 6), "as a whole, kernel after kernel: to start one early takes compute capability 9.0, not 8.6"),
+    ],
+)
+def test_a_recording_tells_whether_kernels_start_early(capability, words):
+    with made("host") as backend:
+        backend._gpu.limits = replace(backend.limits, capability=capability)
+        assert backend.record(lambda: None).words == words
 
 
 def test_what_the_host_takes_part_in_is_launched_stage_by_stage(compose):

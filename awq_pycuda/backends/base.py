@@ -40,10 +40,12 @@ class Recorded(Generic[T]):
     Attributes:
         returned: what the work returned when it was recorded, such as its marks.
         repeat: orders all of it once more; it may return before it is done.
+        words: how the device goes through it, in a few words.
     """
 
     returned: T
     repeat: Callable[[], None]
+    words: str = "as a whole"
 
 
 @dataclass(frozen=True)

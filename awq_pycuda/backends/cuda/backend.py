@@ -21,7 +21,7 @@ from awq_pycuda.backends.cuda.early import toolchain
 from awq_pycuda.backends.cuda.graph import GraphError, capture
 from awq_pycuda.backends.cuda.jit import load
 from awq_pycuda.backends.cuda.memory import ManagedArray, allocate
-from awq_pycuda.backends.cuda.recording import Recording
+from awq_pycuda.backends.cuda.recording import Recording, launched_by
 from awq_pycuda.backends.cuda.search import DeviceSearch
 from awq_pycuda.backends.host_stages import HostStages
 from awq_pycuda.kernels import table
@@ -262,11 +262,11 @@ class CudaBackend(HostStages[ManagedArray]):
         try:
             work()  # a capture takes no compilation, no allocation and no move of managed memory
             recording.placing = False
-            recording.graph, returned = capture(self.stream, work, self.limits.capability >= IN_TURN)
+            recording.graph, returned = capture(self.stream, work, overlapping=self.limits.capability >= IN_TURN)
         finally:
             self._recording = None
         recording.workspace = self._workspace  # which the graph goes on using, should another take its place
-        return Recorded(returned, lambda: recording.launch(self.stream))
+        return Recorded(returned, lambda: recording.launch(self.stream), launched_by(self.limits.capability))
 
     def mark(self) -> Mark:
         """See `Backend.mark`."""
