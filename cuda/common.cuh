@@ -33,10 +33,17 @@ __device__ __forceinline__ float4 load_before(const float* from) {
 #endif
 }
 
-// Groups of a row; a last one that is not full counts. Written so that no sum passes the type's largest number.
+// How many parts of so many items each there are; a last one that is not full counts. Written so that no sum passes the
+// type's largest number.
+template <typename Count>
+__device__ __forceinline__ Count up(Count items, Count of_part) {
+    return (items - 1) / of_part + 1;
+}
+
+// Groups of a row.
 template <typename Count>
 __device__ __forceinline__ Count group_count(Count in_features, Count group_size) {
-    return (in_features - 1) / group_size + 1;
+    return up(in_features, group_size);
 }
 
 __device__ __forceinline__ Size global_thread() {

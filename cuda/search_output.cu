@@ -2,15 +2,10 @@
 //
 // A block makes SIDE rows by SIDE tokens of one candidate's Y = X * D^T, D made in double where it is read, and leaves
 // the sum of its squares. Plain, and the yardstick of search_output_digits.cu, which has the tensor cores.
+#include "double_product.cuh"
 #include "search_output.cuh"
 
-#if !defined(TILE) || !defined(MICRO)
-#error "TILE and MICRO must be given: -DTILE=16 -DMICRO=4"
-#endif
-static_assert(TILE * TILE % 32 == 0 && TILE * TILE <= 1024, "a block has TILE * TILE threads: whole warps");
-static_assert(MICRO >= 1, "MICRO is at least 1: a thread makes MICRO * MICRO outputs");
-
-constexpr int SIDE = MICRO * TILE;
+static_assert(TILE * TILE % 32 == 0, "a block has TILE * TILE threads: whole warps");
 
 // Blocks: tokens fastest, then rows, then candidates. `partial` is (candidates, blocks of one candidate).
 extern "C" __global__ void __launch_bounds__(TILE * TILE) output_errors(
@@ -18,9 +13,10 @@ extern "C" __global__ void __launch_bounds__(TILE * TILE) output_errors(
     const float* __restrict__ steps, double* __restrict__ partial, int tokens, int out_features, int in_features,
     int group_size, int candidates, int chunk, int round) {
     in_turn();
-    __shared__ double x_tile[TILE][SIDE + 2], d_tile[TILE][SIDE + 2], sums_of_warps[TILE * TILE / 32];
+    __shared__ DoubleTiles tiles;
+    __shared__ double sums_of_warps[TILE * TILE / 32];
     const Round now(round, chunk, candidates);
-    const int tx = threadIdx.x, ty = threadIdx.y, thread = ty * TILE + tx;
+    const int thread = threadIdx.y * TILE + threadIdx.x;
     const int across = up(tokens, SIDE), blocks = across * up(out_features, SIDE);
     const int candidate = blockIdx.x / blocks, block = blockIdx.x % blocks;
     if (candidate >= now.count) return;
@@ -29,32 +25,17 @@ extern "C" __global__ void __launch_bounds__(TILE * TILE) output_errors(
     steps += static_cast<Size>(candidate) * out_features;
 
     double sums[MICRO][MICRO] = {};
-    for (int base = 0; base < in_features; base += TILE) {
-        const int k = base + tx;
-        const float scale = k < in_features ? s[k] : 1.0f;
-#pragma unroll
-        for (int i = 0; i < MICRO; ++i) {
-            const int token = first_token + ty + i * TILE, row = first_row + ty + i * TILE;
-            x_tile[tx][ty + i * TILE] =
-                token < tokens && k < in_features ? x[static_cast<Size>(token) * in_features + k] : 0.0f;
-            d_tile[tx][ty + i * TILE] =
-                row < out_features && k < in_features
-                    ? exact_difference(w[static_cast<Size>(row) * in_features + k], scale,
-                                       steps[static_cast<Size>(k / group_size) * chunk * out_features + row]) /
-                          scale
-                    : 0.0;
-        }
-        __syncthreads();
-#pragma unroll
-        for (int i = 0; i < TILE; ++i) {
-#pragma unroll
-            for (int m = 0; m < MICRO; ++m)
-#pragma unroll
-                for (int n = 0; n < MICRO; ++n)
-                    sums[m][n] = fma(x_tile[i][ty + m * TILE], d_tile[i][tx + n * TILE], sums[m][n]);
-        }
-        __syncthreads();
-    }
+    const auto activation = [&](int token, int k) {
+        token += first_token;
+        return token < tokens && k < in_features ? x[static_cast<Size>(token) * in_features + k] : 0.0f;
+    };
+    const auto difference = [&](int row, int k) {
+        row += first_row;
+        if (row >= out_features || k >= in_features) return 0.0;
+        const float step = steps[static_cast<Size>(k / group_size) * chunk * out_features + row];
+        return exact_difference(w[static_cast<Size>(row) * in_features + k], s[k], step) / s[k];
+    };
+    add_products(tiles, sums, in_features, activation, difference);
     double sum = 0.0;
 #pragma unroll
     for (int m = 0; m < MICRO; ++m)

@@ -20,10 +20,6 @@
 constexpr float SPAN = 127 * 256;  // of a and b: the largest has a low digit of 0
 constexpr int WARPS = 8;           // of a block, where nothing else is said
 
-__device__ __forceinline__ int up(int count, int of) {
-    return (count - 1) / of + 1;
-}
-
 // A round takes `chunk` candidates, or what is left of them: the steps and digits of so many fit the scratch.
 struct Round {
     int first, count;

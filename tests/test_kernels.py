@@ -82,6 +82,7 @@ def test_every_kernel_of_a_stage_waits_for_its_turn():
     assert later == {
         *((file, "split_digits") for file in ("matmul_digits.cu", "matmul_digits_mma.cu")),
         ("matmul_digits.cu", "dequantizeTiled"),
+        ("search_output_digits.cu", "square_products"),
         ("search_narrow.cu", "row_errors"),
         ("search_groups.cu", "group_errors"),
         *(("search_rows.cu", entry) for entry in ("row_maxima", "column_errors")),
