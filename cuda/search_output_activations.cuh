@@ -141,7 +141,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) top_factors(const float
 }
 
 // The largest |w * unit| of every group, (groups, out_features): d is never larger than W*s, so neither D * unit than
-// this. A warp has a row.
+// this. A warp has a row. Where groups are whole tiles, `piece_maxima` makes it.
 extern "C" __global__ void __launch_bounds__(WARPS * 32) row_reaches(const float* __restrict__ w,
                                                                   const float* __restrict__ unit,
                                                                   float* __restrict__ reaches, int out_features,

@@ -145,9 +145,14 @@ def of_one_candidate(variant, sizes):
 
 
 @pytest.mark.parametrize("name", DEVICES)
-@pytest.mark.parametrize("variant", LAYERS)
-def test_the_curve_does_not_depend_on_the_memory_of_the_device(name, variant, monkeypatch):
-    spec, chosen = small(variant), convention(6, 32, objective=Objective.output)
+@pytest.mark.parametrize(
+    ("variant", "sizes", "group_size"),
+    [*((variant, sizes, 32) for variant, sizes in LAYERS.items()), ("digits", (130, 132, 130), None)],
+)
+def test_the_curve_does_not_depend_on_the_memory_of_the_device(name, variant, sizes, group_size, monkeypatch):
+    out_features, in_features, tokens = sizes
+    spec = layer_of(out_features, in_features, tokens=tokens)
+    chosen = convention(6, group_size, objective=Objective.output)
     expected = searched(make_backend(name, **{STAGE: variant}), spec, chosen)
     found, sizes = table.find(STAGE, variant), kernel_sizes(spec, chosen)
     for chunk, rounds in ((4, 2), (1, 6)):

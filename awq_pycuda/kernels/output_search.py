@@ -13,7 +13,7 @@ Scratch: TypeAlias = dict[str, Callable[[Values], int]]  # bytes of arrays, by n
 
 # As in search_output.cuh and search_output_digits.cuh.
 _WARPS, _STEP_ROWS, _STEP_CANDIDATES, _AT_ONCE = 8, 8, 4, 4
-_PIECE_ROWS, _PIECE_CANDIDATES = 8, 8
+_PIECE_ROWS, _PIECE_CANDIDATES = 8, 7
 _WIDE_THREADS = 1024  # of a block that has all tokens of its channels
 _ROUND_SHARE = 16  # a round's candidates take a sixteenth of the device's memory, unless one alone takes more
 # For digits: over so many their roundings average out.
@@ -187,14 +187,17 @@ _SPLIT = (
     Kernel(
         "row_reaches",
         arguments(_W, "float* unit", "float* reaches", *_SHAPE),
-        grid=lambda v: blocks_of(v["out_features"], _WARPS),
+        grid=lambda v: not v["joined"] and blocks_of(v["out_features"], _WARPS),
     ),
     Kernel(
         "piece_maxima",
-        arguments(_W, "float* candidate_s", "int* pieces", "int out_features", "int in_features", *_OF_ROUND),
+        arguments(
+            *(_W, "float* candidate_s", "float* unit", "int* pieces", "float* reaches"),
+            *("int out_features", "int in_features", *_OF_ROUND),
+        ),
         grid=lambda v: (
             bool(v["joined"])
-            * blocks_of(v["chunk"], _PIECE_CANDIDATES)
+            * blocks_of(v["chunk"] + 1, _PIECE_CANDIDATES)
             * _depths(v)
             * blocks_of(v["out_features"], _WARPS * _PIECE_ROWS)
         ),
@@ -248,7 +251,7 @@ def _by_digits(name: str, help_: str, product: Kernel, width: int, **more: Any) 
             "peak": lambda v: 4 * v["in_features"],
             "x_digits": lambda v: _token_tiles(v) * _depths(v) * 2 * v["TOKENS"] * v["DEPTH"],
             "unit": lambda v: 4 * v["in_features"],
-            "reaches": _steps_of_one,
+            "reaches": lambda v: 4 * v["out_features"] * (_depths(v) if v["joined"] else _groups(v)),
             "factor": lambda v: 4 * v["candidates"] * v["in_features"],
             "tops": lambda v: 12 * v["candidates"] * _groups(v),
         },
