@@ -33,7 +33,7 @@ Floats = NDArray[np.float64]
 # codes reach further, a step counts as more: see `_units`.
 CURVE_TOLERANCE = 5e-5
 _REACH = 127
-_AT_ONCE = 1 << 17  # outputs that codes at ties change, of so many at a time
+_AT_ONCE = 1 << 15  # outputs that codes at ties change, of so many at a time
 
 
 class Curve(NamedTuple):
@@ -193,8 +193,10 @@ class _Others:
             error -= off[self.rows, self.groups]
             found = np.empty(len(error))
             for group in np.unique(self.groups):
-                at, columns = self.groups == group, x[:, group * size : (group + 1) * size]
-                found[at] = _squared(columns @ error[at, : columns.shape[1]].T, output[:, self.rows[at]])
+                columns = x[:, group * size : (group + 1) * size]
+                for at in _pieces(np.flatnonzero(self.groups == group), len(x)):
+                    own = columns @ error[at, : columns.shape[1]].T
+                    found[at] = _squared(own, output[:, self.rows[at]])
             changes.append(found)
         return _ends(changes, len(self.rows))
 
@@ -203,6 +205,12 @@ def _ends(changes: list[Floats], places: int) -> Floats:
     """(2, places): the least and the most of changes that are alternatives, and 0, which is none."""
     every = np.array([np.zeros(places), *changes])
     return np.array([every.min(axis=0), every.max(axis=0)])
+
+
+def _pieces(places: NDArray[Any], tokens: int) -> Iterator[NDArray[Any]]:
+    """So many of the places at a time that their outputs take little memory."""
+    size = max(1, _AT_ONCE // tokens)
+    return (places[start : start + size] for start in range(0, len(places), size))
 
 
 def _squared(own: Floats, output: Floats) -> Floats:
@@ -251,10 +259,8 @@ def _of_ties(
     channels = groups * s.shape[1] + within
     change = change / s[groups, within]
     real = np.flatnonzero(channels < x.shape[1])
-    size = max(1, _AT_ONCE // len(x))
     changes = [np.empty(0)]
-    for start in range(0, len(real), size):
-        part = real[start : start + size]
+    for part in _pieces(real, len(x)):
         changes.append(_squared(x[:, channels[part]] * change[part], output[:, rows[part]]))
     return _ends([np.concatenate(changes)], len(real))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from awq_pycuda.choices import StepDtype
 from awq_pycuda.config import Export, Objective, Save, SearchPlace
 from awq_pycuda.engine.arrays import kept_bytes
 from awq_pycuda.engine.spec import RunSpec
@@ -14,6 +15,8 @@ from awq_pycuda.quant.format import Format
 
 # A thread draws so many numbers at a time, with so many bytes of intermediate words each.
 _DRAWN_AT_ONCE, _DRAWING_BYTES = 1 << 16, 32
+# What rounding to the numbers of FP4 makes of each weight: how large it is, a condition, and two distances of numbers.
+_ROUNDING_BYTES = 13
 
 
 def required_bytes(run: RunSpec, device: Device | None) -> tuple[int, int]:
@@ -40,14 +43,19 @@ def required_bytes(run: RunSpec, device: Device | None) -> tuple[int, int]:
     if device is not None:
         read = sum(_read_on_host(spec, convention.quantizer, run.verify, searching) for spec in specs)
         return kept + max(_scratch(spec, run, device) for spec in specs), read + results + blocks + max(steps)
-    steps += [_stage(spec) for spec in specs]
+    steps += [_stage(spec, convention.quantizer) for spec in specs]
     return 0, kept + results + max(blocks + max(steps), *(_drawing(spec) for spec in specs))
 
 
 def _result(spec: LayerSpec, form: Format, keeps_codes: bool) -> int:
     """The host's copies of a layer's statistics, scales and steps, and of its codes where they are asked for."""
     n, k = spec.out_features, spec.in_features
-    return 4 * (3 * k + n * form.groups(k)) + (n * k if keeps_codes else 0)
+    return 4 * (3 * k + n * _of_groups(form, k)) + (n * k if keeps_codes else 0)
+
+
+def _of_groups(form: Format, in_features: int) -> int:
+    """Numbers that the groups of a row have: a step each, and a zero point where there are any."""
+    return form.groups(in_features) * (1 if form.symmetric else 2)
 
 
 def _exporting(run: RunSpec) -> int:
@@ -64,7 +72,7 @@ def _read_on_host(spec: LayerSpec, form: Format, verify: bool, searching: bool) 
     """Of what lives on a device, what the host reads or writes, too: the driver keeps a second copy of it."""
     m, n, k = spec.tokens, spec.out_features, spec.in_features
     # The weights; the codes, for the metrics; the steps, which a search on the host makes for the layer's trial, too.
-    always = 4 * n * k + n * k + (8 if searching else 4) * n * form.groups(k)
+    always = 4 * n * k + n * k + (8 if searching else 4) * n * _of_groups(form, k)
     own = 0 if spec.activations is None else 4 * m * k
     return always + (own + 8 * m * n if verify else 0)
 
@@ -97,21 +105,25 @@ def _host_step(spec: LayerSpec, convention: Convention, searching: bool, on_devi
         return weight_error
     # Every candidate's scales, importance and weights in float64 and float32; the steps of the blocks at work.
     candidates = 44 * k * convention.grid.size + 28 * block * convention.quantizer.groups(k) // k
-    making_steps = 4 * n * convention.quantizer.groups(k)
+    rounding = _ROUNDING_BYTES if convention.quantizer.is_e2m1 else 0
+    candidates += rounding * block
+    making_steps = 4 * n * _of_groups(convention.quantizer, k)
     trials = 0
     if convention.objective is Objective.output and not on_device:
         # All candidates, and of the blocks at work magnitudes in float32 or products in float64.
-        trials = 8 * k * convention.grid.size + max(4 * k, 8 * spec.tokens) * _trial_rows(spec, convention)
+        of_row = max(4 * k, rounding * k, 8 * spec.tokens)
+        trials = 8 * k * convention.grid.size + of_row * _trial_rows(spec, convention)
     return max(candidates, weight_error, making_steps, trials)
 
 
-def _stage(spec: LayerSpec) -> int:
+def _stage(spec: LayerSpec, form: Format) -> int:
     """The most that the other stages and metrics make on the CPU backend and let go of."""
     m, n, k = max(spec.tokens, spec.held_out_tokens), spec.out_features, spec.in_features
     dequantized = 4 * n * k if n < m else 0
     statistics = 12 * working_elements((m, k))  # |x| in float32 and float64
     sums = 16 * working_elements((m, n))  # both sides of a comparison in float64
-    return max(dequantized, statistics, sums)
+    codes = _ROUNDING_BYTES * working_elements((n, k)) if form.is_e2m1 else 0
+    return max(dequantized, statistics, sums, codes)
 
 
 def _drawing(spec: LayerSpec) -> int:
@@ -129,11 +141,14 @@ def _checking(spec: LayerSpec, convention: Convention) -> int:
     means = 3 * working_elements((m, k))
     product = m * k + m * n + rows * k
     compared = m * n + 4 * working_elements((m, n))
-    codes = 5 * working_elements((n, k))
-    # Of each row of weights what it is, its codes and what rounding takes from them, and where ties are; its steps.
-    curve = 4 * working_elements((n, k)) + 5 * working_elements((n, k)) * convention.quantizer.groups(k) // k
-    if convention.objective is Objective.output:
-        curve += m * k + m * working_elements((n, k)) // k
+    block, form, by_output = working_elements((n, k)), convention.quantizer, convention.objective is Objective.output
+    codes = (6 if form.is_e2m1 else 5) * block
+    # Of each row of weights what it is, its codes and what rounding takes from them, and where ties are; its steps, and
+    # those that float32 may have come to instead.
+    curve = 4 * block + (5 if form.step_dtype is StepDtype.fp32 else 10) * block * form.groups(k) // k
+    # The nearest number of FP4 is looked up. Many of its codes are so far from what they stand for that a tie may be.
+    looking_up = 0 if not form.is_e2m1 else 4 * block if by_output else 2 * block
+    curve += m * k + max(m * block // k, looking_up) if by_output else looking_up
     return 8 * max(means, product, compared, codes, curve)
 
 

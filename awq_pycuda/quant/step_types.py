@@ -85,8 +85,8 @@ def round_e2m1(levels: Array) -> None:
 
     Ties go to the even mantissa; what is larger becomes 12. Twice, so that they are whole, as codes must be.
     """
-    magnitude = np.abs(levels)
-    quantum = np.where(magnitude < 4, 1, np.where(magnitude < 8, 2, 4)).astype(levels.dtype)
+    magnitude, kind = np.abs(levels), levels.dtype.type
+    quantum = np.where(magnitude < 4, kind(1), np.where(magnitude < 8, kind(2), kind(4)))
     levels /= quantum
     np.rint(levels, out=levels)
     levels *= quantum
