@@ -14,6 +14,7 @@ from awq_pycuda.choices import Divisor, Element, StepDtype, ZeroOrder, ZeroPoint
 from awq_pycuda.config import Objective
 from awq_pycuda.engine import evaluation
 from awq_pycuda.engine.arrays import allocate
+from awq_pycuda.engine.exact_curve import curve_error, exact_curve
 from awq_pycuda.engine.exact_format import exact_codes, exact_steps
 from awq_pycuda.engine.stages import stages_of
 from awq_pycuda.engine.verify import TOLERANCES, check_layer, refuse_beyond_tolerance
@@ -174,6 +175,14 @@ def test_what_float32_leaves_open_of_a_curve_is_little(form):
         for factor in (1.3, 0.7) if ties else (1.01, 0.99):
             found = dataclasses.replace(arrays["found"], error=arrays["found"].error * factor)
             assert beyond(convention, arrays | {"found": found}) == {"error_curve"}
+
+
+def test_codes_at_ties_may_all_go_the_other_way_in_an_output():
+    w, x, ones = np.array([[-7.5, 0.4, -7.5, 0]]), np.array([[1, -2.5, 1, 1]]), np.ones((1, 4))
+    curve = exact_curve(w, ones, x[0] ** 2, Format(2, 4, divisor=Divisor.half_range), x)
+    for sevens in (0, 1, 2):  # in place of -8
+        assert curve_error(np.array([float(sevens**2)]), curve) < 1e-9
+    assert curve_error(np.array([4.1]), curve) > 1e-3
 
 
 # What a run does in place of what it was asked for, and the stages that must tell. Codes are judged by the steps and

@@ -125,11 +125,11 @@ def _squares(
         of_groups = np.einsum("rgk,rgk,gk->rg", code, code, of.importance) * steps**2
         return float(np.sum(of_groups)), *_sums([others.contributions(of_groups)]), of_units
     code -= levels
-    ties = list(_ties(levels, code, steps, zeros, form, CURVE_TOLERANCE * np.maximum(1, units / steps)))
+    ties = _ties(levels, code, steps, zeros, form, CURVE_TOLERANCE * np.maximum(1, units / steps))
     code *= steps[:, :, None]
     code /= of.s
     output = x @ ungrouped(code, x.shape[1]).T
-    changes = [others.changes(code, x, output), *(_of_ties(*tie, of.s, x, output) for tie in ties)]
+    changes = [others.changes(code, x, output), *_of_ties(ties, of.s, x, output)]
     return float(np.vdot(output, output)), *_sums(changes), of_units
 
 
@@ -228,9 +228,7 @@ class _Ties(NamedTuple):
     change: Floats
 
 
-def _ties(
-    levels: Floats, off: Floats, steps: Floats, zeros: Floats | None, form: Format, margin: Floats
-) -> Iterator[_Ties]:
+def _ties(levels: Floats, off: Floats, steps: Floats, zeros: Floats | None, form: Format, margin: Floats) -> _Ties:
     """The codes that levels have if they are less, or more, by (rows, groups) margins; `off`: what codes add to levels.
 
     Only where a level is far enough from its code is another one near.
@@ -239,30 +237,35 @@ def _ties(
     of_groups = at[:2]
     level, of_zeros = levels[at][:, None], None if zeros is None else zeros[of_groups]
     code = np.rint(level[:, 0] + off[at])
+    found = []
     for way in (-1, 1):
         other = rounded(level + way * margin[of_groups][:, None], of_zeros, form)[:, 0]
         tie = np.flatnonzero(other != code)
         rows, groups, within = (index[tie] for index in at)
-        yield _Ties(rows, groups, within, (other[tie] - code[tie]) * steps[rows, groups])
+        found.append((rows, groups, within, (other[tie] - code[tie]) * steps[rows, groups]))
+    return _Ties(*map(np.concatenate, zip(*found, strict=True)))
 
 
-def _of_ties(
-    rows: NDArray[Any],
-    groups: NDArray[Any],
-    within: NDArray[Any],
-    change: Floats,
-    s: Floats,
-    x: NDArray[Any],
-    output: Floats,
-) -> Floats:
-    """(2, places): what codes at ties may take from the square of an output, and add to it."""
-    channels = groups * s.shape[1] + within
-    change = change / s[groups, within]
-    real = np.flatnonzero(channels < x.shape[1])
-    changes = [np.empty(0)]
-    for part in _pieces(real, len(x)):
-        changes.append(_squared(x[:, channels[part]] * change[part], output[:, rows[part]]))
-    return _ends([np.concatenate(changes)], len(real))
+def _of_ties(ties: _Ties, s: Floats, x: NDArray[Any], output: Floats) -> tuple[Floats, Floats]:
+    """What codes at ties may take from the squares of outputs, and add: (2, places) each alone, (2, rows) in pairs.
+
+    There are few but by the divisor `half_range`, where the largest weight of a group is at one.
+    """
+    channels = ties.groups * s.shape[1] + ties.within
+    real = channels < x.shape[1]
+    rows, channels = ties.rows[real], channels[real]
+    change = (ties.change / s[ties.groups, ties.within])[real]
+    alone = [np.empty(0)]
+    for part in _pieces(np.arange(len(rows)), len(x)):
+        alone.append(_squared(x[:, channels[part]] * change[part], output[:, rows[part]]))
+    pairs = [np.zeros(2)]
+    for row in np.flatnonzero(np.bincount(rows) > 1):
+        at = rows == row
+        own = x[:, channels[at]] * change[at]
+        products = own.T @ own
+        np.fill_diagonal(products, 0)
+        pairs.append(np.array([np.minimum(products, 0).sum(), np.maximum(products, 0).sum()]))
+    return _ends([np.concatenate(alone)], len(rows)), np.transpose(pairs)
 
 
 def curve_error(error: Floats, curve: Curve) -> float:
