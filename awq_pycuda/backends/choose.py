@@ -6,6 +6,7 @@ import ctypes
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import cache
 from typing import Any
 
 from awq_pycuda.backends.base import Backend
@@ -45,8 +46,9 @@ def cpu_backend(weights: int) -> tuple[CpuBackend, str]:
     return CompiledCpuBackend(), "; loops compiled by Numba"
 
 
+@cache
 def why_no_cuda() -> str | None:
-    """Why CUDA cannot be used here, in a few words; None where it can. Creates no context."""
+    """Why CUDA cannot be used in this process, in a few words; None where it can. Creates no context."""
     try:
         ctypes.CDLL("libcuda.so.1")
     except OSError:

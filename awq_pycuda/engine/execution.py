@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -73,20 +74,43 @@ def prepared(spec: RunSpec) -> Prepared:
     return Prepared(replace(spec, variants=variants), backend, reason)
 
 
-def validate(config: Config) -> Prepared:
+class FreeMemory:
+    """What is free on this machine, in bytes, each asked for once."""
+
+    def __init__(self) -> None:
+        self._device: dict[str, int | None] = {}
+
+    @cached_property
+    def host(self) -> int:
+        """Of the host's memory."""
+        return int(psutil.virtual_memory().available)
+
+    def device(self, backend: Backend[Any]) -> int | None:
+        """Of the device's; None where the backend has none of its own."""
+        if backend.name not in self._device:
+            with backend:
+                self._device[backend.name] = backend.available_bytes()
+        return self._device[backend.name]
+
+
+def validate(config: Config, free: FreeMemory | None = None) -> Prepared:
     """Everything that can be wrong before any work: files, shapes, backend, memory. Allocates no arrays of the run.
+
+    Args:
+        config: checked.
+        free: shared by configs that are looked at together; asking takes longer than the rest.
 
     Raises:
         InputError: the first thing wrong.
     """
     run = prepared(spec_of(config))
+    free = free or FreeMemory()
     key = f"inputs.path={config.inputs.path}" if isinstance(config.inputs, FileInputs) else f"n={config.n}"
-    with run.at_work() as backend:
-        free = backend.available_bytes()
-        device, host = required_bytes(run.spec, backend.limits)
-    if free is not None:
-        refuse_beyond_memory(key, device, free, "GPU's memory")
-    refuse_beyond_memory(key, host, psutil.virtual_memory().available, "host's memory")
+    with use_threads(run.spec.threads):
+        device, host = required_bytes(run.spec, run.backend.limits)
+    if (on_device := free.device(run.backend)) is not None:
+        refuse_beyond_memory(key, device, on_device, "GPU's memory")
+    refuse_beyond_memory(key, host, free.host, "host's memory")
     return run
 
 

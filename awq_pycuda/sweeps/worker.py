@@ -38,7 +38,7 @@ from awq_pycuda import provenance
 from awq_pycuda.backends.base import Backend
 from awq_pycuda.backends.choose import open_cuda
 from awq_pycuda.config import Config
-from awq_pycuda.engine.execution import attempt, describe, store, validate
+from awq_pycuda.engine.execution import FreeMemory, attempt, describe, store, validate
 from awq_pycuda.errors import InputError, RunFailed
 from awq_pycuda.layers.inputs import unchanged_file
 from awq_pycuda.locks import holding
@@ -81,9 +81,11 @@ def checked(question: Question) -> list[Checked]:
     """What `validate` says of each config."""
     os.chdir(question.cwd)
 
+    free = FreeMemory()
+
     def check(config: Config) -> Checked:
         try:
-            return Checked(None, *_names(validate(config).backend))
+            return Checked(None, *_names(validate(config, free).backend))
         except InputError as error:
             return Checked(str(error))
 
