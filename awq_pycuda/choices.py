@@ -1,4 +1,4 @@
-"""What a format leaves to choose, by name: the config, formats and conventions speak of it alike."""
+"""What formats and conventions leave to choose, by name: the config speaks of it as they do."""
 
 from enum import Enum
 
@@ -47,3 +47,48 @@ class ZeroStep(Enum):
 
     one = "one"
     epsilon = "epsilon"
+
+
+class ConventionChoice(Enum):
+    """Whose way of choosing scales is followed; see `quant/conventions.py`."""
+
+    day58 = "day58"
+    llm_awq = "llm_awq"
+    autoawq = "autoawq"
+    llm_compressor = "llm_compressor"
+    torchao = "torchao"
+    gptqmodel = "gptqmodel"
+
+
+class Objective(Enum):
+    """What the scale search minimises."""
+
+    diag = "diag"
+    output = "output"
+
+
+class Formula(Enum):
+    """What scales are made of: the activations' statistic to the power of gamma, divided by one of the weights.
+
+    `plain`: by nothing. `duo`: by the weights' to the power of 1 - gamma. `both`: every gamma first plain, then duo.
+    `gamma_beta`: by the weights' to the power of beta, which is searched, too.
+    """
+
+    plain = "plain"
+    duo = "duo"
+    both = "both"
+    gamma_beta = "gamma_beta"
+
+
+class Normalization(Enum):
+    """How the scales of one candidate are brought to a common size."""
+
+    mean = "mean"
+    sqrt_max_min = "sqrt_max_min"
+
+
+class Ties(Enum):
+    """Which of the candidates with the lowest error is chosen."""
+
+    smaller_gamma = "smaller_gamma"
+    first = "first"

@@ -6,27 +6,38 @@ Every fault becomes an `InputError` whose one line names the key, the value and 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, is_dataclass, replace
 from enum import Enum
 from functools import cache
+from operator import attrgetter
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from awq_pycuda.choices import Divisor, Element, StepDtype, ZeroOrder, ZeroPoint, ZeroStep
+from awq_pycuda.choices import (
+    ConventionChoice,
+    Divisor,
+    Element,
+    Formula,
+    Normalization,
+    Objective,
+    StepDtype,
+    Ties,
+    ZeroOrder,
+    ZeroPoint,
+    ZeroStep,
+)
 from awq_pycuda.errors import InputError
 from awq_pycuda.kernels import table
+from awq_pycuda.quant.tools import FINITE, MAX_GAMMA, TOOLS, is_clamp, is_floor, is_grid, is_least_power
 
 MISSING = "???"  # in OmegaConf's words; a run itself needs nothing of it, and importing it takes 40 ms
 MAX_SIZE = 2**31 - 1  # CUDA's grids and our kernels count in 32 bits
 MAX_LAYERS = 1000  # result and layer files name them 000 to 999
 MAX_PASSES = 100_000  # every sample is kept in memory
-MAX_GAMMA = 10.0  # the literature searches 0 to 1; far beyond, every scale is at its clamp
 _STUDY = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*", re.ASCII)
 MAX_SEED = 2**64 - 1  # the Philox key has 64 bits
 
@@ -45,20 +56,6 @@ class StatsKernel(Enum):
     vars().update(table.names("accum_stats"))
 
 
-class Objective(Enum):
-    """What the scale search minimises."""
-
-    diag = "diag"
-    output = "output"
-
-
-class Normalization(Enum):
-    """How the scales of one gamma are brought to a common size."""
-
-    mean = "mean"
-    sqrt_max_min = "sqrt_max_min"
-
-
 class SearchPlace(Enum):
     """Where the scales are searched; `auto`: where the pipeline runs."""
 
@@ -71,12 +68,6 @@ class MatmulKernel(Enum):
     """Which variant of `dequantizeTiled` in the table of kernels multiplies on the GPU; `auto` is the best there is."""
 
     vars().update(table.names("dequantizeTiled"))
-
-
-class ConventionChoice(Enum):
-    """Whose way of choosing scales is followed; see `quant/conventions.py`."""
-
-    day58 = "day58"
 
 
 class WeightScale(Enum):
@@ -155,10 +146,17 @@ class QuantConfig:
 
 @dataclass
 class SearchConfig:
-    """Scale search."""
+    """Scale search, see `quant.conventions.Convention`; None, but for `where`, is as the convention has it."""
 
-    objective: Objective = Objective.diag
-    normalization: Normalization = Normalization.mean
+    objective: Objective | None = None
+    formula: Formula | None = None
+    betas: list[float] | None = None
+    normalization: Normalization | None = None
+    clamp: list[float] | None = None
+    floor: float | None = None
+    least_power: float | None = None
+    identity: bool | None = None
+    ties: Ties | None = None
     where: SearchPlace = SearchPlace.auto
 
 
@@ -181,7 +179,8 @@ class TimingConfig:
 class Config:
     """A whole run. The defaults are those of `conf/config.yaml`, which gives the meaning of each key.
 
-    `tokens` None: all that a file holds; `library.run_pipeline` takes it as n without one.
+    `tokens` None: all that a file holds; `library.run_pipeline` takes it as n without one. `gammas` None: the
+    convention's, see `settled`.
     """
 
     study: str = "run"
@@ -189,7 +188,7 @@ class Config:
     tokens: int | None = None
     tile: int = 16
     layers: int | None = 3
-    gammas: list[float] = field(default_factory=lambda: [0.0, 0.25, 0.5, 0.75, 1.0])
+    gammas: list[float] | None = None
     seed: int = 0
     backend: BackendChoice = BackendChoice.auto
     convention: ConventionChoice = ConventionChoice.day58
@@ -210,6 +209,7 @@ def _choices(kind: type[Enum]) -> str:
 
 
 _AS_CONVENTION = ", null (as the convention has it)"
+_EXPONENTS = f"a list of at least one number from 0 to {MAX_GAMMA:g}"
 
 # What each key allows, in words: for the checks below, and for values that Hydra itself refuses for their type.
 ALLOWED: dict[str, str] = {
@@ -218,7 +218,7 @@ ALLOWED: dict[str, str] = {
     "tokens": f"a whole number from 1 to {MAX_SIZE} (with inputs=file also null: all that the file holds)",
     "tile": f"a whole number {table.allowed_words('dequantizeTiled', 'TILE')}",
     "layers": f"a whole number from 1 to {MAX_LAYERS} (with inputs=file also null: all that the file holds)",
-    "gammas": f"a list of at least one number from 0 to {MAX_GAMMA:g}, such as [0,0.5,1]",
+    "gammas": f"{_EXPONENTS}, such as [0,0.5,1]{_AS_CONVENTION}",
     "seed": f"a whole number from 0 to {MAX_SEED}",
     "backend": _choices(BackendChoice),
     "convention": _choices(ConventionChoice),
@@ -246,8 +246,15 @@ ALLOWED: dict[str, str] = {
     "quant.least_range": f"a finite number from 0{_AS_CONVENTION}",
     "quant.least_step": f"a finite number from 0{_AS_CONVENTION}",
     "quant.zero_step": _choices(ZeroStep) + _AS_CONVENTION,
-    "search.objective": _choices(Objective),
-    "search.normalization": _choices(Normalization),
+    "search.objective": _choices(Objective) + _AS_CONVENTION,
+    "search.formula": _choices(Formula) + _AS_CONVENTION,
+    "search.betas": _EXPONENTS + _AS_CONVENTION,
+    "search.normalization": _choices(Normalization) + _AS_CONVENTION,
+    "search.clamp": f"[low,high], low from {FINITE[0]:g} to 1, high from 1 to {FINITE[1]:g}{_AS_CONVENTION}",
+    "search.floor": f"a number above 0{_AS_CONVENTION}",
+    "search.least_power": f"a number above 0, at most 1{_AS_CONVENTION}",
+    "search.identity": f"true, false{_AS_CONVENTION}",
+    "search.ties": _choices(Ties) + _AS_CONVENTION,
     "search.where": _choices(SearchPlace),
     "matmul.kernel": _choices(MatmulKernel),
     "timing.warmup": f"a whole number from 0 to {MAX_PASSES}",
@@ -315,15 +322,19 @@ def check(config: Config) -> None:
     tiles = table.allowed("dequantizeTiled", "TILE")
     need("tile", config.tile, lambda tile: tile in tiles.get(config.matmul.kernel.name, range(1, MAX_SIZE + 1)))
     need("layers", config.layers, lambda layers: count_or_all(layers, MAX_LAYERS))
-    need("gammas", config.gammas, lambda gammas: gammas and all(0 <= g <= MAX_GAMMA for g in gammas))
+    need("gammas", config.gammas, lambda gammas: gammas is None or is_grid(gammas))
     need("seed", config.seed, lambda seed: 0 <= seed <= MAX_SEED)
     need("threads", config.threads, lambda threads: threads is None or 1 <= threads <= MAX_SIZE)
     need("quant.group_size", config.quant.group_size, lambda size: size is None or 1 <= size <= MAX_SIZE)
     need("quant.bits", config.quant.bits, lambda bits: 2 <= bits <= 8)
     for name in ("least_range", "least_step"):
         need(f"quant.{name}", getattr(config.quant, name), lambda least: least is None or 0 <= least < math.inf)
-    for key in (key for key in ALLOWED if key.startswith("quant.")):
-        need(key, getattr(config.quant, key.partition(".")[2]), lambda _: True)
+    need("search.betas", config.search.betas, lambda betas: betas is None or is_grid(betas))
+    need("search.clamp", config.search.clamp, lambda clamp: clamp is None or is_clamp(clamp))
+    need("search.floor", config.search.floor, lambda floor: floor is None or is_floor(floor))
+    need("search.least_power", config.search.least_power, lambda least: least is None or is_least_power(least))
+    for key in (key for key in ALLOWED if key.startswith(("quant.", "search."))):
+        need(key, attrgetter(key)(config), lambda _: True)
     need("timing.warmup", config.timing.warmup, lambda warmup: 0 <= warmup <= MAX_PASSES)
     need("timing.repeats", config.timing.repeats, lambda repeats: 1 <= repeats <= MAX_PASSES)
     if isinstance(config.inputs, FileInputs) and config.inputs.path == MISSING:
@@ -335,6 +346,19 @@ def check(config: Config) -> None:
         need("inputs.channels", inputs.channels, lambda share: 0 < share <= 1)
         need("inputs.factor_max", inputs.factor_max, lambda high: 0 < high <= 1e6)
         need("inputs.factor_min", inputs.factor_min, lambda low: 0 < low <= inputs.factor_max)
+
+
+def settled(config: Config) -> Config:
+    """The same checked config, with what its convention searches where that was left open: results tell it by value."""
+    asked, tool = config.search, TOOLS[config.convention]
+    formula = asked.formula or tool.formula
+    search = replace(
+        asked,
+        objective=asked.objective or tool.objective,
+        formula=formula,
+        normalization=asked.normalization or tool.normalization,
+    )
+    return replace(config, search=search, gammas=config.gammas or list(tool.gammas_for(formula)))
 
 
 @cache
@@ -354,24 +378,3 @@ def _name_members(node: Any, prefix: str) -> None:
                 if value not in choice.__members__:
                     raise refuse(f"{prefix}{name}", value)
                 setattr(node, name, choice[value])
-
-
-def plain(node: Any) -> Any:
-    """The config as plain dicts, lists and strings (enums by name), ready for JSON."""
-    if is_dataclass(node):
-        return {item.name: plain(getattr(node, item.name)) for item in fields(node)}
-    if isinstance(node, Enum):
-        return node.name
-    if isinstance(node, list):
-        return [plain(item) for item in node]
-    return node
-
-
-def config_hash(config: Config) -> str:
-    """SHA-256 of the resolved config, independent of key order and of how it was overridden; 64 hex digits.
-
-    `study` is left out: it says where results go, not what they are.
-    """
-    asked = plain(config)
-    del asked["study"]
-    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()

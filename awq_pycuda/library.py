@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import ArrayLike, NDArray
 
 from awq_pycuda.checkpoints.folders import CheckpointLayer, read, write
-from awq_pycuda.config import BackendChoice, Config, ConventionChoice, Export, FileInputs, check, plain
+from awq_pycuda.choices import ConventionChoice, Formula
+from awq_pycuda.config import BackendChoice, Config, Export, FileInputs, check, settled
+from awq_pycuda.config_text import as_yaml
 from awq_pycuda.engine.arrays import allocate
 from awq_pycuda.engine.execution import alone_in, attempt, describe, prepared, refuse_failed, store, validate
 from awq_pycuda.engine.spec import spec_of
@@ -128,9 +129,10 @@ def quantize(
     if format is not None:
         convention = replace(convention, quantizer=format)
     if x is None:
-        convention = replace(convention, gammas=(0.0,))
+        convention = replace(convention, gammas=(0.0,), formula=Formula.plain)
     config = Config(tokens=len(tokens), backend=_member("backend", backend, BackendChoice), threads=threads)
     check(config)
+    config = settled(config)
     layers = [LayerSpec("layer", tokens.shape[0], weights, tokens)]
     run = prepared(replace(spec_of(config), layers=layers, convention=convention))
     with run.at_work() as device:
@@ -165,10 +167,11 @@ def run_pipeline(
     check(config)
     if folder is None and config.export is not Export.none:
         raise InputError(f"export={config.export.name}: without a folder there is no checkpoint; allowed: none")
+    config = settled(config)
     run = validate(config)
     with nullcontext() if folder is None else alone_in(Path(folder), "folder"):
         with run.at_work():
-            origin = describe(run, (), yaml.safe_dump(plain(config), sort_keys=False))
+            origin = describe(run, (), as_yaml(config))
             record = attempt(run, origin, on_progress)
         if folder is not None:
             store(Path(folder), run.spec, record)

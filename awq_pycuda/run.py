@@ -36,12 +36,13 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from awq_pycuda import __version__, streams
 from awq_pycuda.config import BackendChoice, SearchPlace
+from awq_pycuda.config_text import as_yaml
 from awq_pycuda.console import make_console, print_line, progress
 from awq_pycuda.errors import InputError, RunFailed
 from awq_pycuda.paths import resource_dir
@@ -244,7 +245,8 @@ def job(composed: DictConfig) -> None:
     Undecorated, so that launchers can send it by its name.
     """
     settings = HydraConfig.get()
-    config, config_yaml = to_config(composed), OmegaConf.to_yaml(composed, resolve=True)
+    config = to_config(composed)
+    config_yaml = as_yaml(config)
     overrides = task_overrides(settings)
     cwd = Path(settings.runtime.cwd)
     if settings.mode is RunMode.RUN:

@@ -69,7 +69,7 @@ def _print_quality(console: Console, layers: Sequence[LayerResult]) -> None:
     rows = [
         [
             f"{layer.quantized.steps.shape[0]} x {layer.abs_mean.shape[0]}",
-            f"{layer.search.gamma_chosen:g}",
+            str(layer.search.candidate),
             *(_decibels(values[index]) for values in ratios.values()),
             percent(removed[index]),
             *([percent(held_out[index])] if has_held_out else []),
@@ -99,7 +99,7 @@ def _remarks(layers: Sequence[LayerResult], uniform: bool) -> Iterator[str]:
     if silent := [layer.name for layer in layers if math.isnan(figure(layer, "output_sqnr_db"))]:
         yield no_signal(silent)
     searched = [layer for layer in alive if layer.search.gamma.size > 1]
-    if searched and all(layer.search.gamma_chosen == 0 for layer in alive):
+    if searched and all(layer.search.candidate.is_rtn for layer in alive):
         if uniform:
             yield (
                 "gamma = 0 (plain RTN) wins: of uniform inputs no channel is larger than another, so there is nothing "

@@ -14,7 +14,7 @@ from test_device_search import convention, layer_of, searched
 
 from awq_pycuda import philox
 from awq_pycuda.backends.cpu import CpuBackend
-from awq_pycuda.config import Objective
+from awq_pycuda.choices import Objective
 from awq_pycuda.engine.arrays import allocate
 from awq_pycuda.kernels import table
 from awq_pycuda.paths import resource_dir

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from result_files import TABLES, edited, make_many, make_run, real, vary
 
-from awq_pycuda.analysis.collect import channels, collect, column_of, run_names
+from awq_pycuda.analysis.collect import by_gamma, channels, collect, column_of, run_names
 from awq_pycuda.backends.cpu import CpuBackend
 from awq_pycuda.errors import InputError, RunFailed
 
@@ -73,6 +73,28 @@ def test_the_tables_hold_what_the_file_holds(real):
     assert len(found.timings) == host.size
     for row in found.timings.sample(20, random_state=0).itertuples():
         assert row.ms == host[row.layer, stages.tolist().index(row.stage), row.repeat]
+
+
+def test_of_candidates_with_one_gamma_figures_show_the_best(tmp_path):
+    more = ("n=32", "layers=2", "inputs=outliers", "convention=llm_compressor", "search.formula=both")
+    make_run(tmp_path / "both", *more)
+    make_run(tmp_path / "two", *more[:3], "search.formula=gamma_beta", "gammas=[0.5]", "search.betas=[0,1]")
+    found = collect([tmp_path])
+    both = found.curves[(found.curves["run"] == "both") & (found.curves["layer"] == 1)]
+    assert both["duo"].tolist() == [False, True] * 10
+    assert both["beta"].isna().all()
+    two = found.curves[(found.curves["run"] == "two") & (found.curves["layer"] == 0)]
+    assert two[["gamma", "beta"]].to_numpy().tolist() == [[0, 0], [0.5, 0], [0.5, 1]]  # RTN stands in front
+    shown = by_gamma(found.curves)
+    assert len(shown) == 2 * (10 + 2)
+    assert shown["chosen"].sum() == found.curves["chosen"].sum() == 4
+    best = found.curves.groupby(["run", "layer", "gamma"])["error"].min()
+    pd.testing.assert_series_equal(shown.set_index(["run", "layer", "gamma"])["error"].sort_index(), best)
+    for row in found.layers.itertuples():
+        curve = found.curves[(found.curves["run"] == row.run) & (found.curves["layer"] == row.layer)]
+        assert curve["chosen"].to_numpy().nonzero()[0].tolist() == [row.chosen]
+        assert curve["error"].iloc[row.chosen] == row.error_chosen == curve["error"].min()
+        assert curve["error"].iloc[0] == row.error_rtn
 
 
 def test_where_there_is_a_gpu_stage_times_are_the_stream_s(real, tmp_path):

@@ -10,7 +10,8 @@ from conftest import ROOT, same_bits
 from awq_pycuda.backends import choose
 from awq_pycuda.backends.compiled import CompiledCpuBackend
 from awq_pycuda.backends.cpu import CpuBackend
-from awq_pycuda.config import BackendChoice, Objective, SearchPlace
+from awq_pycuda.choices import Objective
+from awq_pycuda.config import BackendChoice, SearchPlace
 from awq_pycuda.engine.arrays import as_layer, layer_arrays
 from awq_pycuda.engine.stages import STAGES
 from awq_pycuda.engine.verify import TOLERANCES, check_layer
@@ -176,7 +177,7 @@ def test_the_output_error_is_that_of_its_definition(backend):
 
 
 def chosen(weights):
-    backend, _, reason = choose.choose_backend(BackendChoice.cpu, {}, 16, Format(), SearchPlace.auto, weights)
+    backend, *_, reason = choose.choose_backend(BackendChoice.cpu, {}, 16, Convention(), SearchPlace.auto, weights)
     return type(backend), reason
 
 

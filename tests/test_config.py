@@ -4,12 +4,15 @@ import dataclasses
 import hashlib
 import json
 import math
+import sys
 from enum import Enum
 
 import pytest
 
-from awq_pycuda.config import ALLOWED, check, config_hash, plain
+from awq_pycuda.config import ALLOWED, check
+from awq_pycuda.config_text import config_hash, plain
 from awq_pycuda.errors import InputError
+from awq_pycuda.quant.tools import inclusive
 from awq_pycuda.sweeps.hydra_errors import groups
 
 PRESETS = sorted(
@@ -41,6 +44,8 @@ def test_grids_are_what_they_say(compose):
     assert compose("gamma_grid=awq20").gammas == [i / 20 for i in range(20)]
     assert compose("gamma_grid=fine").gammas == [i / 100 for i in range(101)]
     assert compose("gamma_grid=rtn").gammas == [0]
+    assert compose("gamma_grid=day58").gammas == [0, 0.25, 0.5, 0.75, 1]
+    assert compose("gamma_grid=inclusive20").gammas == list(inclusive(20)) == [i / 19 for i in range(20)]
 
 
 def test_a_literal_list_beats_the_group(compose):
@@ -85,7 +90,9 @@ def test_the_hash_tells_every_key_apart(compose):
         "search=output",
         "matmul=blocked",
     ]
-    others += ["timing.warmup=0", "timing.repeats=1", "search.normalization=sqrt_max_min"]
+    others += ["timing.warmup=0", "timing.repeats=1", "search.normalization=sqrt_max_min", "search.formula=duo"]
+    others += ["search.betas=[1]", "search.clamp=[0.5,2]", "search.floor=1", "search.least_power=1"]
+    others += ["search.identity=false", "search.ties=first", "convention=llm_awq", "convention=torchao"]
     hashes = {config_hash(compose(*override)) for override in ([], *([other] for other in others))}
     assert len(hashes) == len(others) + 1
 
@@ -102,6 +109,8 @@ LIMITS = {
     "timing.warmup": (0, 100_000),
     "timing.repeats": (1, 100_000),
     "gammas": (0.0, 10.0),
+    "search.betas": (0.0, 10.0),
+    "search.least_power": (sys.float_info.min, 1.0),
     "inputs.channels": (5e-324, 1.0),
     "inputs.factor_min": (5e-324, 100.0),
     "inputs.factor_max": (10.0, 1e6),
@@ -124,7 +133,7 @@ def test_a_key_s_limits_are_allowed_and_what_is_beyond_them_is_refused(compose, 
     below, above = (least - 1, (most or 0) + 1) if whole else (math.nextafter(least, -1), math.nextafter(most, 1e9))
 
     def listed(value):
-        return [1.0, value] if key == "gammas" else value
+        return [1.0, value] if key in ("gammas", "search.betas") else value
 
     for value in (least, 10**30 if most is None else most):
         check(with_value(base, key, listed(value)))
@@ -215,7 +224,13 @@ def test_the_hash_is_of_the_config_as_the_user_writes_it(compose):
             **dict.fromkeys(("symmetric", "divisor", "zero_point", "include_zero", "zero_order", "step_dtype")),
             **dict.fromkeys(("least_range", "least_step", "zero_step")),
         },
-        "search": {"objective": "output", "normalization": "sqrt_max_min", "where": "auto"},
+        "search": {
+            "objective": "output",
+            "formula": "plain",
+            "normalization": "sqrt_max_min",
+            **dict.fromkeys(("betas", "clamp", "floor", "least_power", "identity", "ties")),
+            "where": "auto",
+        },
         "matmul": {"kernel": "blocked"},
         "timing": {"warmup": 1, "repeats": 3},
     }

@@ -7,7 +7,7 @@ import pytest
 from conftest import make_backend, same_bits
 
 from awq_pycuda.backends.cpu import CpuBackend
-from awq_pycuda.config import Normalization, Objective
+from awq_pycuda.choices import Normalization, Objective
 from awq_pycuda.engine.arrays import allocate
 from awq_pycuda.engine.verify import relative_error
 from awq_pycuda.kernels import table

@@ -12,7 +12,8 @@ sys.path.insert(0, str(ROOT / "tools"))
 import renew_docs
 from renew_docs import Block, alike, all_alike, comparable, parse, picture_alike, unparse
 
-from awq_pycuda.config import ALLOWED, plain
+from awq_pycuda.config import ALLOWED
+from awq_pycuda.config_text import plain
 from awq_pycuda.sweeps.hydra_errors import groups
 
 DOCUMENTS = renew_docs.documents()

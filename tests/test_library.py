@@ -12,16 +12,17 @@ from omegaconf import OmegaConf
 from test_results import result_path
 
 import awq_pycuda
+from awq_pycuda.choices import Objective
 from awq_pycuda.config import (
     Config,
     FileInputs,
-    Objective,
     OutlierInputs,
     QuantConfig,
     SearchConfig,
     TimingConfig,
-    plain,
+    settled,
 )
+from awq_pycuda.config_text import plain
 from awq_pycuda.errors import InputError, RunFailed
 from awq_pycuda.library import QuantizedLayer, quantize, run_pipeline
 from awq_pycuda.quant.conventions import Convention
@@ -42,7 +43,7 @@ def error(w, x, quantized):
 
 
 def test_the_defaults_are_those_of_the_yaml(compose):
-    composed, plain_config = plain(compose()), plain(Config())
+    composed, plain_config = plain(compose()), plain(settled(Config()))
     assert composed.pop("study").startswith("sweeps/")
     assert plain_config.pop("study") == "run"
     assert (composed.pop("tokens"), plain_config.pop("tokens")) == (1024, None)  # as many as n
@@ -113,7 +114,7 @@ def test_a_run_of_a_file_quantizes_as_the_library_does(tmp_path):
         layers=None,
         inputs=FileInputs(path=str(tmp_path / "layers.npz")),
         quant=QuantConfig(group_size=8),
-        search=SearchConfig("diag", "mean"),
+        search=SearchConfig(objective="diag", normalization="mean"),
         save="full",
         backend="cpu",
         timing=ONCE,
@@ -211,6 +212,7 @@ def test_the_stored_config_is_the_one_given(tmp_path):
     config = Config(n=8, tokens=3, layers=1, timing=ONCE)
     run_pipeline(config, tmp_path)
     stored = OmegaConf.to_container(OmegaConf.create(read(tmp_path / "results.h5").root["config"]))
-    assert stored == plain(config)
+    assert stored == plain(settled(config))
+    assert (config.gammas, stored["gammas"]) == (None, [0, 0.25, 0.5, 0.75, 1])
     run_pipeline(replace(config, tokens=None), tmp_path / "as-many")
     assert read(tmp_path / "as-many" / "results.h5").config["tokens"] == 8

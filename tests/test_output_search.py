@@ -9,7 +9,7 @@ from test_device_search import DEVICES, convention, layer_of, on_each, same_but_
 
 from awq_pycuda.backends.choose import settle_search
 from awq_pycuda.backends.cpu import CpuBackend
-from awq_pycuda.config import Objective
+from awq_pycuda.choices import Objective
 from awq_pycuda.engine.memory import kernel_sizes
 from awq_pycuda.engine.verify import relative_error
 from awq_pycuda.kernels import table

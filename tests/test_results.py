@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from awq_pycuda.backends.cpu import CpuBackend
 from awq_pycuda.engine import verify as verify_module
 from awq_pycuda.engine.stages import NO_TIMINGS
+from awq_pycuda.quant.conventions import Candidate, Grid
 from awq_pycuda.quant.format import Format
 from awq_pycuda.quant.quantized import Quantized, Steps
 from awq_pycuda.quant.search import SearchResult
@@ -87,7 +88,7 @@ def test_datasets_have_the_contract_s_types_shapes_and_dimensions(result):
                     [name.split("/")[1]] if dataset.is_scale else [dim[0].name.split("/")[-1] for dim in dataset.dims]
                 )
                 assert names == dimensions
-            assert {"gamma_chosen", "error_chosen", "error_rtn", "objective"} == set(layer["search"].attrs)
+            assert {"gamma_chosen", "error_chosen", "error_rtn", "objective", "chosen"} == set(layer["search"].attrs)
             always = {entry.name for entry in schema.metrics() if entry.presence == "complete"}
             assert set(layer["metrics"].attrs) == always
             assert layer["search/gamma"][0] == 0
@@ -110,22 +111,28 @@ def test_datasets_have_the_contract_s_types_shapes_and_dimensions(result):
 
 def test_every_value_stands_where_it_belongs(tmp_path):
     draw = np.random.default_rng(0).random
-    search = SearchResult(draw(2), draw(2), 0.25, 0.5, 0.75, draw(3).astype("f4"))
+    grid = Grid([Candidate(0.0), Candidate(0.25, duo=True)])
+    search = SearchResult(grid, np.array([0.75, 0.5]), 1, draw(3).astype("f4"))
+    of_betas = replace(search, grid=Grid([Candidate(0.0, 0.0), Candidate(0.25, 0.5)]))
     stats = {name: draw(3).astype("f4") for name in ("abs_mean", "sq_mean")}
     wq = np.arange(12, dtype=np.int8).reshape(4, 3)
     of_row = Quantized(draw((4, 1)).astype("f4"), Format(), codes=wq)
     layer = LayerResult("a", 5, **stats, search=search, objective="diag", quantized=of_row)
     layer.metrics["output_mse"] = 2.0
     grouped = Steps(draw((4, 2)).astype("f4"), Format(2))
-    layers = [layer, replace(layer, quantized=grouped)]
+    layers = [layer, replace(layer, quantized=grouped, search=of_betas)]
     told = {"sm_clock": draw(2), "throttle_reasons": np.array([0.0, 4.0])}
     timings = Timings(tuple(STAGES), draw((1, len(STAGES), 2)), draw((1, len(STAGES), 2)), draw(2), 7.0, told)
     with h5py.File(write(tmp_path, RunRecord({"status": "complete"}, layers, timings))) as file:
         group = file["layers/000"]
         assert dict(group.attrs) == {"name": "a", "tokens": 5, "in_features": 3, "out_features": 4}
-        chosen = {"gamma_chosen": 0.25, "error_chosen": 0.5, "error_rtn": 0.75, "objective": "diag"}
+        chosen = {"chosen": 1, "gamma_chosen": 0.25, "error_chosen": 0.5, "error_rtn": 0.75, "objective": "diag"}
         assert dict(group["search"].attrs) == chosen
         assert dict(group["metrics"].attrs) == layer.metrics
+        assert group["search/duo"][()].tolist() == [0, 1]
+        assert file["layers/001/search/beta"][()].tolist() == [0, 0.5]
+        assert "beta" not in group["search"]
+        assert "duo" not in file["layers/001/search"]
         stored = {"search/gamma": search.gamma, "search/error": search.error, "scales/s": search.s, "weights/Wq": wq}
         stored |= {
             "stats/abs_mean": layer.abs_mean,

@@ -93,6 +93,8 @@ RUNS = {
     "by output": ["search=output", "verify=true"],
     "few bits": ["save=full", "verify=true", "quant=int4_g128", "quant.symmetric=false", "inputs.holdout=0.3"],
     "FP4": ["save=full", "quant=nvfp4"],
+    "duo": ["search.formula=both", "verify=true"],
+    "two exponents": ["search.formula=gamma_beta", "verify=true"],
 }
 
 
@@ -116,7 +118,7 @@ def test_a_file_has_what_the_table_says_and_nothing_else(tmp_path, given):
 
 def test_the_full_file_leaves_nothing_of_the_table_out(tmp_path):
     """Only what a failed run says of itself, and what a GPU tells."""
-    made = [make_run(tmp_path / name, "layers=1", *RUNS[name]) for name in ("all of it", "few bits", "FP4")]
+    made = [make_run(tmp_path / name, "layers=1", *RUNS[name]) for name in RUNS]
     found = {path for file in made for path in contents(file)}
     of_gpu = {entry.path for entry in schema.under(schema.CONDITIONS)}
     assert {entry.path for entry in schema.TABLE} - found == {"/@error"} | of_gpu

@@ -6,12 +6,13 @@ from conftest import same_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from awq_pycuda.config import MAX_GAMMA, ConventionChoice, Normalization
+from awq_pycuda.choices import ConventionChoice, Normalization
 from awq_pycuda.engine.spec import spec_of
 from awq_pycuda.parallel import use_threads
 from awq_pycuda.quant.conventions import CONVENTIONS, Convention
 from awq_pycuda.quant.format import Format
 from awq_pycuda.quant.search import best, candidates, diag_errors, refuse_overflow, search_result
+from awq_pycuda.quant.tools import MAX_GAMMA
 
 RNG = np.random.default_rng(7)
 
@@ -119,13 +120,13 @@ def test_scales_are_finite_and_positive_for_any_statistics_and_gamma(abs_mean, g
     ],
 )
 def test_rtn_is_always_in_the_race(gammas, expected):
-    grid = Convention(gammas=tuple(gammas)).grid
+    grid = Convention(gammas=tuple(gammas)).grid.gamma
     assert grid.tolist() == expected
     assert not np.signbit(grid).any()
 
 
 def test_without_the_identity_rtn_is_only_in_the_race_if_asked_for():
-    assert Convention(gammas=(0.5, 1.0), identity=False).grid.tolist() == [0.5, 1]
+    assert Convention(gammas=(0.5, 1.0), identity=False).grid.gamma.tolist() == [0.5, 1]
 
 
 def search(errors, gammas):
@@ -231,5 +232,5 @@ def test_a_config_s_keys_override_the_convention(compose):
     overrides = ("search=output", "search.normalization=sqrt_max_min", "gammas=[0.5]", "quant.group_size=32")
     chosen = spec_of(compose(*overrides)).convention
     assert (chosen.objective.name, chosen.normalization.name) == ("output", "sqrt_max_min")
-    assert (chosen.grid.tolist(), chosen.quantizer) == ([0, 0.5], Format(32))
+    assert (chosen.grid.gamma.tolist(), chosen.quantizer) == ([0, 0.5], Format(32))
     assert (chosen.floor, chosen.clamp, chosen.least_power) == (1e-8, (1 / 8, 8), 1e-4)

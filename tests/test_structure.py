@@ -156,4 +156,4 @@ def test_a_config_goes_a_straight_way():
         if "Config" in {alias.name for alias in node.names}
     }
     of_a_run = {name for name in takes if not name.startswith("sweeps.")}
-    assert of_a_run == {"library", "engine.execution", "engine.spec", "layers.inputs"}
+    assert of_a_run == {"config_text", "library", "engine.execution", "engine.spec", "layers.inputs"}

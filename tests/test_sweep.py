@@ -290,6 +290,7 @@ def test_a_launcher_that_is_not_installed_is_a_clear_error(cli, monkeypatch):
         ("matmul=glob(*)", "search.objective=diag,output"),
         ("inputs=outliers", "inputs.factor_min=${inputs.factor_max}", "inputs.factor_max=10,20", "seed=1,2"),
         ("n=8,12", "tokens=${n},7"),
+        ("convention=day58,llm_awq,llm_compressor", "search.formula=null,both"),
         ("seed=1,2,3,4", "threads=${oc.select:layers}"),
     ],
 )

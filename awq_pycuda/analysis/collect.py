@@ -43,11 +43,11 @@ _RUN_COLUMNS = (
 )
 _OF_LAYER = (
     *("name", "tokens", "in_features", "out_features"),
-    *("gamma_chosen", "error_chosen", "error_rtn", "objective"),
+    *("chosen", "gamma_chosen", "error_chosen", "error_rtn", "objective"),
 )
 _METRICS = tuple(each.name for each in schema.metrics())
 _LAYER_COLUMNS = ("run", "layer", *_OF_LAYER, *_METRICS, *(each.name for each in DERIVED))
-_SAMPLE_COLUMNS = ("gamma", "error_relative", "chosen", "stage", "repeat", "ms")
+_SAMPLE_COLUMNS = ("gamma", "beta", "duo", "error_relative", "chosen", "stage", "repeat", "ms")
 _TAKEN = {*_RUN_COLUMNS, *_LAYER_COLUMNS, *_SAMPLE_COLUMNS}
 
 
@@ -64,7 +64,7 @@ class Collection:
     """Every readable result as tables; docs/analysis.md has their columns.
 
     `runs` has a row per file, `layers` one per run and layer (with the columns of the run), `curves` one per run,
-    layer and gamma, `timings` one per run, layer, stage, repeat and clock, `passes` one per run and repeat. `swept`
+    layer and candidate, `timings` one per run, layer, stage, repeat and clock, `passes` one per run and repeat. `swept`
     are the columns of config keys whose value differs among the complete runs that have them, `seed` last.
     """
 
@@ -306,19 +306,32 @@ def _layer_row(run: str, result: ResultFile, layer: LayerRecord, taken: Set[str]
 
 def _curves(per_layer: Sequence[tuple[str, ResultFile, LayerRecord]]) -> pd.DataFrame:
     sizes = [layer.gamma.size for _, _, layer in per_layer]
-    gamma = joined([layer.gamma for _, _, layer in per_layer])
+    columns = {name: joined([getattr(layer, name) for _, _, layer in per_layer]) for name in ("gamma", "beta", "duo")}
     error = joined([layer.error for _, _, layer in per_layer])
     relative = error / np.repeat([layer.error_rtn for _, _, layer in per_layer], sizes)
     return pd.DataFrame(
         {
             "run": labels([run for run, _, _ in per_layer], sizes),
             "layer": np.repeat(np.array([layer.index for _, _, layer in per_layer], np.int64), sizes),
-            "gamma": gamma,
+            **columns,
+            "duo": columns["duo"] != 0,
             "error": error,
             "error_relative": relative,
-            "chosen": gamma == np.repeat([layer.gamma_chosen for _, _, layer in per_layer], sizes),
+            "chosen": joined([np.arange(layer.gamma.size) == layer.chosen for _, _, layer in per_layer]) != 0,
         }
     )
+
+
+def by_gamma(curves: pd.DataFrame) -> pd.DataFrame:
+    """Of curves one candidate for each run, layer and gamma, in the order searched: the best, or the chosen one.
+
+    There are several where more than gamma was searched.
+    """
+    keys = ["run", "layer", "gamma"]
+    if not curves.duplicated(keys).any():
+        return curves
+    ranked = curves.sort_values(["chosen", "error"], ascending=[False, True], kind="stable")
+    return ranked.drop_duplicates(keys).sort_index()
 
 
 def _timings(names: Sequence[str], results: Sequence[ResultFile]) -> pd.DataFrame:

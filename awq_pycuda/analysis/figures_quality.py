@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from awq_pycuda.analysis import figure_style as look
-from awq_pycuda.analysis.collect import Collection
+from awq_pycuda.analysis.collect import Collection, by_gamma
 from awq_pycuda.analysis.selection import (
     complete_layers,
     complete_runs,
@@ -161,7 +161,7 @@ def curves_by_grid(collection: Collection) -> Figure | None:
     seeds = "seed" in collection.swept
     if seeds:
         runs = runs[runs["seed"] == runs["seed"].min()]
-    curves = collection.curves[collection.curves["run"].isin(runs.index)]
+    curves = by_gamma(collection.curves[collection.curves["run"].isin(runs.index)])
     curves = curves[np.isfinite(curves["error_relative"]) & (curves["error_relative"] > 0)]
     sizes = sorted(set(runs.loc[curves["run"].unique(), "gamma_grid_size"]))
     names = [key for key in swept_keys(collection) if key not in ("gammas", "gamma_grid_size", "seed")]

@@ -17,7 +17,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from awq_pycuda.analysis import figure_style as look
-from awq_pycuda.analysis.collect import SALIENT_SHARE, Collection, channels_of
+from awq_pycuda.analysis.collect import SALIENT_SHARE, Collection, by_gamma, channels_of
 from awq_pycuda.analysis.selection import (
     Variant,
     best_run,
@@ -44,7 +44,7 @@ def error_curves(collection: Collection) -> Figure | None:
 
     One result: all layers, by family of names where they are many. A few: a panel per layer. Many: medians.
     """
-    curves = collection.curves[collection.curves["run"].isin(complete_runs(collection)["run"])]
+    curves = by_gamma(collection.curves[collection.curves["run"].isin(complete_runs(collection)["run"])])
     if curves.empty:
         return None
     curves = curves[np.isfinite(curves["error_relative"]) & (curves["error_relative"] > 0)].sort_values("gamma")

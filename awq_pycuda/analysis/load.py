@@ -13,7 +13,7 @@ import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 
-from awq_pycuda.analysis.collect import Collection, collect
+from awq_pycuda.analysis.collect import Collection, by_gamma, collect
 from awq_pycuda.analysis.derived import DERIVED
 from awq_pycuda.choices import Element
 from awq_pycuda.errors import InputError
@@ -27,7 +27,10 @@ _ALLOWED = "allowed: a result file of awq_pycuda, or a folder that holds some"
 # What the variables of a Dataset hold, by their names there.
 _DESCRIBED = {
     **{each.name: each for each in (*schema.metrics(), *DERIVED)},
-    **{name: schema.entry(f"{schema.LAYER}/search/@{name}") for name in ("gamma_chosen", "error_chosen", "error_rtn")},
+    **{
+        name: schema.entry(f"{schema.LAYER}/search/@{name}")
+        for name in ("chosen", "gamma_chosen", "error_chosen", "error_rtn")
+    },
     "search_error": schema.entry(f"{schema.LAYER}/search/error"),
     **{name: schema.entry(f"{schema.TIMINGS}/{name}") for name in ("gpu_ms", "host_ms", "pipeline_ms", "cold_ms")},
 }
@@ -102,7 +105,7 @@ def _combine(collection: Collection) -> xr.Dataset:
     own = [name for name in collection.layers.columns if name not in runs.columns and not name.startswith("ms.")]
     layers = collection.layers[own].set_index(["run", "layer"])
     parts = {name: _array(layers[name]) for name in layers.columns}
-    parts["search_error"] = _array(_by(collection.curves, "run", "layer", "gamma")["error"])
+    parts["search_error"] = _array(_by(by_gamma(collection.curves), "run", "layer", "gamma")["error"])
     parts["pipeline_ms"] = _array(_by(collection.passes, "run", "repeat")["pipeline_ms"])
     for clock in ("gpu", "host"):
         samples = collection.timings[collection.timings["clock"] == clock].drop(columns="clock")
@@ -119,8 +122,7 @@ def _combine(collection: Collection) -> xr.Dataset:
 
 
 def _by(table: pd.DataFrame, *dimensions: str) -> pd.DataFrame:
-    # A grid may hold the same gamma twice, with the same error both times.
-    return table.drop_duplicates(list(dimensions)).set_index(list(dimensions))
+    return table.set_index(list(dimensions))
 
 
 def _array(column: pd.Series) -> xr.DataArray:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from awq_pycuda.analysis import roofline
-from awq_pycuda.analysis.collect import SALIENT_SHARE, Collection, channels_of
+from awq_pycuda.analysis.collect import SALIENT_SHARE, Collection, by_gamma, channels_of
 from awq_pycuda.analysis.guard import Failure, attempt
 from awq_pycuda.analysis.selection import (
     complete_layers,
@@ -141,7 +141,7 @@ def _held(layers: pd.DataFrame, medians: pd.Series, sizes: pd.Series, most: int)
 
 def _curves(collection: Collection, layers: pd.DataFrame, place: dict[str, int]) -> dict[str, Any]:
     """One curve per run and layer; grids of gammas are few and stand once."""
-    curves = collection.curves
+    curves = by_gamma(collection.curves).reset_index(drop=True)
     groups = curves.groupby(["run", "layer"], sort=False).indices
     sizes = pd.Series([len(groups[key]) for key in zip(layers["run"], layers["layer"], strict=True)], layers.index)
     held = _held(layers, removed_medians(collection), sizes, MOST_CURVE_POINTS)

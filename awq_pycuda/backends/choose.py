@@ -9,12 +9,16 @@ from contextlib import suppress
 from functools import cache
 from typing import Any
 
+import numpy as np
+
 from awq_pycuda.backends.base import Backend
 from awq_pycuda.backends.cpu import CpuBackend
+from awq_pycuda.choices import Formula, Ties
 from awq_pycuda.config import BackendChoice, SearchPlace
 from awq_pycuda.errors import InputError
 from awq_pycuda.kernels import table
 from awq_pycuda.kernels.variant import Device
+from awq_pycuda.quant.conventions import Convention
 from awq_pycuda.quant.format import Format
 from awq_pycuda.signals import importing
 
@@ -136,28 +140,42 @@ def settle_search(stage: str, layers: Sequence[Mapping[str, int]], device: Devic
     return list(dict.fromkeys(told))
 
 
+def no_device_search(convention: Convention) -> str | None:
+    """Why the kernels cannot make a convention's candidates, in a few words."""
+    if convention.formula is not Formula.plain:
+        return f"its kernels make no scales of search.formula={convention.formula.name}"
+    grid = convention.grid.gamma
+    if convention.ties is Ties.first and (np.diff(grid) < 0).any():
+        return "its kernels give ties to the smaller gamma"
+    return None
+
+
 def choose_backend(
     wanted: BackendChoice,
     variants: Mapping[str, str],
     tile: int,
-    form: Format,
+    convention: Convention,
     search: SearchPlace,
     weights: int,
-) -> tuple[Backend[Any], dict[str, str], str]:
-    """The backend asked for, not yet entered; the variants that run there; one line that says which these are and why.
+) -> tuple[Backend[Any], dict[str, str], SearchPlace, str]:
+    """The backend asked for, not yet entered; what runs there, and one line that says what that is and why.
 
     Args:
         wanted: by the user.
         variants: the kernel of each stage that has several, by the stage's name.
         tile: of the kernels that leave theirs to the config.
-        form: of the run, which not every kernel takes.
+        convention: of the run, whose format and candidates not every kernel takes.
         search: where scales are to be searched.
         weights: of all layers.
+
+    Returns:
+        The backend, the variants, where scales are searched, and the line.
 
     Raises:
         InputError: backend=cuda where CUDA cannot be used, search.where=device without it, or a kernel that cannot do
             what it is chosen for.
     """
+    form = convention.quantizer
     obstacle = None if wanted is BackendChoice.cpu else why_no_cuda() or _no_kernels(form)
     if wanted is BackendChoice.cuda and obstacle is not None:
         raise InputError(f"backend=cuda: {obstacle}; allowed here: auto, cpu")
@@ -166,11 +184,18 @@ def choose_backend(
         if search is SearchPlace.device:
             raise InputError(f"search.where=device: the backend is cpu ({reason}); allowed here: auto, host")
         cpu, loops = cpu_backend(weights)
-        return cpu, dict(variants), f"backend cpu ({reason}){loops}"
+        return cpu, dict(variants), search, f"backend cpu ({reason}){loops}"
     from awq_pycuda.backends.cuda.backend import CudaBackend
     from awq_pycuda.backends.cuda.device import open_gpu
 
     settled, told = settle_variants(variants, tile, form.group_size, open_gpu().limits)
+    without = no_device_search(convention)
+    if without is not None:
+        if search is SearchPlace.device:
+            raise InputError(f"search.where=device: {without}; allowed here: auto, host")
+        if search is SearchPlace.auto:
+            search = SearchPlace.host
+            told.append(f"search on the host (auto: {without})")
     backend = CudaBackend({"TILE": tile}, settled, search is SearchPlace.host)
     reason = "as asked" if wanted is BackendChoice.cuda else "auto: a driver and a device are there"
-    return backend, settled, "; ".join([f"backend cuda ({reason}): {backend.device()['name']}", *told])
+    return backend, settled, search, "; ".join([f"backend cuda ({reason}): {backend.device()['name']}", *told])

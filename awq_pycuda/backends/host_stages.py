@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from awq_pycuda.backends.base import Backend, H, Layer
-from awq_pycuda.config import Objective
+from awq_pycuda.choices import Objective
 from awq_pycuda.quant.conventions import Convention
 from awq_pycuda.quant.quantized import Quantized, steps_of
-from awq_pycuda.quant.search import best, candidates, diag_errors, refuse_overflow
+from awq_pycuda.quant.search import best, candidates, diag_errors, refuse_overflow, weight_means
 
 
 class HostStages(Backend[H]):
@@ -30,7 +30,9 @@ class HostStages(Backend[H]):
         """See `Backend.compute_s`."""
         abs_mean, sq_mean = self.on_host(layer.abs_mean), self.on_host(layer.sq_mean)
         refuse_overflow(abs_mean, sq_mean)
-        scales = candidates(convention, {"abs_mean": abs_mean, "sq_mean": sq_mean}[convention.statistic])
+        statistic = {"abs_mean": abs_mean, "sq_mean": sq_mean}[convention.statistic]
+        of_weights = weight_means(self.on_host(layer.w), convention.quantizer) if convention.asks_weights else None
+        scales = candidates(convention, statistic, of_weights)
         if convention.objective is Objective.diag:
             errors = self._diag_errors(layer, scales, sq_mean)
         else:

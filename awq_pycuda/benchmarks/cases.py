@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from awq_pycuda.backends.base import Backend, Layer
 from awq_pycuda.benchmarks.oracle import Exact
-from awq_pycuda.config import Objective
+from awq_pycuda.choices import Objective
 from awq_pycuda.engine.exact_curve import Curve, curve_error
 from awq_pycuda.engine.exact_format import code_errors
 from awq_pycuda.engine.verify import TOLERANCES, frobenius_error, relative_error

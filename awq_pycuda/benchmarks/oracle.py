@@ -12,9 +12,10 @@ from awq_pycuda import philox
 from awq_pycuda.benchmarks.shapes import Shape
 from awq_pycuda.engine.exact_curve import Curve, exact_curve
 from awq_pycuda.engine.exact_format import dequantized, exact_codes, exact_steps
-from awq_pycuda.engine.verify import exact_means, exact_product, exact_scales
+from awq_pycuda.engine.exact_scales import exact_scales
+from awq_pycuda.engine.verify import exact_means, exact_product
 from awq_pycuda.parallel import map_row_blocks
-from awq_pycuda.quant.conventions import Convention
+from awq_pycuda.quant.conventions import Candidate, Convention
 from awq_pycuda.quant.quantized import Quantized, Steps
 
 _GAMMA = 0.5  # of the scales that a stage after the search is given
@@ -100,7 +101,7 @@ class Exact:
     def s(self) -> Array:
         """(K,) float32."""
         return exact_scales(
-            dict(zip(("abs_mean", "sq_mean"), self.means, strict=True)), _GAMMA, self.convention
+            dict(zip(("abs_mean", "sq_mean"), self.means, strict=True)), Candidate(_GAMMA), self.convention
         ).astype(np.float32)
 
     @property
@@ -150,7 +151,7 @@ class Exact:
     def scales(self) -> Array:
         """(G, K) candidates in float64, of the statistics as the search is given them."""
         given = {"abs_mean": self.abs_mean.astype(np.float64), "sq_mean": self.sq_mean.astype(np.float64)}
-        return np.array([exact_scales(given, gamma, self.convention) for gamma in self.convention.grid])
+        return np.array([exact_scales(given, each, self.convention) for each in self.convention.grid.candidates])
 
     @cached_property
     def product(self) -> Array:

@@ -29,7 +29,7 @@ _SIDES: dict[str, dict[Unit, tuple[int, Any]]] = {
 
 def stage_function(stage: str, convention: Convention) -> Callable[..., Tensors] | None:
     """What a stage does, of the arrays that it is given; None where PyTorch has nothing like it."""
-    form, gammas = convention.quantizer, [float(gamma) for gamma in convention.grid]
+    form, gammas = convention.quantizer, [float(gamma) for gamma in convention.grid.gamma]
     low, high = convention.clamp
 
     def by_group(values: Tensor) -> Tensor:

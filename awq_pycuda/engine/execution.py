@@ -18,7 +18,8 @@ from awq_pycuda import provenance, signals
 from awq_pycuda.backends.base import Backend
 from awq_pycuda.backends.choose import choose_backend, settle_search
 from awq_pycuda.checkpoints import folders as checkpoints
-from awq_pycuda.config import Config, Export, FileInputs, Objective, Save, SearchPlace, SyntheticInputs
+from awq_pycuda.choices import Objective
+from awq_pycuda.config import Config, Export, FileInputs, Save, SearchPlace, SyntheticInputs
 from awq_pycuda.engine.memory import kernel_sizes, required_bytes
 from awq_pycuda.engine.pipeline import Pipeline
 from awq_pycuda.engine.spec import RunSpec, spec_of
@@ -31,6 +32,7 @@ from awq_pycuda.limits import refuse_beyond_memory
 from awq_pycuda.names import listed
 from awq_pycuda.parallel import use_threads
 from awq_pycuda.quant.quantized import Quantized
+from awq_pycuda.quant.tools import TOOLS
 from awq_pycuda.results.record import LayerResult, RunRecord
 from awq_pycuda.results.schema import FILE_NAME
 from awq_pycuda.results.status import status_attributes
@@ -65,13 +67,15 @@ def prepared(spec: RunSpec) -> Prepared:
         shapes = [(layer.name, (layer.out_features, layer.in_features)) for layer in spec.layers]
         checkpoints.refuse_misfit(spec.export, form, shapes)
     weights = sum(layer.out_features * layer.in_features for layer in spec.layers)
-    backend, variants, reason = choose_backend(spec.backend, spec.variants, spec.tile, form, spec.search, weights)
-    limits = None if spec.search is SearchPlace.host else backend.limits
+    backend, variants, search, reason = choose_backend(
+        spec.backend, spec.variants, spec.tile, spec.convention, spec.search, weights
+    )
+    limits = None if search is SearchPlace.host else backend.limits
     if limits is not None and spec.convention.objective is Objective.output:  # one of its variants is much faster
         sizes = [kernel_sizes(layer, spec.convention) for layer in spec.layers]
         told = settle_search(table.SEARCHES[Objective.output.name], sizes, limits)
         reason = "; ".join([reason, *told])
-    return Prepared(replace(spec, variants=variants), backend, reason)
+    return Prepared(replace(spec, variants=variants, search=search), backend, reason)
 
 
 class FreeMemory:
@@ -138,6 +142,9 @@ def execute(config: Config, folder: Path, overrides: Sequence[str] = (), config_
     with alone_in(folder, "hydra.run.dir"), signals.held():
         with _unread_output():
             console.print(run.reason, soft_wrap=True, markup=False)
+            if TOOLS[config.convention].clips:
+                line = f"convention={config.convention.name}: its scales alone; the tool also clips weights"
+                console.print(line, soft_wrap=True, markup=False)
             if isinstance(config.inputs, FileInputs) and (idle := unreached_layers(Path(config.inputs.path))):
                 line = f"left out, since no token reached them when they were captured: {listed(idle)}"
                 console.print(line, soft_wrap=True, markup=False)

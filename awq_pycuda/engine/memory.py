@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from awq_pycuda.choices import StepDtype
-from awq_pycuda.config import Export, Objective, Save, SearchPlace
+from awq_pycuda.choices import Objective, StepDtype
+from awq_pycuda.config import Export, Save, SearchPlace
 from awq_pycuda.engine.arrays import kept_bytes
 from awq_pycuda.engine.spec import RunSpec
 from awq_pycuda.kernels import table

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from operator import attrgetter
+from typing import Any
 
-from awq_pycuda.config import BackendChoice, Config, Export, QuantConfig, Save, SearchPlace, TimingConfig, config_hash
+from awq_pycuda.config import BackendChoice, Config, Export, QuantConfig, Save, SearchPlace, TimingConfig
+from awq_pycuda.config_text import config_hash
 from awq_pycuda.errors import InputError
 from awq_pycuda.kernels import table
 from awq_pycuda.layers.inputs import LayerSpec, plan_layers
@@ -53,20 +55,14 @@ class RunSpec:
 
 
 def spec_of(config: Config) -> RunSpec:
-    """The run that a checked config asks for; reads its layer file where there is one.
+    """The run that a checked and settled config asks for; reads its layer file where there is one.
 
     Raises:
         InputError: a file that cannot be used, or shapes or parts of the format that do not fit together.
     """
     return RunSpec(
         layers=plan_layers(config),
-        convention=replace(
-            CONVENTIONS[config.convention],
-            gammas=tuple(config.gammas),
-            normalization=config.search.normalization,
-            objective=config.search.objective,
-            quantizer=_format_of(config.quant, CONVENTIONS[config.convention].quantizer),
-        ),
+        convention=_convention_of(config),
         backend=config.backend,
         search=config.search.where,
         variants={stage: attrgetter(key)(config).name for stage, key in table.KEYS.items()},
@@ -78,6 +74,16 @@ def spec_of(config: Config) -> RunSpec:
         verify=config.verify,
         config_hash=config_hash(config),
     )
+
+
+def _convention_of(config: Config) -> Convention:
+    """The convention that the config names, with what it asks to be otherwise."""
+    of_tool = CONVENTIONS[config.convention]
+    given: dict[str, Any] = {"gammas": config.gammas, **vars(config.search)}
+    del given["where"]
+    asked = {name: value for name, value in given.items() if value is not None}
+    asked |= {name: tuple(value) for name, value in asked.items() if isinstance(value, list)}
+    return replace(of_tool, quantizer=_format_of(config.quant, of_tool.quantizer), **asked)
 
 
 def _format_of(quant: QuantConfig, of_convention: Format) -> Format:

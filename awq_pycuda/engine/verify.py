@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from awq_pycuda.config import Normalization, Objective
+from awq_pycuda.choices import Objective
 from awq_pycuda.engine.exact_curve import CURVE_TOLERANCE, curve_error, exact_curve
 from awq_pycuda.engine.exact_format import SMALLEST_NORMAL, code_errors, dequantized, step_errors
+from awq_pycuda.engine.exact_scales import WEIGHTS, exact_scales, exact_weight_means
 from awq_pycuda.parallel import map_row_blocks, product_by_blocks
 from awq_pycuda.quant.conventions import Convention
 from awq_pycuda.quant.quantized import Quantized
@@ -90,37 +91,6 @@ def exact_product(x: NDArray[Any], weights: Callable[[slice], NDArray[Any]], out
     return found
 
 
-def _plain(statistic: NDArray[Any], gamma: float) -> NDArray[Any]:
-    power: NDArray[Any] = statistic**gamma
-    return power
-
-
-_FORMULAS = {"plain": _plain}
-
-
-def exact_scales(statistics: Mapping[str, NDArray[Any]], gamma: float, convention: Convention) -> NDArray[Any]:
-    """(K,) scales of one gamma, as docs/mathematics.md has them.
-
-    Args:
-        statistics: (K,) each, in float64, by the names that conventions use.
-        gamma: of the grid.
-        convention: of the run.
-    """
-    statistic = statistics[convention.statistic]
-    if gamma == 0 or not statistic.any():
-        return np.ones_like(statistic)
-    dead, least = statistic == 0, convention.least_power
-    power = _FORMULAS[convention.formula](np.maximum(statistic, convention.floor), gamma)
-    power[dead] = least
-    if convention.normalization is Normalization.mean:
-        power /= power[~dead].mean()
-        low, high = convention.clamp
-        return np.where(dead, power.clip(1e-9, low), power.clip(low, high))
-    power = power.clip(least)
-    power /= np.sqrt(power.max()) * np.sqrt(power.min())
-    return power.clip(1e-9, 1e9)
-
-
 def _exact_relu(y: NDArray[Any], bias: NDArray[Any] | None) -> NDArray[np.float64]:
     found = y.astype(np.float64)
     if bias is not None:
@@ -160,6 +130,7 @@ def check_layer(
         curve: whether the error curve is checked, too, which takes as long for each candidate as all others together.
     """
     exact = dict(zip(("abs_mean", "sq_mean"), exact_means(x), strict=True))
+    of_weights = {WEIGHTS: exact_weight_means(w, quantized.format)} if convention.asks_weights else {}
     form, inv_s = quantized.format, 1 / found.s.astype(np.float64)
     of_steps, of_zeros = step_errors(quantized, w, found.s)
     off_tie, off_by_more = code_errors(quantized, w, found.s)
@@ -170,7 +141,7 @@ def check_layer(
     worst = {
         "abs_mean": relative_error(abs_mean, exact["abs_mean"]),
         "sq_mean": relative_error(sq_mean, exact["sq_mean"]),
-        "s": relative_error(found.s, exact_scales(exact, found.gamma_chosen, convention)),
+        "s": relative_error(found.s, exact_scales(exact | of_weights, found.candidate, convention)),
         "scale_b": of_steps,
         "codes_off_tie": float(off_tie),
         "codes_off_by_more_than_1": float(off_by_more),
@@ -182,7 +153,7 @@ def check_layer(
     if not curve:
         return worst
     given = {"abs_mean": abs_mean.astype(np.float64), "sq_mean": sq_mean.astype(np.float64)}
-    scales = np.array([exact_scales(given, gamma, convention) for gamma in found.gamma])
+    scales = np.array([exact_scales(given | of_weights, each, convention) for each in found.grid.candidates])
     activations = x.astype(np.float64) if convention.objective is Objective.output else None
     exact_errors = exact_curve(w, scales, given["sq_mean"], form, activations)
     return worst | {"error_curve": curve_error(found.error, exact_errors)}

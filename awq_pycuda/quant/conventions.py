@@ -2,27 +2,74 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
-from awq_pycuda.config import MAX_GAMMA, ConventionChoice, Normalization, Objective
+from awq_pycuda.choices import (
+    ConventionChoice,
+    Divisor,
+    Formula,
+    Normalization,
+    Objective,
+    Ties,
+    ZeroOrder,
+    ZeroPoint,
+    ZeroStep,
+)
 from awq_pycuda.errors import InputError
 from awq_pycuda.quant.format import Format
-
-FINITE = (1e-9, 1e9)  # bounds that keep W·s, 1/s and the squared rounding errors within float32, whatever gamma
+from awq_pycuda.quant.tools import DAY58, FINITE, MAX_GAMMA, TOOLS, is_clamp, is_floor, is_grid, is_least_power
 
 # What a convention may name; what is not here nothing implements, and a record that asks for it is refused.
 Statistic = Literal["abs_mean"]
-Formula = Literal["plain"]
 Clip = Literal["none"]
 Sharing = Literal["none"]
+
+
+class Candidate(NamedTuple):
+    """One point of a search: `statistic^gamma`, divided by what `Formula` says of the weights.
+
+    `beta` is NaN where no power of the weights is searched, `duo` whether it is 1 - gamma.
+    """
+
+    gamma: float
+    beta: float = math.nan
+    duo: bool = False
+
+    @property
+    def is_rtn(self) -> bool:
+        """Whether its scales are all 1: plain round-to-nearest."""
+        return self.gamma == 0 and not self.duo and not self.beta > 0
+
+    def __str__(self) -> str:
+        """In a few characters, such as `0.25`, `0.25 duo` or, with a beta, `0.25 0.5`."""
+        return f"{self.gamma:g}{' duo' if self.duo else ''}{'' if math.isnan(self.beta) else f' {self.beta:g}'}"
+
+
+class Grid:
+    """The candidates of a search, in order, also as columns of (G,): `gamma` and `beta` float64, `duo` bool."""
+
+    def __init__(self, candidates: Sequence[Candidate]) -> None:
+        self.candidates = tuple(candidates)
+        self.gamma = np.array([each.gamma for each in candidates], np.float64)
+        self.beta = np.array([each.beta for each in candidates], np.float64)
+        self.duo = np.array([each.duo for each in candidates], bool)
+
+    @property
+    def size(self) -> int:
+        """How many there are."""
+        return len(self.candidates)
+
+    @cached_property
+    def rtn(self) -> int | None:
+        """Where plain round-to-nearest stands; None where it is no candidate."""
+        return next((index for index, each in enumerate(self.candidates) if each.is_rtn), None)
 
 
 @dataclass(frozen=True)
@@ -35,11 +82,13 @@ class Convention:
         statistic: what the scales are made of; `abs_mean`: the mean of |x| of each input channel.
         floor: the statistic counts as at least this, so that no live channel sends its scale to zero.
         gammas: the grid, in the order searched.
-        formula: `plain`: a candidate is the statistic to the power of gamma.
-        normalization: how the scales of one gamma are brought to a common size.
+        betas: that of the formula `gamma_beta`, searched for each gamma.
+        formula: how a candidate follows from the statistic.
+        normalization: how the scales of one candidate are brought to a common size.
         clamp: bounds of the scales normalised by `mean`.
         least_power: the power of a dead channel, whose statistic is 0; and of `sqrt_max_min`, the least of any channel.
         identity: whether s = 1 (plain round-to-nearest) is always a candidate.
+        ties: which of the candidates with the lowest error is chosen.
         objective: what the search minimises.
         quantizer: the format that candidates are quantized in.
         clip: what of the weights is clipped before they are quantized; `none`: nothing.
@@ -48,12 +97,14 @@ class Convention:
 
     statistic: Statistic = "abs_mean"
     floor: float = 1e-8
-    gammas: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
-    formula: Formula = "plain"
+    gammas: tuple[float, ...] = DAY58
+    betas: tuple[float, ...] = DAY58
+    formula: Formula = Formula.plain
     normalization: Normalization = Normalization.mean
     clamp: tuple[float, float] = (1 / 8, 8.0)
     least_power: float = 1e-4
     identity: bool = True
+    ties: Ties = Ties.smaller_gamma
     objective: Objective = Objective.diag
     quantizer: Format = field(default_factory=Format)
     clip: Clip = "none"
@@ -65,14 +116,26 @@ class Convention:
                 raise InputError(f"{name}={' '.join(str(value).split())}: allowed: {allowed}")
 
     @cached_property
-    def grid(self) -> NDArray[np.float64]:
-        """(G,) gammas, each once, in the order searched; with `identity` 0 stands in front where it is missing."""
-        grid = np.array(list(dict.fromkeys(self.gammas)), np.float64) + 0.0  # which makes 0 of -0
-        return grid if (grid == 0).any() or not self.identity else np.concatenate(([0.0], grid))
+    def grid(self) -> Grid:
+        """The candidates, each once, in the order searched; with `identity` RTN stands in front where it is missing."""
+        gammas = [gamma + 0.0 for gamma in self.gammas]  # which makes 0 of -0
+        if self.formula is Formula.gamma_beta:
+            found = [Candidate(gamma, beta + 0.0) for gamma in gammas for beta in self.betas]
+        else:
+            duos = {Formula.plain: (False,), Formula.duo: (True,)}.get(self.formula, (False, True))
+            found = [Candidate(gamma, duo=duo) for gamma in gammas for duo in duos]
+        if self.identity and not any(each.is_rtn for each in found):
+            found.insert(0, Candidate(0.0, 0.0 if self.formula is Formula.gamma_beta else math.nan))
+        return Grid(list(dict.fromkeys(found)))  # of NaN there is one object, which is itself
+
+    @property
+    def asks_weights(self) -> bool:
+        """Whether the scales follow from the weights, too."""
+        return self.formula is not Formula.plain
 
 
 Rule = tuple[Callable[[Any], bool], str]
-_NUMBERS = (int, float, np.integer, np.floating)
+_EXPONENTS = f"at least one number from 0 to {MAX_GAMMA:g}"
 
 
 def _one_of(names: Any) -> Rule:
@@ -83,35 +146,51 @@ def _member(kind: type[Enum]) -> Rule:
     return lambda value: isinstance(value, kind), ", ".join(map(str, kind))
 
 
-def _number(value: Any, least: float, most: float) -> bool:
-    """Whether it is a number from `least` to `most`; NaN and truth values are none."""
-    return isinstance(value, _NUMBERS) and not isinstance(value, bool) and bool(least <= value <= most)
-
-
-def _is_clamp(value: object) -> bool:
-    """Whether it is a pair of bounds around 1, which is the scale of gamma 0."""
-    if not isinstance(value, tuple | list) or len(value) != 2:
-        return False
-    return _number(value[0], FINITE[0], 1) and _number(value[1], 1, FINITE[1])
-
-
-def _is_grid(value: object) -> bool:
-    return isinstance(value, tuple | list) and bool(value) and all(_number(gamma, 0, MAX_GAMMA) for gamma in value)
-
-
 _RULES: dict[str, Rule] = {
     "statistic": _one_of(Statistic),
-    "floor": (lambda value: _number(value, sys.float_info.min, sys.float_info.max), "a finite number above 0"),
-    "gammas": (_is_grid, f"at least one number from 0 to {MAX_GAMMA:g}"),
-    "formula": _one_of(Formula),
+    "floor": (is_floor, "a finite number above 0"),
+    "gammas": (is_grid, _EXPONENTS),
+    "betas": (is_grid, _EXPONENTS),
+    "formula": _member(Formula),
     "normalization": _member(Normalization),
-    "clamp": (_is_clamp, f"(low, high), low from {FINITE[0]:g} to 1, high from 1 to {FINITE[1]:g}"),
-    "least_power": (lambda value: _number(value, sys.float_info.min, 1), "a number above 0, at most 1"),
+    "clamp": (is_clamp, f"(low, high), low from {FINITE[0]:g} to 1, high from 1 to {FINITE[1]:g}"),
+    "least_power": (is_least_power, "a number above 0, at most 1"),
     "identity": (lambda value: isinstance(value, bool), "True, False"),
+    "ties": _member(Ties),
     "objective": _member(Objective),
     "quantizer": (lambda value: isinstance(value, Format), "a Format"),
     "clip": _one_of(Clip),
     "sharing": _one_of(Sharing),
 }
 
-CONVENTIONS = {ConventionChoice.day58: Convention()}
+_LLM_AWQ = Format(symmetric=False, include_zero=False, least_range=1e-5)
+_LLM_COMPRESSOR = Format(
+    symmetric=False, divisor=Divisor.half_range, zero_order=ZeroOrder.shift_first, zero_step=ZeroStep.epsilon
+)
+_TORCHAO = Format(
+    symmetric=False, zero_point=ZeroPoint.float, include_zero=False, least_step=1e-6, zero_step=ZeroStep.epsilon
+)
+_QUANTIZERS = {
+    ConventionChoice.day58: Format(),
+    ConventionChoice.llm_awq: _LLM_AWQ,
+    ConventionChoice.autoawq: _LLM_AWQ,
+    ConventionChoice.llm_compressor: _LLM_COMPRESSOR,
+    ConventionChoice.torchao: _TORCHAO,
+    ConventionChoice.gptqmodel: Format(include_zero=False, least_range=1e-5),
+}
+
+
+def _of_tool(choice: ConventionChoice) -> Convention:
+    tool = TOOLS[choice]
+    return Convention(
+        floor=tool.floor,
+        gammas=tool.gammas_for(tool.formula),
+        formula=tool.formula,
+        normalization=tool.normalization,
+        ties=tool.ties,
+        objective=tool.objective,
+        quantizer=_QUANTIZERS[choice],
+    )
+
+
+CONVENTIONS = {choice: _of_tool(choice) for choice in ConventionChoice}

@@ -1,4 +1,4 @@
-"""The search for the AWQ scale of each input channel over a grid of gammas, on host arrays."""
+"""The search for the AWQ scale of each input channel over a grid of candidates, on host arrays."""
 
 from __future__ import annotations
 
@@ -10,115 +10,153 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from awq_pycuda.config import Normalization
+from awq_pycuda.choices import Normalization, Ties
 from awq_pycuda.parallel import map_row_blocks, scratch
-from awq_pycuda.quant.conventions import FINITE, Convention, Formula
+from awq_pycuda.quant.conventions import Candidate, Convention, Grid
 from awq_pycuda.quant.format import Format
 from awq_pycuda.quant.quantized import tensor_scales
+from awq_pycuda.quant.tools import FINITE
+
+# What AutoAWQ adds to the largest magnitude of a group, and to the power of the weights that it divides by. Where beta
+# is searched the weights count as at least the latter, so that a column of zeros has a scale.
+_GROUP_OFFSET, _DUO_OFFSET = 1e-6, 1e-4
 
 
 @dataclass(frozen=True)
 class SearchResult:
     """The whole error curve of one layer, and what it chose.
 
-    `gamma` and `error` are (G,) float64 in the order searched, `s` is (in_features,) in the dtype of the statistics.
+    `error` is (G,) float64, in the order of the grid, of which `chosen` is an index; `s` is (in_features,) in the dtype
+    of the statistics.
     """
 
-    gamma: NDArray[np.float64]
+    grid: Grid
     error: NDArray[np.float64]
-    gamma_chosen: float
-    error_chosen: float
-    error_rtn: float
+    chosen: int
     s: NDArray[Any]
 
+    @property
+    def gamma(self) -> NDArray[np.float64]:
+        """(G,) of every candidate."""
+        return self.grid.gamma
 
-def candidates(convention: Convention, statistic: NDArray[Any]) -> NDArray[Any]:
-    """The scales of every gamma of the grid: `clamp(normalise(max(statistic, floor)^gamma))`.
+    @property
+    def candidate(self) -> Candidate:
+        """What was chosen."""
+        return self.grid.candidates[self.chosen]
+
+    @property
+    def gamma_chosen(self) -> float:
+        """Of the candidate chosen."""
+        return self.candidate.gamma
+
+    @property
+    def error_chosen(self) -> float:
+        """Of the candidate chosen."""
+        return float(self.error[self.chosen])
+
+    @property
+    def error_rtn(self) -> float:
+        """That of plain round-to-nearest; NaN where it was no candidate."""
+        return math.nan if self.grid.rtn is None else float(self.error[self.grid.rtn])
+
+
+def weight_means(w: NDArray[Any], form: Format) -> NDArray[np.float64]:
+    """(K,) mean over the rows of (N, K) weights of `|w| / (max|w| + 1e-6)`, the maximum that of the weight's group."""
+
+    def of_block(block: slice) -> NDArray[np.float64]:
+        magnitude = w[block].astype(np.float64)
+        np.abs(magnitude, out=magnitude)
+        for _, part in form.parts(magnitude):
+            part /= part.max(axis=2, keepdims=True) + _GROUP_OFFSET
+        total: NDArray[np.float64] = magnitude.sum(axis=0)
+        return total
+
+    means: NDArray[np.float64] = np.sum(map_row_blocks(of_block, w.shape), axis=0) / len(w)
+    return means
+
+
+def candidates(
+    convention: Convention, statistic: NDArray[Any], of_weights: NDArray[np.float64] | None = None
+) -> NDArray[Any]:
+    """The scales of every candidate of the grid: `clamp(normalise(power))`, see `Formula` for the power.
 
     Nothing reaches the weights of a dead channel, so its scale only says how much they may widen a row's step. Its
-    power is the least one, as the AWQ reference implementation's is (Lin et al., 2023, `auto_scale_block`).
+    power is the least one for every gamma above 0, as the AWQ reference implementation's is (Lin et al., 2023,
+    `auto_scale_block`).
 
     Args:
         convention: floor, grid, formula, normalization and clamps apply.
         statistic: (K,) what the convention makes scales of, per input channel, float32 or float64; 0 where it is dead.
+        of_weights: (K,) `weight_means`, where the convention asks for weights.
 
     Returns:
-        (G, K) in the dtype of `statistic`; exactly 1 for gamma 0.
+        (G, K) in the dtype of `statistic`; exactly 1 for RTN.
     """
-    logarithm = np.log(np.maximum(statistic.astype(np.float64), convention.floor))
-    power = FORMULAS[convention.formula](logarithm, convention.grid)
-    return np.asarray(NORMALIZATIONS[convention.normalization](power, statistic == 0, convention), statistic.dtype)
+    grid, dead = convention.grid, statistic == 0
+    power = grid.gamma[:, None] * np.log(np.maximum(statistic.astype(np.float64), convention.floor))
+    if of_weights is not None:
+        power[grid.duo] -= np.log(of_weights ** (1 - grid.gamma[grid.duo, None]) + _DUO_OFFSET)
+        by_beta = grid.beta > 0
+        power[by_beta] -= grid.beta[by_beta, None] * np.log(np.maximum(of_weights, _DUO_OFFSET))
+    least = dead & (grid.gamma[:, None] > 0)
+    power[least] = np.log(convention.least_power)
+    return np.asarray(NORMALIZATIONS[convention.normalization](power, dead, least, convention), statistic.dtype)
 
 
-def _plain(logarithm: NDArray[np.float64], grid: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Logarithms of `statistic^gamma`: (K,) and (G,) to (G, K)."""
-    power: NDArray[np.float64] = grid[:, None] * logarithm
-    return power
-
-
-def _by_mean(power: NDArray[np.float64], dead: NDArray[np.bool], convention: Convention) -> NDArray[np.float64]:
+def _by_mean(
+    power: NDArray[np.float64], dead: NDArray[np.bool], least: NDArray[np.bool], convention: Convention
+) -> NDArray[np.float64]:
     """Divides by the mean over the live channels and clamps; dead ones lie below the clamp.
 
     Args:
         power: (G, K) logarithms; the largest is taken off first, so that no gamma gives NaN.
         dead: (K,) channels without a signal.
-        convention: clamps and grid apply.
+        least: (G, K) those among them that have the least power.
+        convention: clamps apply.
     """
     if dead.all():
         return np.ones_like(power)
     live = power[:, ~dead]
     peak = live.max(axis=1, keepdims=True)
-    relative = np.exp(live - peak)
-    mean = relative.mean(axis=1, keepdims=True)
-    scales = np.empty_like(power)
-    scales[:, ~dead] = np.clip(relative / mean, *convention.clamp)
-    below = np.clip(np.exp(np.log(convention.least_power) - peak) / mean, FINITE[0], convention.clamp[0])
-    scales[:, dead] = np.where(convention.grid == 0, 1, below[:, 0])[:, None]
-    return scales
+    with np.errstate(over="ignore"):  # a dead channel beside others that are as good as dead
+        scales = np.exp(power - peak) / np.exp(live - peak).mean(axis=1, keepdims=True)
+    low, high = convention.clamp
+    found: NDArray[np.float64] = np.where(least, np.clip(scales, FINITE[0], low), np.clip(scales, low, high))
+    return found
 
 
-def _by_sqrt_max_min(power: NDArray[np.float64], dead: NDArray[np.bool], convention: Convention) -> NDArray[np.float64]:
+def _by_sqrt_max_min(
+    power: NDArray[np.float64], dead: NDArray[np.bool], least: NDArray[np.bool], convention: Convention
+) -> NDArray[np.float64]:
     """Clamps the powers from below and divides by sqrt(max · min), as the reference does.
 
     Arguments as in `_by_mean`.
     """
-    least = np.log(convention.least_power)
-    power[:, dead] = least
-    power[convention.grid == 0] = 0
-    power = np.maximum(power, least)
+    power = np.maximum(power, np.log(convention.least_power))
     centre = (power.max(axis=1, keepdims=True) + power.min(axis=1, keepdims=True)) / 2
     with np.errstate(over="ignore"):
         scales: NDArray[np.float64] = np.clip(np.exp(power - centre), *FINITE)
     return scales
 
 
-# What the record's words choose.
-FORMULAS: dict[Formula, Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]]] = {"plain": _plain}
+# What the record's word chooses.
 NORMALIZATIONS: dict[
-    Normalization, Callable[[NDArray[np.float64], NDArray[np.bool], Convention], NDArray[np.float64]]
+    Normalization,
+    Callable[[NDArray[np.float64], NDArray[np.bool], NDArray[np.bool], Convention], NDArray[np.float64]],
 ] = {Normalization.mean: _by_mean, Normalization.sqrt_max_min: _by_sqrt_max_min}
 
 
 def best(convention: Convention, error: NDArray[np.float64]) -> int:
-    """Index of the candidate with the lowest of the (G,) errors; a tie goes to the smaller gamma."""
-    return int(np.lexsort((convention.grid, error))[0])
+    """Index of the candidate with the lowest of the (G,) errors, NaN counting as none; of ties see `Ties`."""
+    if convention.ties is Ties.first:
+        return int(np.lexsort((error,))[0])
+    return int(np.lexsort((convention.grid.gamma, error))[0])
 
 
 def search_result(convention: Convention, error: NDArray[np.float64], s: NDArray[Any]) -> SearchResult:
-    """The whole curve and what it chose: (G,) errors, and the (K,) scales of the best candidate.
-
-    RTN's error is NaN where it was no candidate.
-    """
-    grid, chosen = convention.grid, best(convention, error)
-    rtn = error[grid == 0]
-    return SearchResult(
-        gamma=grid,
-        error=error,
-        gamma_chosen=float(grid[chosen]),
-        error_chosen=float(error[chosen]),
-        error_rtn=float(rtn[0]) if rtn.size else math.nan,
-        s=s,
-    )
+    """The whole curve and what it chose: (G,) errors, and the (K,) scales of the best candidate."""
+    return SearchResult(convention.grid, error, best(convention, error), s)
 
 
 BlockErrors = Callable[[NDArray[Any], NDArray[Any], NDArray[Any], Format, NDArray[Any]], NDArray[np.float64]]

@@ -23,7 +23,11 @@ _OF_SEARCH = ("gamma_chosen", "error_chosen", "error_rtn", "objective")
 
 @dataclass(frozen=True)
 class LayerRecord:
-    """One finished layer. `gamma` and `error` are (G,) float64; `metrics` is empty where a failed run has none."""
+    """One finished layer; `metrics` is empty where a failed run has none.
+
+    `gamma`, `beta`, `duo` and `error` are (G,) float64, of which `chosen` is an index; `beta` is NaN where none was
+    searched, `duo` 1 where 1 - gamma was a power of the weights, else 0.
+    """
 
     index: int
     name: str
@@ -31,7 +35,10 @@ class LayerRecord:
     in_features: int
     out_features: int
     gamma: Array
+    beta: Array
+    duo: Array
     error: Array
+    chosen: int
     gamma_chosen: float
     error_chosen: float
     error_rtn: float
@@ -138,6 +145,13 @@ def _read_layer(file: File, layer: int) -> LayerRecord:
     gamma, error = (file.numbers(f"{search}/{name}", layer) for name in ("gamma", "error"))
     if gamma.shape != error.shape:
         raise UnreadableError(f"{where}/search: {gamma.size} gammas, but {error.size} errors")
+    columns: dict[str, Any] = {"beta": np.full(gamma.shape, np.nan), "duo": np.zeros(gamma.shape)}
+    for name in columns:
+        if f"{where}/search/{name}" in file.found:
+            columns[name] = file.numbers(f"{search}/{name}", layer)
+        if columns[name].shape != gamma.shape:
+            raise UnreadableError(f"{where}/search: {gamma.size} gammas, but {columns[name].size} of {name}")
+    chosen = _chosen(file, layer, gamma)
     own = {name: file.attribute(f"{schema.LAYER}/@{name}", layer) for name in _OF_LAYER}
     # Read here and not only when a figure asks, so that a file that is damaged there is left out as a whole.
     channels = channels_of(file, layer)["s"].size
@@ -148,10 +162,24 @@ def _read_layer(file: File, layer: int) -> LayerRecord:
         index=layer,
         **own,
         gamma=gamma,
+        **columns,
         error=error,
+        chosen=chosen,
         **{name: file.attribute(f"{search}/@{name}", layer) for name in _OF_SEARCH},
         metrics={name: float(value) for name, value in figures if isinstance(value, int | float)},
     )
+
+
+def _chosen(file: File, layer: int, gamma: Array) -> int:
+    """Where the chosen candidate stands; files before version 5 tell it by its gamma."""
+    search = f"{schema.LAYER}/search"
+    if not schema.entry(f"{search}/@chosen").needed(file.version, file.complete):
+        same = np.flatnonzero(gamma == file.attribute(f"{search}/@gamma_chosen", layer))
+        return int(same[0]) if same.size else -1
+    chosen: int = file.attribute(f"{search}/@chosen", layer)
+    if not 0 <= chosen < gamma.size:
+        raise UnreadableError(f"{place(search, layer)}: attribute chosen is {chosen}, of {gamma.size} candidates")
+    return chosen
 
 
 def channels_of(file: File, layer: int) -> dict[str, Array]:

@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 
 from awq_pycuda.quant.quantized import Quantized
+from awq_pycuda.quant.search import SearchResult
 from awq_pycuda.results import schema
 from awq_pycuda.results.filled import attributes, fill, write_whole
 from awq_pycuda.results.record import LayerResult, RunRecord, Timings
@@ -50,6 +51,8 @@ def _of_layer(layer: LayerResult, tolerances: Mapping[str, float]) -> dict[str, 
         "stats/sq_mean": layer.sq_mean,
         "search/gamma": search.gamma,
         "search/error": search.error,
+        **_of_candidates(search),
+        "search/@chosen": search.chosen,
         "search/@gamma_chosen": search.gamma_chosen,
         "search/@error_chosen": search.error_chosen,
         "search/@error_rtn": search.error_rtn,
@@ -76,6 +79,17 @@ def _of_layer(layer: LayerResult, tolerances: Mapping[str, float]) -> dict[str, 
         else:
             values |= {"byte": np.arange(packed.shape[1]), "weights/Wq_packed": packed}
     return values
+
+
+def _of_candidates(search: SearchResult) -> dict[str, Any]:
+    """What tells candidates apart beside their gamma, where anything does."""
+    grid = search.grid
+    found: dict[str, Any] = {}
+    if not np.isnan(grid.beta).all():
+        found["search/beta"] = grid.beta
+    if grid.duo.any():
+        found["search/duo"] = grid.duo
+    return found
 
 
 def _of_timings(timings: Timings) -> dict[str, Any]:

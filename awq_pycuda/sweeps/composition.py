@@ -30,7 +30,9 @@ from awq_pycuda.config import (
     OutlierInputs,
     SyntheticInputs,
     check,
+    settled,
 )
+from awq_pycuda.config_text import as_yaml
 from awq_pycuda.errors import InputError
 from awq_pycuda.kernels import table
 from awq_pycuda.paths import resource_dir
@@ -78,7 +80,7 @@ def to_config(composed: DictConfig) -> Config:
     task = copy.deepcopy(composed)
     with open_dict(task):
         task.pop("hydra", None)
-    return _checked(task)
+    return settled(_checked(task))
 
 
 def _checked(task: DictConfig) -> Config:
@@ -216,8 +218,8 @@ class Plan:
         Raises:
             InputError, HydraException, OmegaConfBaseException: what is wrong with it.
         """
-        config = self._composed(*self._choices_and_values(number))
-        return PlannedJob(_checked(config), OmegaConf.to_yaml(config, resolve=True), self.overrides(number))
+        config = settled(_checked(self._composed(*self._choices_and_values(number))))
+        return PlannedJob(config, as_yaml(config), self.overrides(number))
 
     def config(self, number: int) -> Config:
         """A job's config alone, in a fraction of the time.
@@ -232,7 +234,7 @@ class Plan:
             following, others = referring(composed)
             if not others:
                 self._models[choices] = copy.deepcopy(config), following
-            return config
+            return settled(config)
         # As `_checked` makes it, which takes three times as long: only these keys differ from job to job.
         values = {key: value for key, value in values.items() if key in self._varying}
         composed = self._composed(choices, values)
@@ -242,7 +244,7 @@ class Plan:
             group, _, name = key.rpartition(".")
             setattr(attrgetter(group)(config) if group else config, name, _plain(OmegaConf.select(composed, key)))
         check(config)
-        return config
+        return settled(config)
 
     def batches(self, size: int) -> Iterator[list[Config]]:
         """The configs of all jobs, planned so many at a time.

@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from awq_pycuda import provenance
-from awq_pycuda.config import Config, FileInputs, config_hash
+from awq_pycuda.config import Config, FileInputs
+from awq_pycuda.config_text import config_hash
 from awq_pycuda.engine.stages import NO_TIMINGS
 from awq_pycuda.layers.inputs import file_sha256
 from awq_pycuda.locks import locked

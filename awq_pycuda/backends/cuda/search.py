@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 
 from awq_pycuda.backends.base import Layer
 from awq_pycuda.backends.cuda.memory import ManagedArray
-from awq_pycuda.config import Normalization, Objective
+from awq_pycuda.choices import Normalization, Objective
 from awq_pycuda.kernels import table
-from awq_pycuda.quant.conventions import FINITE, Convention
+from awq_pycuda.quant.conventions import Convention
+from awq_pycuda.quant.tools import FINITE
 
 
 class DeviceSearch:
@@ -40,9 +41,9 @@ class DeviceSearch:
         # What every candidate of every layer is made of: the layer's statistic under the convention's rules.
         least = np.log(convention.least_power)
         rule = np.array([convention.floor, *convention.clamp, least, *FINITE], np.float64)
-        key = convention.grid.tobytes() + rule.tobytes()
+        key = convention.grid.gamma.tobytes() + rule.tobytes()
         if key not in self._rules:
-            self._rules[key] = {"gamma": self._written(convention.grid), "rule": self._written(rule)}
+            self._rules[key] = {"gamma": self._written(convention.grid.gamma), "rule": self._written(rule)}
         made_of = self._rules[key] | {"abs_mean": layer.abs_mean, "sq_mean": layer.sq_mean}
         form = layer.quantized.format
         self._launch(
