@@ -19,12 +19,13 @@ from awq_pycuda.engine import verify
 from awq_pycuda.engine.stages import NO_TIMINGS
 from awq_pycuda.hdf5 import UnreadableError
 from awq_pycuda.results import schema
+from awq_pycuda.results.entries import Entry
 from awq_pycuda.results.reader import read
 from awq_pycuda.results.record import RunRecord
 from awq_pycuda.results.status import read_status
 from awq_pycuda.results.write import write
 
-LATER = schema.Entry(
+LATER = Entry(
     f"{schema.METRICS}/@divergence",
     "a hypothetical one",
     "f8",

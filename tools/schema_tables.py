@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 
 from awq_pycuda.results import bench_schema, schema
-from awq_pycuda.results.schema import Entry
+from awq_pycuda.results.entries import Entry
 
 SIZES = {
     "in_features": "K",

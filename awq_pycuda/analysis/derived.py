@@ -8,10 +8,11 @@ from collections.abc import Mapping
 import numpy as np
 
 from awq_pycuda.results import schema
+from awq_pycuda.results.entries import Entry
 from awq_pycuda.spread import error_removed
 
-ERROR_REMOVED = schema.Entry("@error_removed", "1 - output_mse / rtn_output_mse", "f8")
-PROPAGATED_SQNR = schema.Entry(
+ERROR_REMOVED = Entry("@error_removed", "1 - output_mse / rtn_output_mse", "f8")
+PROPAGATED_SQNR = Entry(
     "@propagated_sqnr_db", "the signal's power over propagated_output_mse", "f8", (), "dB", better="higher"
 )
 DERIVED = (ERROR_REMOVED, PROPAGATED_SQNR)

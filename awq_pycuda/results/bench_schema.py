@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from awq_pycuda.results import schema
-from awq_pycuda.results.schema import Entry
+from awq_pycuda.results.entries import Entry, entry_of
 
 NAME = "awq_pycuda_bench"
 VERSION = 3
@@ -101,4 +101,4 @@ def entry(path: str) -> Entry:
     Raises:
         KeyError: there is none.
     """
-    return schema.entry_of(TABLE, path, "a benchmark")
+    return entry_of(TABLE, path, "a benchmark")

@@ -12,8 +12,7 @@ from h5py import h5a, h5d, h5ds, h5g, h5p, h5s, h5t
 from numpy.typing import NDArray
 
 from awq_pycuda import hdf5
-from awq_pycuda.results import schema
-from awq_pycuda.results.schema import Layout
+from awq_pycuda.results.entries import Entry, Layout
 from awq_pycuda.temporary import replacing
 
 _TEXT = h5py.string_dtype()
@@ -84,7 +83,7 @@ def _write_attribute(owner: h5g.GroupID | h5d.DatasetID, name: str, value: Any) 
     h5a.create(owner, name.encode(), _kind(values), h5s.create(h5s.SCALAR)).write(values)
 
 
-def _write_dataset(group: h5g.GroupID, entry: schema.Entry, value: Any, scales: dict[str, h5d.DatasetID]) -> None:
+def _write_dataset(group: h5g.GroupID, entry: Entry, value: Any, scales: dict[str, h5d.DatasetID]) -> None:
     """Writes one dataset along the `scales`, which it joins if it is one."""
     values = np.array(value, _TEXT if entry.type == "str" else entry.type, order="C")
     space = h5s.create_simple(values.shape)

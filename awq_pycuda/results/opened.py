@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from awq_pycuda import hdf5
 from awq_pycuda.hdf5 import UnreadableError
 from awq_pycuda.results import schema
-from awq_pycuda.results.schema import Layout
+from awq_pycuda.results.entries import Entry, Layout
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 # Types in memory of what attributes hold; h5py takes as long to make one as to read a value.
@@ -98,7 +98,7 @@ class File:
     complete: bool
     _attributes: dict[str, Mapping[str, Scalar]] = field(default_factory=dict)
 
-    def check(self, entries: Iterable[schema.Entry], layer: int = 0) -> None:
+    def check(self, entries: Iterable[Entry], layer: int = 0) -> None:
         """Raises an error for the first of these entries that a file of this version must have and this one has not."""
         absent = set()
         for entry in entries:
@@ -212,7 +212,7 @@ def _attributes(location: Any) -> dict[str, Scalar]:
     return found
 
 
-def _attribute(attributes: Mapping[str, Scalar], where: str, entry: schema.Entry) -> Any:
+def _attribute(attributes: Mapping[str, Scalar], where: str, entry: Entry) -> Any:
     value = attributes.get(entry.name)
     if value is None:
         raise UnreadableError(f"{where}: attribute {entry.name} is missing")
