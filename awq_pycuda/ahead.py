@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Sequence
+from contextlib import suppress
 
 from awq_pycuda import signals, streams
 
@@ -22,7 +23,8 @@ def begin(arguments: Sequence[str]) -> None:
     if flags in (["-m"], ["--multirun"]) and not any("hydra/launcher" in argument for argument in arguments):
         from awq_pycuda.sweeps import hosts
 
-        hosts.start(on_gpu)
+        with suppress(OSError):  # such as no room for temporary files: met again, and told, where jobs are checked
+            hosts.start(on_gpu)
     elif not flags and on_gpu:
         from awq_pycuda.backends.cuda import early
 

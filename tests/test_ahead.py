@@ -2,6 +2,8 @@
 
 import ctypes
 import gc
+import subprocess
+import sys
 
 import pytest
 
@@ -32,6 +34,17 @@ def test_what_a_command_line_will_need_is_begun(monkeypatch, arguments, begun):
     monkeypatch.setattr(hosts, "start", lambda on_gpu: told.append("workers on GPUs" if on_gpu else "workers"))
     ahead.begin(arguments)
     assert told == begun
+
+
+def test_what_cannot_be_begun_is_told_by_the_command(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "missing"))
+    code = "import tempfile; tempfile._candidate_tempdir_list = lambda: ['/missing']; import runpy, sys; "
+    code += "sys.argv[1:] = ['-m', 'n=8', 'layers=1', 'backend=cpu', 'seed=1,2', 'study=s']; "
+    code += "runpy.run_module('awq_pycuda.run', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "No usable temporary directory" in done.stderr
+    assert "ahead.py" not in done.stderr
 
 
 @pytest.fixture
