@@ -15,6 +15,8 @@ from awq_pycuda.sweeps import hosts
 from awq_pycuda.sweeps.hosts import Host, Worker, WorkerDied
 from awq_pycuda.sweeps.messages import Checked, Finished, Job, Outcome, Question, Started
 
+_ASKED_AHEAD = 8  # batches that may wait for their answers: workers that still start do not hold up the planning
+
 Answered = Generator[tuple[Sequence[Config], list[Checked]], None, None]
 
 
@@ -22,7 +24,7 @@ def checked(batches: Iterable[Sequence[Config]]) -> Answered:
     """What speaks against each config on this machine, and where it would run: `validate`, shared among the workers.
 
     Args:
-        batches: of configs; each is asked for while the workers check the one before.
+        batches: of configs; each is asked for while the workers check those before.
 
     Yields:
         Each batch with its answers.
@@ -44,7 +46,7 @@ def checked(batches: Iterable[Sequence[Config]]) -> Answered:
                 waiting.append((configs, _ask(configs)))
             if not waiting:
                 break
-            if configs is None or len(waiting) > 1:
+            if configs is None or len(waiting) > _ASKED_AHEAD:
                 answers = _answers(*waiting[0])
                 yield waiting.popleft()[0], answers
     finally:
