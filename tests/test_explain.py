@@ -1,5 +1,6 @@
 """`analyze explain`: where a layer's error comes from, against the figures of the file."""
 
+import re
 import shutil
 
 import h5py
@@ -106,3 +107,12 @@ def test_a_file_of_an_earlier_version_is_told(path, tmp_path, capsys):
         file.attrs["schema_version"] = 4
     assert analyze.main(["explain", str(copy), "0"]) == 2
     assert "schema_version 4 has nothing of where errors come from; run it again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("formula", "told"), [("duo", r"gamma \S+ with duo of 6 "), ("gamma_beta", r"gamma \S+ and beta \S+ of 4 ")]
+)
+def test_the_chosen_candidate_is_told_by_all_that_was_searched(tmp_path, formula, told):
+    grids = ("search.betas=[0,1]", "gammas=[0,1]") if formula == "gamma_beta" else ()
+    path = make_run(tmp_path, "n=32", "layers=1", "inputs=outliers", f"search.formula={formula}", *grids)
+    assert [line for line in explain(path, "0", 1) if re.search(told, line)]

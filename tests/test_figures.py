@@ -204,6 +204,13 @@ def test_error_curves_are_those_of_the_search_with_the_chosen_gamma_marked(figur
         assert dots(panel, marker) == [(chosen["gamma"].item(), chosen["error_relative"].item())]
 
 
+def test_curves_of_more_than_gamma_say_where_rtn_is(tmp_path):
+    make_run(tmp_path, "n=32", "layers=2", "inputs=outliers", "search.formula=both")
+    figure = figures_search.error_curves(collect([tmp_path]))
+    told = " ".join(text.get_text() for text in figure.texts).replace("\n", " ")
+    assert "1 is RTN; of candidates with one γ the best" in told
+
+
 def test_error_curves_of_many_layers_come_in_families_and_of_many_runs_as_medians(figure):
     found, _ = figure(figures_search.error_curves, "named")
     assert [panel.get_title() for panel in found.axes[:4]] == [

@@ -16,6 +16,7 @@ from awq_pycuda.hdf5 import UnreadableError
 from awq_pycuda.hdf5_worker import ask
 from awq_pycuda.quant.format import Format
 from awq_pycuda.results.explained import Explained, read_explained
+from awq_pycuda.results.reader import LayerRecord
 from awq_pycuda.spread import error_removed, percent
 
 Array = NDArray[np.float64]
@@ -72,10 +73,19 @@ def _figures(found: Explained) -> Iterator[str]:
         if not math.isnan(after):
             removed = error_removed(figure(f"{own}mse", math.nan), figure(f"{rtn}mse", math.nan))
             yield f"{label}: RTN {before:.2f} dB, AWQ {after:.2f} dB, which removes {percent(removed)} of the error"
-    yield f"search by {record.objective}: gamma {record.gamma_chosen:g} of {record.gamma.size} candidates"
+    yield f"search by {record.objective}: gamma {_chosen(record)} of {record.gamma.size} candidates"
     if record.gamma.size > 1 and np.isfinite(record.error).all():
         first, last = (f"{record.gamma[index]:g}" for index in (0, -1))
         yield f"  error from gamma {first} to {last}: {_bars(record.error)}"
+
+
+def _chosen(record: LayerRecord) -> str:
+    """The chosen gamma, and what else its candidate had."""
+    if record.chosen < 0:
+        return f"{record.gamma_chosen:g}"
+    beta = record.beta[record.chosen]
+    of_weights = " with duo" if record.duo[record.chosen] else "" if math.isnan(beta) else f" and beta {beta:g}"
+    return f"{record.gamma_chosen:g}{of_weights}"
 
 
 def _bars(values: Array) -> str:

@@ -36,7 +36,7 @@ from awq_pycuda.spread import QUARTILES
 _MOST_PANELS = 9
 _MOST_CHANNEL_LAYERS = 4
 _CURVES = "Error of the scale search over γ"
-_RING = "γ = 0 is RTN; a ring marks the chosen γ."
+_RING = "a ring marks the chosen γ."
 
 
 def error_curves(collection: Collection) -> Figure | None:
@@ -50,21 +50,28 @@ def error_curves(collection: Collection) -> Figure | None:
     curves = curves[np.isfinite(curves["error_relative"]) & (curves["error_relative"] > 0)].sort_values("gamma")
     if curves["gamma"].nunique() < 2:
         return None
+    rtn = _where_rtn_is(curves)
     labels = layer_labels(complete_layers(collection))
     groups = variants(collection, look.MOST_SERIES)
     if len(groups) == 1:
         curves = curves[curves["run"] == groups[0].runs[0]]
-        return _curves_of_layers(curves, labels, f"{who(collection, groups)} {_RING}")
+        return _curves_of_layers(curves, labels, f"{who(collection, groups)} {rtn}; {_RING}")
     if len(labels) > _MOST_PANELS:
         curves, runs = _same_grid(curves)
         medians = curves.groupby(["layer", "gamma"], as_index=False)["error_relative"].median()
         medians["chosen"] = medians["error_relative"] == medians.groupby("layer")["error_relative"].transform("min")
-        note = f"Medians over {runs}. γ = 0 is RTN; a ring marks the lowest point of a layer's medians."
+        note = f"Medians over {runs}. {rtn}; a ring marks the lowest point of a layer's medians."
         return _curves_of_layers(medians, labels, note)
     if groups:
-        note = f"{who(collection, groups, few='A panel per layer; one line for')} {_RING}"
+        note = f"{who(collection, groups, few='A panel per layer; one line for')} {rtn}; {_RING}"
         return _curves_of_variants(curves, labels, groups, note)
     return _curves_of_many(curves, labels)
+
+
+def _where_rtn_is(curves: pd.DataFrame) -> str:
+    if curves["duo"].any() or (curves["beta"] > 0).any():
+        return "1 is RTN; of candidates with one γ the best"
+    return "γ = 0 is RTN"
 
 
 def _same_grid(curves: pd.DataFrame) -> tuple[pd.DataFrame, str]:
@@ -159,7 +166,7 @@ def _curves_of_many(curves: pd.DataFrame, labels: dict[int, str]) -> Figure:
     """A panel per layer: median and quartiles over the runs, and above it how often each γ was chosen."""
     curves, runs = _same_grid(curves)
     labels = {layer: labels[layer] for layer in labels if layer in set(curves["layer"])}  # others have another grid
-    note = f"By layer, over {runs}. γ = 0 is RTN."
+    note = f"By layer, over {runs}. {_where_rtn_is(curves)}."
     figure, above, below = _panels(len(labels), note, shares=True)
     gammas = np.unique(curves["gamma"])
     width = 0.7 * np.diff(gammas).min() if gammas.size > 1 else 0.2
