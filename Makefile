@@ -17,6 +17,7 @@ CPU_READY := $(VENV)/.stamp-cpu
 DEV_READY := $(VENV)/.stamp-dev
 TORCH_READY := $(VENV)/.stamp-torch
 CAPTURE_READY := $(VENV)/.stamp-capture
+CHECKPOINTS_READY := $(VENV)/.stamp-checkpoints
 CLUSTER_READY := $(VENV)/.stamp-cluster
 CUDA_READY := $(VENV)/.stamp-cuda
 TOOLCHAIN_READY := toolchain
@@ -93,6 +94,10 @@ $(CAPTURE_READY): locks/capture.txt | $(TORCH_READY)
 	@$(INSTALL) $< 'what captures need beside PyTorch'
 	@touch $@
 
+$(CHECKPOINTS_READY): locks/checkpoints.txt | $(CAPTURE_READY)
+	@$(INSTALL) $< 'what the tests load checkpoints with'
+	@touch $@
+
 $(CLUSTER_READY): locks/cluster.txt | $(CPU_READY)
 	@$(INSTALL) $< 'the launchers joblib, Ray and Slurm'
 	@touch $@
@@ -142,7 +147,7 @@ run: $(SETUP)
 	@$(PYTHON) -m awq_pycuda.run $(ARGS)
 
 # Two processes, each with whole files: fixtures of a file are made once.
-test: $(SETUP) $(DEV_READY) $(CAPTURE_READY) $(CLUSTER_READY) browser compiler
+test: $(SETUP) $(DEV_READY) $(CAPTURE_READY) $(CHECKPOINTS_READY) $(CLUSTER_READY) browser compiler
 	$(PYTHON) -m pytest -n 2 --dist loadfile $(ARGS)
 
 test-gpu: $(CUDA_READY) $(DEV_READY)
@@ -175,7 +180,7 @@ format: $(DEV_READY)
 	$(CLANG_FORMAT) -i $(FORMATTED)
 
 # Minutes of CPU. The tests check what takes seconds: tests/test_docs.py.
-docs: $(SETUP) $(DEV_READY) $(CAPTURE_READY)
+docs: $(SETUP) $(DEV_READY) $(CAPTURE_READY) $(CHECKPOINTS_READY)
 	$(PYTHON) tools/renew_docs.py $(ARGS)
 
 # uv is only needed here.

@@ -9,10 +9,12 @@ from types import SimpleNamespace
 import h5py
 import numpy as np
 import pytest
+from checkpoint_layers import layer
 
 from awq_pycuda.backends.cpu import CpuBackend
+from awq_pycuda.checkpoints.folders import write
 from awq_pycuda.engine.arrays import kept_bytes
-from awq_pycuda.engine.memory import required_bytes
+from awq_pycuda.engine.memory import _exporting, required_bytes
 from awq_pycuda.engine.pipeline import Pipeline
 from awq_pycuda.engine.spec import spec_of
 from awq_pycuda.errors import InputError
@@ -107,6 +109,23 @@ def test_no_run_takes_more_of_the_host_than_estimated(compose, shape, overrides)
     with use_threads(spec.threads):
         _, estimate = required_bytes(spec, device=None)
     assert peak_of(spec) <= 1.1 * estimate + 300_000  # Python's own objects
+
+
+@pytest.mark.parametrize(
+    "overrides", [("awq", "quant.step_dtype=fp16"), ("compressed_tensors", "quant.bits=8")], ids=str
+)
+def test_a_checkpoint_takes_no_more_than_estimated(compose, tmp_path, overrides):
+    target, quant = overrides
+    spec = spec_of(compose("n=512", "layers=2", "quant=int4_g128", quant, f"export={target}"))
+    layers = {each.name: layer(spec.convention.quantizer, *each.weight.shape) for each in spec.layers}
+    tracemalloc.start()
+    try:
+        write(tmp_path, spec.export, layers)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    estimate = _exporting(spec)
+    assert 0.5 * estimate <= peak <= 1.1 * estimate
 
 
 # Large enough that arrays and not Python's own objects are counted.

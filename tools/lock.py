@@ -27,10 +27,13 @@ SETS = {
     "run": "requirements-cpu.txt",
     "dev": "requirements-dev.txt",
     "capture": "requirements-capture.txt",
+    "checkpoints": "requirements-checkpoints.txt",
     "cluster": "requirements-cluster.txt",
     "cuda": "requirements.txt",
     "cuda-toolkit": "requirements-cuda-toolkit.txt",
 }
+# Those that stand on PyTorch, which has locks of its own.
+WITH_TORCH = ("capture", "checkpoints")
 # PyPI's PyTorch for Linux brings CUDA, which nothing here uses: gigabytes. PyTorch's own index has one without.
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 CPU_WHEELS = r"(cp311-cp311|cp312-cp312|cp313-cp313)-manylinux_2_28_(x86_64|aarch64)\.whl#sha256=([0-9a-f]{64})"
@@ -114,7 +117,7 @@ def main(uv: str) -> None:
         sources: dict[str, str | Path] = {**SETS, "torch-pypi": torch}
         for name, source in sources.items():
             options: list[str | Path] = [source, "--constraint", together]
-            if name == "capture":
+            if name in WITH_TORCH:
                 options += [f"--no-emit-package={each}" for each in apart]
             path = LOCKS / f"{name}.txt"
             path.unlink(missing_ok=True)

@@ -12,6 +12,7 @@ from awq_pycuda.layers.inputs import LayerSpec
 from awq_pycuda.parallel import host_threads, product_rows, working_elements
 from awq_pycuda.quant.conventions import Convention
 from awq_pycuda.quant.format import Format
+from awq_pycuda.quant.packing import AT_ONCE
 
 # A thread draws so many numbers at a time, with so many bytes of intermediate words each.
 _DRAWN_AT_ONCE, _DRAWING_BYTES = 1 << 16, 32
@@ -59,13 +60,14 @@ def _of_groups(form: Format, in_features: int) -> int:
 
 
 def _exporting(run: RunSpec) -> int:
-    """A checkpoint before it is written: all tensors, twice with the file's bytes; a layer's codes in other orders."""
+    """A checkpoint before it is written: all tensors, and the file's bytes or a layer's codes in other orders."""
     if run.export is Export.none:
         return 0
     form = run.convention.quantizer
     sizes = [(spec.out_features, spec.in_features) for spec in run.layers]
     tensors = sum(n * (form.bits * k // 8 + 5 * form.groups(k)) for n, k in sizes)
-    return 2 * tensors + 3 * max(n * k for n, k in sizes)
+    largest = max(n * k for n, k in sizes)
+    return tensors + max(tensors, 3 * largest + 8 * min(largest, AT_ONCE))
 
 
 def _read_on_host(spec: LayerSpec, form: Format, verify: bool, searching: bool) -> int:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 _E2M1 = np.array([0, 1, 2, 3, 4, 6, 8, 12], np.int8)  # twice the magnitude that the lower three bits stand for
 _OF_E2M1: NDArray[np.uint8] = np.searchsorted(_E2M1, np.arange(13)).astype(np.uint8)
 _SIGN = np.uint8(8)
-_AT_ONCE = 1 << 18  # numbers whose single bits, a byte each, are there together
+AT_ONCE = 1 << 18  # numbers that are taken apart together: a byte for each bit
 
 
 def pack(numbers: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
@@ -38,7 +38,7 @@ def unpack(packed: NDArray[np.uint8], bits: int, count: int) -> NDArray[np.uint8
 
 def _row_blocks(rows: int, count: int) -> Iterator[slice]:
     """Rows of so many numbers, in blocks."""
-    step = max(1, _AT_ONCE // max(1, count))
+    step = max(1, AT_ONCE // max(1, count))
     return (slice(start, start + step) for start in range(0, rows, step))
 
 
