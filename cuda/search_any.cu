@@ -1,59 +1,118 @@
-// The search with objective diag for any sizes: rows of any length, groups of any size.
+// The search with objective diag for any sizes and every format: rows of any length, groups of any size.
 //
-// A warp takes one row's group at a time: it reads the weights twice, first for the largest magnitude of every
-// candidate of its chunk, then for the errors, which it adds up in double. Plain, and the yardstick of search_rows.cu
-// and search_groups.cu, which are several times as fast where their sizes allow.
-#include "search_diag.cuh"
+// A warp takes one row's group at a time: it reads the weights twice, first for the range of every candidate of its
+// chunk, then for the errors of their codes, which it adds up in double. Plain, and the
+// yardstick of search_rows.cu and search_groups.cu, which are several times as fast where sizes and format allow.
+#include "search.cuh"
+#include "search_formats.cuh"
 
 #if !defined(CHUNK) || !defined(WARPS)
 #error "candidates and warps of a block must be given: -DCHUNK=8 -DWARPS=8"
 #endif
 static_assert(CHUNK >= 1 && WARPS >= 1 && WARPS <= 32, "a block has WARPS warps, at most 32, for CHUNK candidates");
 
+// Symmetric integers with float steps: the largest magnitude tells the step, and rounding alone the code.
+struct Plain {
+    float largest;
+    using Ends = float;
+    using Fitted = float;
+
+    __device__ __forceinline__ explicit Plain(const Form& form) : largest(form.largest) {}
+    __device__ __forceinline__ void take(float& magnitude, float scaled) const {
+        magnitude = fmaxf(magnitude, fabsf(scaled));
+    }
+    __device__ __forceinline__ float fit(float magnitude, float) const {
+        const int of_warp = __reduce_max_sync(ALL_LANES, __float_as_int(magnitude));
+        return step_for(__int_as_float(of_warp), largest);
+    }
+    __device__ __forceinline__ double error(float scaled, float step) const { return exact_error(scaled, step); }
+};
+
+struct Any {
+    Form form;
+    using Ends = Range;
+    using Fitted = Group;
+
+    __device__ __forceinline__ explicit Any(const Form& form) : form(form) {}
+    __device__ __forceinline__ void take(Range& range, float scaled) const { range.take(scaled); }
+    __device__ __forceinline__ Group fit(Range range, float of_tensor) const {
+        return form.fit(form.zeros == 0 ? magnitude_over_lanes(range) : over_lanes(range), of_tensor);
+    }
+    __device__ __forceinline__ double error(float scaled, Group of) const {
+        const double difference = form.value(form.code(scaled, of), of) - scaled;
+        return difference * difference;
+    }
+};
+
+struct Operands {
+    const float *w, *s, *tensor_scales;  // s from the first candidate of the chunk on
+    const double* importance;            // alike
+    int in_features, group_size, count;  // of candidates
+    Size segments, groups;
+};
+
+// The errors of the groups from `segment` on with a stride of so many, of the whole warp.
+template <typename Kind>
+static __device__ __forceinline__ void add_errors(const Kind& kind, const Operands& of, Size segment, Size stride,
+                                                  double (&errors)[CHUNK]) {
+    for (; segment < of.segments; segment += stride) {
+        const Size row = segment / of.groups;
+        const int begin = static_cast<int>(segment - row * of.groups) * of.group_size;
+        const int end = of.group_size < of.in_features - begin ? begin + of.group_size : of.in_features;
+        const int first = begin + static_cast<int>(threadIdx.x) % 32;
+        const float* const line = of.w + row * of.in_features;
+        typename Kind::Ends ends[CHUNK] = {};
+        for (int k = first; k < end; k += 32) {
+            const float weight = line[k];
+#pragma unroll
+            for (int g = 0; g < CHUNK; ++g)
+                if (g < of.count) kind.take(ends[g], weight * of.s[static_cast<Size>(g) * of.in_features + k]);
+        }
+        typename Kind::Fitted fitted[CHUNK];
+#pragma unroll
+        for (int g = 0; g < CHUNK; ++g)
+            fitted[g] = kind.fit(ends[g], of.tensor_scales == nullptr || g >= of.count ? 1.0f : of.tensor_scales[g]);
+        for (int k = first; k < end; k += 32) {
+            const float weight = line[k];
+#pragma unroll
+            for (int g = 0; g < CHUNK; ++g) {
+                if (g >= of.count) continue;
+                const Size at = static_cast<Size>(g) * of.in_features + k;
+                errors[g] += of.importance[at] * kind.error(__fmul_rn(weight, of.s[at]), fitted[g]);
+            }
+        }
+    }
+}
+
 // Blocks: chunks of candidates fastest, so that those that read the same weights share the cache.
 extern "C" __global__ void __launch_bounds__(WARPS * 32, 2)
     diag_errors(const float* __restrict__ w, const float* __restrict__ candidate_s,
-                const double* __restrict__ importance, const double* __restrict__ gamma, double* partial, double* error,
-                float* __restrict__ s, float* __restrict__ inv_s, int out_features, int in_features, int group_size,
-                int candidates) {
+                const double* __restrict__ importance, const double* __restrict__ gamma, const float* __restrict__ form,
+                const float* __restrict__ tensor_scales, double* partial, double* error, float* __restrict__ s,
+                float* __restrict__ inv_s, int out_features, int in_features, int group_size, int candidates) {
     in_turn();
     __shared__ double sums[WARPS][CHUNK];
+    const Form to(form);
     const int chunks = (candidates - 1) / CHUNK + 1;
     const int first = blockIdx.x % chunks * CHUNK;
     const int block = blockIdx.x / chunks, blocks = gridDim.x / chunks;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const Size groups = group_count(in_features, group_size);
-
+    const Size groups = group_count(in_features, group_size), before = static_cast<Size>(first) * in_features;
+    const Operands of = {w,
+                         candidate_s + before,
+                         to.top > 0.0f ? tensor_scales + first : nullptr,
+                         importance + before,
+                         in_features,
+                         group_size,
+                         min(CHUNK, candidates - first),
+                         out_features * groups,
+                         groups};
+    const Size segment = static_cast<Size>(block) * WARPS + warp, stride = static_cast<Size>(blocks) * WARPS;
     double errors[CHUNK] = {};
-    for (Size segment = static_cast<Size>(block) * WARPS + warp; segment < out_features * groups;
-         segment += static_cast<Size>(blocks) * WARPS) {
-        const Size row = segment / groups;
-        const int begin = static_cast<int>(segment - row * groups) * group_size;
-        const int end = group_size < in_features - begin ? begin + group_size : in_features;
-        const float* const line = w + row * in_features;
-        float largest[CHUNK] = {};
-        for (int k = begin + lane; k < end; k += 32) {
-            const float magnitude = fabsf(line[k]);
-#pragma unroll
-            for (int g = 0; g < CHUNK; ++g) {
-                if (first + g < candidates)
-                    largest[g] =
-                        fmaxf(largest[g], magnitude * candidate_s[static_cast<Size>(first + g) * in_features + k]);
-            }
-        }
-#pragma unroll
-        for (int g = 0; g < CHUNK; ++g)
-            largest[g] = step_of(__int_as_float(__reduce_max_sync(ALL_LANES, __float_as_int(largest[g]))));
-        for (int k = begin + lane; k < end; k += 32) {
-            const float magnitude = fabsf(line[k]);
-#pragma unroll
-            for (int g = 0; g < CHUNK; ++g) {
-                if (first + g >= candidates) continue;
-                const Size at = static_cast<Size>(first + g) * in_features + k;
-                errors[g] += importance[at] * exact_error(magnitude * candidate_s[at], largest[g]);
-            }
-        }
-    }
+    if (to.is_plain)
+        add_errors(Plain(to), of, segment, stride, errors);
+    else
+        add_errors(Any(to), of, segment, stride, errors);
 #pragma unroll
     for (int g = 0; g < CHUNK; ++g) {
         const double sum = over_warp(errors[g], Sum{});

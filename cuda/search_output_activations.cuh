@@ -1,30 +1,17 @@
 // The search with objective output: what the digits of the activations are, for all candidates alike, and what of W
 // follows from their units; see search_output.cuh.
 #pragma once
+#include "column_peaks.cuh"
 #include "search_output_digits.cuh"
 
 constexpr int WIDE_WARPS = 32;  // of a block that has all tokens of its channels
 
 // The largest magnitude of every channel. A block has 32 channels.
-extern "C" __global__ void __launch_bounds__(WIDE_WARPS * 32) column_peaks(const float* __restrict__ x,
-                                                                        float* __restrict__ peak, int tokens,
-                                                                        int in_features) {
+extern "C" __global__ void __launch_bounds__(PEAK_THREADS) column_peaks(const float* __restrict__ x,
+                                                                     float* __restrict__ peak, int tokens,
+                                                                     int in_features) {
     in_turn();
-    __shared__ int of_warps[WIDE_WARPS][32];
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const int k = blockIdx.x * 32 + lane;
-    int largest = 0;
-    if (k < in_features) {
-#pragma unroll 4
-        for (int token = warp; token < tokens; token += WIDE_WARPS)
-            largest = max(largest, __float_as_int(fabsf(x[static_cast<Size>(token) * in_features + k])));
-    }
-    of_warps[warp][lane] = largest;
-    __syncthreads();
-    if (warp == 0 && k < in_features) {
-        for (int other = 1; other < WIDE_WARPS; ++other) largest = max(largest, of_warps[other][lane]);
-        peak[k] = __int_as_float(largest);
-    }
+    find_column_peaks(x, peak, tokens, in_features);
 }
 
 // What a = SPAN stands for: the largest magnitude of the channel, or more where that lies far below the largest of all,

@@ -10,7 +10,9 @@ from host_cuda.backend import host_backend
 from host_cuda.build import Source, not_run
 from host_cuda.device import Launch
 from host_cuda.driver import host_device
+from test_device_formats import KINDS, on_device, special_rows
 from test_device_search import convention, layer_of, searched
+from test_formats import NVFP4
 
 from awq_pycuda import philox
 from awq_pycuda.backends.cpu import CpuBackend
@@ -128,6 +130,13 @@ def agree_on_steps(backend, inputs, codes):
     assert same_bits(*found)
 
 
+def formats_agree(backend):
+    for form in (NVFP4, KINDS["zero points"], KINDS["float zero points"]):
+        exact, found = on_device(backend, *special_rows(9, 37), form)
+        for part, values in exact.items():
+            assert same_bits(found[part], values), part
+
+
 def search_agrees(size, points, objective=Objective.diag, out_features=21, tokens=13):
     def agrees(backend):
         spec = layer_of(out_features, 132, tokens=tokens)
@@ -176,6 +185,7 @@ CHECKS = {
     "quantize.cu": codes_agree,
     **{file: partial(products_agree, multiple=variant.group_multiple) for file, variant in PRODUCTS.items()},
     "scale_b.cu": steps_agree,
+    "formats.cu": formats_agree,
     "search_narrow.cu": search_agrees(None, 11),
     "search_rows.cu": search_agrees(None, 11),
     "search_groups.cu": search_agrees(128, 5),

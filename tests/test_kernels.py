@@ -17,6 +17,7 @@ from awq_pycuda.kernels import bench_table, table
 from awq_pycuda.kernels.launches import ONLY
 from awq_pycuda.kernels.variant import MAX_INT, Argument, Device, Kernel, Parameter, Source, Variant
 from awq_pycuda.paths import resource_dir
+from awq_pycuda.quant.format import Format
 
 sys.path.insert(0, str(ROOT / "tools"))
 import compile_kernels
@@ -102,13 +103,14 @@ def test_a_source_demands_its_macros_and_says_their_rules(variant):
 def test_variants_of_a_stage_have_one_signature_and_names_of_their_own():
     assert len({(variant.stage, variant.name) for variant in table.VARIANTS}) == len(table.VARIANTS)
     assert {stage for stage in table.stages() if len(table.variants(stage)) > 1} == {*table.KEYS, *table.BY_SIZES}
+    # What only those take that can do relu on the way, or more formats.
+    more = {"bias", "form", "zero_points", "tensor_scale"}
     for stage in table.stages():
-        taken = {
-            # A product that can do relu on the way takes its bias, too.
-            frozenset(array for array in variant.arrays() if not (variant.with_relu and array.name == "bias"))
-            for variant in table.variants(stage).values()
-        }
+        variants = table.variants(stage).values()
+        taken = {frozenset(array for array in variant.arrays() if array.name not in more) for variant in variants}
         assert len(taken) == 1, stage
+    for product in table.variants("dequantizeTiled").values():
+        assert product.with_relu == ("bias" in {array.name for array in product.arrays()})
 
 
 ODD_PRODUCT = {"tokens": 77, "out_features": 130, "in_features": 100, "group_size": 100}
@@ -225,15 +227,15 @@ OBSTACLES = [
 
 @pytest.mark.parametrize(("change", "values", "device", "obstacle"), OBSTACLES)
 def test_what_a_variant_cannot_do_and_why(change, values, device, obstacle):
-    assert dataclasses.replace(BLOCKED, **change).obstacle({"TILE": 16, **values}, device) == obstacle
+    assert dataclasses.replace(BLOCKED, **change).obstacle({"TILE": 16, "ZEROS": 0, **values}, device) == obstacle
 
 
 def test_more_shared_memory_than_the_device_has():
     kernel = dataclasses.replace(BLOCKED.kernels[0], shared_bytes=lambda v: 1024 * v["TILE"] * v["MICRO"])
     variant = dataclasses.replace(BLOCKED, kernels=(kernel,))
-    assert variant.obstacle({"TILE": 16}, Device((8, 6), 64 * 1024, 8 << 30)) is None
+    assert variant.obstacle({"TILE": 16, "ZEROS": 0}, Device((8, 6), 64 * 1024, 8 << 30)) is None
     beyond = "needs 69632 bytes of shared memory in a block, the GPU gives 65536"
-    assert variant.obstacle({"TILE": 17}, Device((8, 6), 64 * 1024, 8 << 30)) == beyond
+    assert variant.obstacle({"TILE": 17, "ZEROS": 0}, Device((8, 6), 64 * 1024, 8 << 30)) == beyond
 
 
 def test_a_kernel_that_the_device_cannot_run_is_refused_in_one_line(monkeypatch):
@@ -242,8 +244,8 @@ def test_a_kernel_that_the_device_cannot_run_is_refused_in_one_line(monkeypatch)
     choices = {"accum_stats": "deterministic", "dequantizeTiled": "tiled"}
     for device, why in (((8, 0), "needs a GPU"), ((9, 0), "takes groups of a multiple of 16")):
         with pytest.raises(InputError, match=rf"^matmul\.kernel=tiled: {why}.*; allowed here: blocked$"):
-            settle_variants(choices, 16, 24, Device(device, 0, 0))
-    assert settle_variants(choices, 16, 32, H100) == (choices, [])
+            settle_variants(choices, 16, Format(24), Device(device, 0, 0))
+    assert settle_variants(choices, 16, Format(32), H100) == (choices, [])
 
 
 OLDER, OLDEST = Device((8, 6), 99 * 1024, 24 << 30), Device((7, 5), 64 * 1024, 8 << 30)
@@ -263,14 +265,14 @@ AUTOMATIC = [
 
 @pytest.mark.parametrize(("device", "group_size", "name", "why"), AUTOMATIC)
 def test_auto_is_the_first_that_can_and_says_why(device, group_size, name, why):
-    settled = settle_variants({"dequantizeTiled": "auto"}, 16, group_size, device)
+    settled = settle_variants({"dequantizeTiled": "auto"}, 16, Format(group_size), device)
     unused = "" if name == "blocked" else ", which has no tile"
     assert settled == ({"dequantizeTiled": name}, [f"matmul.kernel {name} ({why}){unused}"])
 
 
 def test_auto_where_none_can():
     with pytest.raises(InputError, match=r"^matmul\.kernel=auto: takes TILE from 1 to 32, not 33; allowed here: back"):
-        settle_variants({"dequantizeTiled": "auto"}, 33, None, OLDEST)
+        settle_variants({"dequantizeTiled": "auto"}, 33, Format(), OLDEST)
 
 
 PLANTED = """
@@ -326,7 +328,8 @@ def test_each_entry_is_compiled_for_what_it_runs_on():
     jobs = [str(job) for job in compile_kernels.jobs_for(ALL)]
     assert len(jobs) == len(set(jobs))
     assert {job.split()[0] for job in jobs} == {path.name for path in CUDA.glob("*.cu")}
-    assert "matmul_blocked.cu -DMICRO=4 -DTILE=32 sm_90" in jobs
+    assert "matmul_blocked.cu -DMICRO=4 -DTILE=32 -DZEROS=0 sm_90" in jobs
+    assert "matmul_blocked.cu -DMICRO=4 -DTILE=4 -DZEROS=1 sm_80" in jobs
     newer = dataclasses.replace(BLOCKED, capability=(9, 0), parameters={"TILE": Parameter(range(1, 33), (8, 9))})
     assert [job.arch for job in compile_kernels.jobs_for([newer])] == ["sm_90", "sm_100"] * 2
     hopper = dataclasses.replace(newer, suffix="a")
@@ -343,7 +346,8 @@ def test_a_parameter_can_take_all_that_is_allowed():
         "3 -DMICRO=4 -DTILE=8 sm_100",
     ]
     tiles = {job.source.macros for job in compile_kernels.jobs_for([BLOCKED], "TILE")}
-    assert tiles == {(("MICRO", 4), ("TILE", tile)) for tile in range(1, 33)}
+    zeros = [*((tile, 0) for tile in range(1, 33)), (4, 1)]
+    assert tiles == {(("MICRO", 4), ("TILE", tile), ("ZEROS", with_them)) for tile, with_them in zeros}
 
 
 SPILLING = """
@@ -415,6 +419,6 @@ def test_macros_and_suffix_are_part_of_what_is_compiled():
     source = Source("x.cu", (("TILE", 8),), "a")
     assert source.arch((9, 0)) == "sm_90a"
     assert source.flags() == ["-DTILE=8"]
-    assert BLOCKED.source({"TILE": 8, "QMAX": 127, "tokens": 3}) == Source(
-        "matmul_blocked.cu", (("MICRO", 4), ("TILE", 8))
+    assert BLOCKED.source({"TILE": 8, "ZEROS": 1, "QMAX": 127, "tokens": 3}) == Source(
+        "matmul_blocked.cu", (("MICRO", 4), ("TILE", 8), ("ZEROS", 1))
     )

@@ -27,20 +27,25 @@ def made(name, **choices):
 
 def left(backend, run):
     handles = [getattr(layer, name) for layer in run.layers for name in LEFT]
-    handles += [handle for layer in run.layers for handle in (layer.quantized.steps, layer.quantized.codes)]
+    handles += [handle for layer in run.layers for handle in layer.quantized.arrays.values()]
     return handles, [backend.read(handle).copy() for handle in handles]
 
 
 @pytest.mark.parametrize(
-    ("name", "search", "stats"),
+    ("name", "search", "stats", "quant"),
     [
-        ("host", "diag", "deterministic"),
-        pytest.param("cuda", "diag", "deterministic", marks=GPU),
-        pytest.param("cuda", "output", "atomic", marks=GPU),
+        ("host", "diag", "deterministic", ()),
+        pytest.param("cuda", "diag", "deterministic", (), marks=GPU),
+        pytest.param("cuda", "output", "atomic", (), marks=GPU),
+        *(
+            pytest.param("cuda", search, "deterministic", quant, marks=GPU)
+            for search in ("diag", "output")
+            for quant in (("quant=nvfp4",), ("quant=int4_g128", "quant.symmetric=false"))
+        ),
     ],
 )
-def test_a_repetition_leaves_what_the_stages_leave(compose, name, search, stats):
-    spec = spec_of(compose(*QUICK, GAMMAS, f"search={search}", f"stats={stats}"))
+def test_a_repetition_leaves_what_the_stages_leave(compose, name, search, stats, quant):
+    spec = spec_of(compose(*QUICK, GAMMAS, f"search={search}", f"stats={stats}", *quant))
     with made(name, accum_stats=stats) as backend:
         run = allocate(backend, spec.layers, spec.convention)
         marks = []

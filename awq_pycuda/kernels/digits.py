@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from awq_pycuda.kernels.launches import PRODUCT, WITH_RELU, arguments, blocks_of
+from awq_pycuda.kernels.launches import PRODUCT, WITH_RELU, arguments, blocks_of, without_zeros
 from awq_pycuda.kernels.variant import Kernel, Values, Variant
 
 # What stands in the products by digits: sizes of their tiles, of their pipelines and of their blocks.
@@ -96,6 +96,7 @@ DIGITS = Variant(
     group_multiple=32,
     unit="int8 matrix",
     passes=3,
+    refuses_format=without_zeros,
 )
 DIGITS_MMA = Variant(
     stage="dequantizeTiled",
@@ -119,4 +120,5 @@ DIGITS_MMA = Variant(
     group_multiple=32,
     unit="int8 matrix",
     passes=3,
+    refuses_format=without_zeros,
 )

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-from awq_pycuda.kernels.launches import QMAX, arguments, blocks_of
+from awq_pycuda.kernels.formats import OF_TENSORS, OF_TENSORS_SCRATCH
+from awq_pycuda.kernels.launches import FORM, QMAX, arguments, blocks_of, plain_only, walk
 from awq_pycuda.kernels.searches import CANDIDATES, MAKERS
 from awq_pycuda.kernels.variant import Kernel, Values, Variant
 
@@ -107,6 +108,7 @@ _SCRATCH: Scratch = {
     "partial": lambda v: 8 * v["candidates"] * v["blocks"],
 }
 _STEPS_OF_ONE: Scratch = {"steps": _steps_of_one}
+_GROUPS_OF_ONE: Scratch = {**_STEPS_OF_ONE, "zeros": lambda v: _steps_of_one(v) if v["ZEROS"] else 4}
 
 
 def _depths(v: Values) -> int:
@@ -260,6 +262,7 @@ def _by_digits(name: str, help_: str, product: Kernel, width: int, **more: Any) 
         passes=4,
         rounds=_rounds,
         refuses=_few,
+        refuses_format=plain_only,
         **more,
     )
 
@@ -300,21 +303,24 @@ _PLAIN = Variant(
     stage="search_output",
     name="plain",
     file="search_output.cu",
-    help="any sizes, any GPU: products with sums in double",
+    help="any sizes, every format, any GPU: products with sums in double",
     kernels=(
         CANDIDATES,
-        _STEPS,
+        *OF_TENSORS,
+        Kernel(
+            "candidate_groups",
+            arguments(
+                *(_W, "float* candidate_s", FORM, "float* tensor_scales", "float* steps", "float* zeros"),
+                *(*_SHAPE, *_OF_ROUND),
+            ),
+            grid=walk(lambda v: 32 * v["chunk"] * v["out_features"] * _groups(v)),
+            each_round=True,
+        ),
         Kernel(
             "output_errors",
             arguments(
-                _X,
-                _W,
-                "float* candidate_s",
-                "float* steps",
-                "double* partial",
-                "int tokens",
-                *_SHAPE,
-                *_OF_ROUND,
+                *(_X, _W, "float* candidate_s", FORM, "float* steps", "float* zeros", "double* partial"),
+                *("int tokens", *_SHAPE, *_OF_ROUND),
             ),
             grid=lambda v: v["chunk"] * v["blocks"],
             block=("TILE", "TILE"),
@@ -323,15 +329,14 @@ _PLAIN = Variant(
         _CHOOSE,
     ),
     macros={"THREADS": 1024, "TILE": 16, "MICRO": 4},
-    parameters={"QMAX": QMAX},
     derived={
         **MAKERS,
-        "chunk": _chunk(_STEPS_OF_ONE),
+        "chunk": _chunk(_GROUPS_OF_ONE),
         "blocks": lambda v: (
             blocks_of(v["tokens"], v["TILE"] * v["MICRO"]) * blocks_of(v["out_features"], v["TILE"] * v["MICRO"])
         ),
     },
-    scratch={**_SCRATCH, **_of_round(_STEPS_OF_ONE)},
+    scratch={**_SCRATCH, **OF_TENSORS_SCRATCH, **_of_round(_GROUPS_OF_ONE)},
     tolerance=1e-5,
     unit="fp64",
     rounds=_rounds,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from awq_pycuda.kernels.launches import MEANS, QMAX, arguments, blocks_of
+from awq_pycuda.kernels.formats import OF_TENSORS, OF_TENSORS_SCRATCH
+from awq_pycuda.kernels.launches import FORM, MEANS, QMAX, arguments, blocks_of, plain_only
 from awq_pycuda.kernels.variant import Kernel, Parameter, Values, Variant
 
 CANDIDATES = Kernel(
@@ -181,6 +182,7 @@ DIAG_SEARCH = (
             ),
             f"few rows and candidates, with one group of a multiple of 4 input channels, at most {_WHOLE}",
         ),
+        refuses_format=plain_only,
     ),
     Variant(
         stage="search_diag",
@@ -248,6 +250,7 @@ DIAG_SEARCH = (
             lambda v: v["in_features"] % 4 == 0 and v["group_size"] >= v["in_features"],
             "one group of a multiple of 4 input channels",
         ),
+        refuses_format=plain_only,
     ),
     Variant(
         stage="search_diag",
@@ -290,18 +293,22 @@ DIAG_SEARCH = (
             lambda v: v["in_features"] % 4 == 0 and v["group_size"] in (32, 64, 128),
             "a multiple of 4 input channels in groups of 32, 64 or 128",
         ),
+        refuses_format=plain_only,
     ),
     Variant(
         stage="search_diag",
         name="any",
         file="search_any.cu",
-        help="any sizes: a warp for each group, errors in double",
+        help="any sizes, every format: a warp for each group, errors in double",
         kernels=(
             CANDIDATES,
+            *OF_TENSORS,
             Kernel(
                 "diag_errors",
                 arguments(
                     *_SEARCHED,
+                    FORM,
+                    "float* tensor_scales",
                     *_FOUND,
                     "int out_features",
                     "int in_features",
@@ -312,7 +319,7 @@ DIAG_SEARCH = (
             ),
         ),
         macros={"THREADS": 1024, "WARPS": 8},
-        parameters={"QMAX": QMAX, "CHUNK": Parameter(range(1, 9), compiled=(8, 5))},
+        parameters={"CHUNK": Parameter(range(1, 9), compiled=(8, 5))},
         derived={
             "CHUNK": _chunk(lambda v: 8),
             **MAKERS,
@@ -320,7 +327,7 @@ DIAG_SEARCH = (
                 blocks_of(v["out_features"] * blocks_of(v["in_features"], v["group_size"]), v["WARPS"]), 1056
             ),
         },
-        scratch=_SEARCH_SCRATCH,
+        scratch={**_SEARCH_SCRATCH, **OF_TENSORS_SCRATCH},
         tolerance=1e-5,
     ),
 )

@@ -137,6 +137,7 @@ class Variant:
         passes: operations of that unit for each one that the stage asks for.
         rounds: how often those kernels are launched, one after another, that each round has.
         refuses: why it does not take these sizes, in a few words; None where it does.
+        refuses_format: the same of what is known of the format.
     """
 
     stage: str
@@ -157,6 +158,7 @@ class Variant:
     passes: int = 1
     rounds: Callable[[Values], int] = lambda values: 1
     refuses: Callable[[Values], str | None] = lambda values: None
+    refuses_format: Callable[[Values], str | None] = lambda values: None
 
     def chosen(self, values: Values) -> dict[str, int]:
         """All macros: the constants, and those of `values` that are parameters."""
@@ -240,7 +242,7 @@ class Variant:
             return f"takes groups of one size, only the last smaller, not {groups} for {values['in_features']} channels"
         if values.get("groups", 2) > 1 and values.get("group_size", 0) % self.group_multiple:
             return f"takes groups of a multiple of {self.group_multiple} input channels, not {values['group_size']}"
-        if reason := self.refuses(values):
+        if reason := self.refuses_format(values) or self.refuses(values):
             return reason
         for kernel in self.kernels:
             needed = kernel.shared_bytes(self.chosen(values))
