@@ -161,6 +161,17 @@ class SearchConfig:
 
 
 @dataclass
+class ClipConfig:
+    """Clipping of scaled weights, see `quant.clipping.Clipping`; `enabled` None is as the convention has it."""
+
+    enabled: bool | None = None
+    grid: int = 20
+    least: float = 0.5
+    tokens: int = 512
+    skip: list[str] = field(default_factory=lambda: ["q_", "k_", "query", "key", "Wqkv"])
+
+
+@dataclass
 class MatmulConfig:
     """The multiplication with on-the-fly dequantization."""
 
@@ -200,6 +211,7 @@ class Config:
     inputs: InputsConfig = field(default_factory=SyntheticInputs)
     quant: QuantConfig = field(default_factory=QuantConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
+    clip: ClipConfig = field(default_factory=ClipConfig)
     matmul: MatmulConfig = field(default_factory=MatmulConfig)
     timing: TimingConfig = field(default_factory=TimingConfig)
 
@@ -256,6 +268,11 @@ ALLOWED: dict[str, str] = {
     "search.identity": f"true, false{_AS_CONVENTION}",
     "search.ties": _choices(Ties) + _AS_CONVENTION,
     "search.where": _choices(SearchPlace),
+    "clip.enabled": f"true, false{_AS_CONVENTION}",
+    "clip.grid": "a whole number from 1 to 1000",
+    "clip.least": "a number from 0 to below 1",
+    "clip.tokens": f"a whole number from 1 to {MAX_SIZE}",
+    "clip.skip": "a list of parts of layers' names, such as [q_proj,k_proj]",
     "matmul.kernel": _choices(MatmulKernel),
     "timing.warmup": f"a whole number from 0 to {MAX_PASSES}",
     "timing.repeats": f"a whole number from 1 to {MAX_PASSES}",
@@ -335,6 +352,11 @@ def check(config: Config) -> None:
     need("search.least_power", config.search.least_power, lambda least: least is None or is_least_power(least))
     for key in (key for key in ALLOWED if key.startswith(("quant.", "search."))):
         need(key, attrgetter(key)(config), lambda _: True)
+    need("clip.enabled", config.clip.enabled, lambda _: True)
+    need("clip.grid", config.clip.grid, lambda grid: 1 <= grid <= 1000)
+    need("clip.least", config.clip.least, lambda least: 0 <= least < 1)
+    need("clip.tokens", config.clip.tokens, lambda tokens: 1 <= tokens <= MAX_SIZE)
+    need("clip.skip", config.clip.skip, all)
     need("timing.warmup", config.timing.warmup, lambda warmup: 0 <= warmup <= MAX_PASSES)
     need("timing.repeats", config.timing.repeats, lambda repeats: 1 <= repeats <= MAX_PASSES)
     if isinstance(config.inputs, FileInputs) and config.inputs.path == MISSING:
@@ -358,7 +380,9 @@ def settled(config: Config) -> Config:
         formula=formula,
         normalization=asked.normalization or tool.normalization,
     )
-    return replace(config, search=search, gammas=config.gammas or list(tool.gammas_for(formula)))
+    enabled = tool.clips if config.clip.enabled is None else config.clip.enabled
+    gammas = config.gammas or list(tool.gammas_for(formula))
+    return replace(config, search=search, gammas=gammas, clip=replace(config.clip, enabled=enabled))
 
 
 @cache

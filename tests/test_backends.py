@@ -9,11 +9,13 @@ from host_cuda.build import not_run
 
 from awq_pycuda import philox
 from awq_pycuda.backends.base import Layer
+from awq_pycuda.choices import ConventionChoice
 from awq_pycuda.engine.exact_format import code_errors
 from awq_pycuda.engine.stages import stages_of
 from awq_pycuda.engine.verify import frobenius_error, relative_error
 from awq_pycuda.kernels import table
 from awq_pycuda.paths import resource_dir
+from awq_pycuda.quant.conventions import CONVENTIONS
 from awq_pycuda.quant.format import Format
 from awq_pycuda.quant.quantized import Quantized
 
@@ -199,7 +201,7 @@ def with_relu(backend, x, quantized, inv_s, bias):
     y, out = poisoned(backend, shape), poisoned(backend, shape)
     unused = dict.fromkeys(("w", "abs_mean", "sq_mean", "error", "s", "trial"))
     layer = Layer(x=x, bias=bias, inv_s=inv_s, quantized=quantized, y=y, out=out, outputs=0, **unused)
-    for stage in stages_of(backend)[4:]:
+    for stage in stages_of(backend, CONVENTIONS[ConventionChoice.day58])[4:]:
         stage.call(backend, layer, None)
     return backend.read(out).copy()
 

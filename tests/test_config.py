@@ -231,6 +231,13 @@ def test_the_hash_is_of_the_config_as_the_user_writes_it(compose):
             **dict.fromkeys(("betas", "clamp", "floor", "least_power", "identity", "ties")),
             "where": "auto",
         },
+        "clip": {
+            "enabled": False,
+            "grid": 20,
+            "least": 0.5,
+            "tokens": 512,
+            "skip": ["q_", "k_", "query", "key", "Wqkv"],
+        },
         "matmul": {"kernel": "blocked"},
         "timing": {"warmup": 1, "repeats": 3},
     }

@@ -16,7 +16,7 @@ from awq_pycuda.engine.spec import spec_of
 from awq_pycuda.errors import InputError
 from awq_pycuda.layers.inputs import LayerSpec
 from awq_pycuda.quant import search
-from awq_pycuda.quant.conventions import CONVENTIONS, Candidate, Clip, Convention, Sharing, Statistic
+from awq_pycuda.quant.conventions import CONVENTIONS, Candidate, Convention, Sharing, Statistic
 from awq_pycuda.quant.format import Format
 
 RNG = np.random.default_rng(11)
@@ -61,7 +61,7 @@ REFUSED = [
     ("ties", "first", members(Ties)),
     ("objective", "diag", members(Objective)),
     ("quantizer", "int8", "a Format"),
-    ("clip", "search", "none"),
+    ("clip", "search", "None, a Clipping"),
     ("sharing", "inputs", "none"),
 ]
 
@@ -79,7 +79,7 @@ def test_every_field_has_a_rule():
 
 def test_what_is_allowed_has_what_computes_it():
     assert set(search.NORMALIZATIONS) == set(Normalization)
-    assert get_args(Clip) == get_args(Sharing) == ("none",)  # which is to do nothing
+    assert get_args(Sharing) == ("none",)  # which is to do nothing
 
 
 @pytest.mark.parametrize("normalization", Normalization)

@@ -66,6 +66,8 @@ SHAPES = {
         ],
         (),
     ),
+    "clipped": (chained(700, 300, 500, 40), ("clip=groups", "quant.group_size=64")),
+    "clipped rows": (chained(90, 300, 500, 40), ("clip=groups",)),
     "own activations": ([LayerSpec(str(k), 900, uniform(5, k), uniform(900, k)) for k in (200, 300)], ()),
 }
 

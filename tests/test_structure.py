@@ -102,7 +102,7 @@ def test_the_result_file_knows_what_was_found_and_nothing_of_how_a_run_is_made()
     own = {name for name in modules() if name.startswith("awq_pycuda.results.")}
     others = set().union(*(graph()[name] for name in own)) - own
     ground = ("hdf5", "hdf5_worker", "names", "provenance", "temporary")
-    allowed = (*ground, "quant.format", "quant.metrics", "quant.quantized", "quant.search")
+    allowed = (*ground, "quant.clipping", "quant.format", "quant.metrics", "quant.quantized", "quant.search")
     assert others <= {f"awq_pycuda.{name}" for name in allowed}
 
 

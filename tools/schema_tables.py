@@ -17,6 +17,7 @@ SIZES = {
     "gamma": "G",
     "group": "groups",
     "byte": "bytes",
+    "tried": "tried",
     "layer": "L",
     "stage": "S",
     "repeat": "R",

@@ -44,6 +44,11 @@ def explain(path: Path, layer: str, top: int) -> Iterator[str]:
     if not total > 0:
         yield "nothing is lost: every weight that a signal reaches is what its code stands for"
         return
+    if found.clipped is not None:
+        unclipped = found.record.metrics.get("unclipped_output_sqnr_db", math.nan)
+        kept = f"{percent(found.clipped_fraction)} of the groups are clipped; without it {unclipped:.2f} dB"
+        clipped, rounded = (percent(part / total) for part in (found.clipped, total - found.clipped))
+        yield f"clipping: {kept}; clipped weights hold {clipped} of the error, rounded ones {rounded}"
     channels = found.channels
     yield from _shares(
         "input channel", found.by_channel / total, top,

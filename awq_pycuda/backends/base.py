@@ -63,12 +63,27 @@ class Trial(Generic[H]):
 
 
 @dataclass(frozen=True)
+class Held(Generic[H]):
+    """What clipping leaves of a layer: scaled weights held to the limits of their groups.
+
+    `weights` (N, K) are those of `W·s`; `ones` (K,) their scales from there on; `ratio` (N, groups) and `error` (R,)
+    float64 are `Clipped`'s, and `error_chosen` (1,) float64.
+    """
+
+    weights: H
+    ones: H
+    ratio: H
+    error: H
+    error_chosen: H
+
+
+@dataclass(frozen=True)
 class Layer(Generic[H]):
     """A layer's arrays, allocated once and written by every pass: the stages know a layer by this alone.
 
     Shapes: `x` (M, K), the activations; `w` (N, K); `bias` (N,); `abs_mean`, `sq_mean`, `s` and `inv_s` (K,); `error`
     (G,) float64, the curve of the search; `out` (M, N); `outputs` = M·N. `y` (M, N), what is before relu, is work space
-    that layers share.
+    that layers share. `held` is there where the weights are clipped.
     """
 
     x: H
@@ -84,6 +99,12 @@ class Layer(Generic[H]):
     out: H
     trial: Trial[H]
     outputs: int
+    held: Held[H] | None = None
+
+    @property
+    def fitted(self) -> tuple[H, H]:
+        """The weights that are quantized, (N, K), and their scales, (K,)."""
+        return (self.w, self.s) if self.held is None else (self.held.weights, self.held.ones)
 
 
 class Backend(ABC, Generic[H]):
@@ -175,6 +196,10 @@ class Backend(ABC, Generic[H]):
         Raises:
             FloatingPointError: the activations overflow, so that no error can be told.
         """
+
+    @abstractmethod
+    def clip_weights(self, layer: Layer[H], convention: Convention) -> None:
+        """Clips the scaled weights of a layer that has `held`, which it fills; of another it does nothing."""
 
     @abstractmethod
     def compute_scale_b(self, w: H, s: H, quantized: Quantized[H]) -> None:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from awq_pycuda.backends.base import Backend, H, Layer
 from awq_pycuda.choices import Objective
+from awq_pycuda.quant.clipping import clipped, find_ratios
 from awq_pycuda.quant.conventions import Convention
 from awq_pycuda.quant.quantized import Quantized, steps_of
 from awq_pycuda.quant.search import best, candidates, diag_errors, refuse_overflow, weight_means
@@ -41,6 +42,23 @@ class HostStages(Backend[H]):
         self.from_host(layer.error, errors)
         self.from_host(layer.s, s)
         self.from_host(layer.inv_s, 1 / s)
+
+    def clip_weights(self, layer: Layer[H], convention: Convention) -> None:
+        """See `Backend.clip_weights`."""
+        if layer.held is None:
+            return
+        assert convention.clip is not None
+        w, s, x = (self.on_host(handle) for handle in (layer.w, layer.s, layer.x))
+        form = layer.quantized.format
+        found = find_ratios(w, s, convention.clip.of(x), form, convention.clip.ratios)
+        for handle, values in (
+            (layer.held.weights, clipped(w, s, found.ratio, form)),
+            (layer.held.ones, np.ones_like(s)),
+            (layer.held.ratio, found.ratio),
+            (layer.held.error, found.error),
+            (layer.held.error_chosen, np.array([found.error_chosen])),
+        ):
+            self.from_host(handle, values)
 
     def compute_scale_b(self, w: H, s: H, quantized: Quantized[H]) -> None:
         """See `Backend.compute_scale_b`."""

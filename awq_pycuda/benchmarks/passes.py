@@ -14,7 +14,7 @@ from awq_pycuda.benchmarks.oracle import Exact
 from awq_pycuda.benchmarks.shapes import Shape
 from awq_pycuda.benchmarks.subjects import OURS, Key, Verdict, poison_of, unwritten, verdict
 from awq_pycuda.engine.arrays import allocate
-from awq_pycuda.engine.stages import STAGE_NAMES, stages_of
+from awq_pycuda.engine.stages import CLIPPING, STAGE_NAMES, stages_of
 from awq_pycuda.engine.verify import check_layer
 from awq_pycuda.kernels.work import Unit, Work
 from awq_pycuda.layers.inputs import LayerSpec
@@ -68,7 +68,7 @@ class PassSubject:
 
     def _stages(self) -> None:
         for layer in self._layers:
-            for stage in stages_of(self._backend):
+            for stage in stages_of(self._backend, self._convention):
                 stage.call(self._backend, layer, self._convention)
 
     def judge(self) -> Verdict:
@@ -100,7 +100,7 @@ class PassSubject:
 
 def pass_work(shape: Shape, layers: int) -> Work:
     """What every stage of every layer must do, each for itself, but for relu: a product can do it on the way."""
-    each = [shape.work(stage) for stage in STAGE_NAMES if stage != "relu"]
+    each = [shape.work(stage) for stage in STAGE_NAMES if stage not in ("relu", CLIPPING)]
     return Work(*(layers * sum(getattr(work, name) for work in each) for name in ("read", "written", "operations")))
 
 

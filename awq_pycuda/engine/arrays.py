@@ -10,7 +10,7 @@ from typing import Generic
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from awq_pycuda.backends.base import Backend, H, Layer, Trial
+from awq_pycuda.backends.base import Backend, H, Held, Layer, Trial
 from awq_pycuda.layers.inputs import LayerSpec, Uniform
 from awq_pycuda.quant.conventions import Convention
 from awq_pycuda.quant.format import Format
@@ -62,6 +62,15 @@ def layer_arrays(specs: Sequence[LayerSpec], index: int, convention: Convention)
         "trial y": Array((m, n), shared=True),
         "reference": Array((m, n), shared=True),
     }
+    if convention.clips(spec.name):
+        assert convention.clip is not None
+        arrays |= {
+            "held weights": Array((n, k)),
+            "held ones": Array((k,), shared=True),
+            "held ratio": Array(steps),
+            "held error": Array((convention.clip.ratios.size,), np.float64),
+            "held error_chosen": Array((1,), np.float64),
+        }
     if spec.activations is not None and spec.input_of is None:
         arrays["x"] = Array((m, k))
     if spec.bias is not None:
@@ -158,8 +167,10 @@ def as_layer(made: Mapping[str, H], form: Format, outputs: int) -> Layer[H]:
     """A layer of the handles of its table: `layer_arrays`, and `x` where it has none of its own."""
     parts = [part.name for part in fields(Quantized) if part.name in made]
     own, trial = (Quantized(format=form, **{part: made[before + part] for part in parts}) for before in ("", "trial "))
+    held = {part.name: made[f"held {part.name}"] for part in fields(Held)} if "held ratio" in made else None
     return Layer(
         bias=made.get("bias"),
+        held=None if held is None else Held(**held),
         quantized=own,
         trial=Trial(made["trial s"], made["trial inv_s"], trial, made["trial y"], made["reference"]),
         outputs=outputs,

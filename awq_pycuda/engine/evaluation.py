@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from awq_pycuda.backends.base import Backend, H, Layer
+from awq_pycuda.backends.base import Backend, H, Held, Layer
 from awq_pycuda.engine.arrays import HeldOut, Run
 from awq_pycuda.engine.verify import check_layer
 from awq_pycuda.layers.inputs import LayerSpec
 from awq_pycuda.quant import metrics
+from awq_pycuda.quant.clipping import Clipped
 from awq_pycuda.quant.conventions import Convention
 from awq_pycuda.quant.search import refuse_overflow, search_result
 from awq_pycuda.results.record import LayerResult
@@ -33,6 +34,7 @@ def collect(
     abs_mean, sq_mean = own(layer.abs_mean), own(layer.sq_mean)
     refuse_overflow(abs_mean, sq_mean)
     kept = layer.quantized if keeps_codes else layer.quantized.without_codes
+    held = layer.held
     return LayerResult(
         name=spec.name,
         tokens=spec.tokens,
@@ -41,7 +43,14 @@ def collect(
         search=search_result(convention, own(layer.error), own(layer.s)),
         objective=convention.objective.name,
         quantized=kept.map(own),
+        clipped=None if held is None else _clipped(backend, held, convention),
     )
+
+
+def _clipped(backend: Backend[H], held: Held[H], convention: Convention) -> Clipped:
+    assert convention.clip is not None
+    ratio, error, chosen = (backend.read(handle).copy() for handle in (held.ratio, held.error, held.error_chosen))
+    return Clipped(convention.clip.ratios, ratio, error, float(chosen[0]))
 
 
 def measure(backend: Backend[H], specs: Sequence[LayerSpec], run: Run[H], results: Sequence[LayerResult]) -> None:
@@ -61,12 +70,12 @@ def measure(backend: Backend[H], specs: Sequence[LayerSpec], run: Run[H], result
         if not np.isfinite(signal + noise):
             raise FloatingPointError(f"layer {spec.name}: the output overflows float32")
         quantized = layer.quantized.map(backend.read)
-        result.lost = metrics.lost(backend.read(layer.w), quantized, result.search.s, result.sq_mean)
+        held = None if layer.held is None else backend.read(layer.held.weights)
+        result.lost = metrics.lost(backend.read(layer.w), quantized, result.search.s, result.sq_mean, held)
         saturated = metrics.saturated_fraction(quantized)
+        unclipped = _of_trial(backend, layer, result.search.s) if layer.held is not None else noise
         ones = np.ones_like(result.search.s)
-        backend.write(trial.s, ones)
-        backend.write(trial.inv_s, ones)
-        _, rtn = backend.trial_sums(layer)
+        rtn = _of_trial(backend, layer, ones)
         held_out = run.held_out[index]
         result.metrics = {
             "output_mse": noise / layer.outputs,
@@ -76,6 +85,9 @@ def measure(backend: Backend[H], specs: Sequence[LayerSpec], run: Run[H], result
             "rtn_output_mse": rtn / layer.outputs,
             "rtn_output_sqnr_db": metrics.sqnr_db(signal, rtn),
         }
+        if layer.held is not None:
+            result.metrics["unclipped_output_mse"] = unclipped / layer.outputs
+            result.metrics["unclipped_output_sqnr_db"] = metrics.sqnr_db(signal, unclipped)
         if held_out is not None:
             result.metrics |= _on_held_out(backend, layer, held_out, spec.held_out_tokens * spec.out_features)
         # The all-fp32 chain: where a layer brings its own activations it starts anew.
@@ -109,6 +121,14 @@ def _on_held_out(backend: Backend[H], layer: Layer[H], held_out: HeldOut[H], out
     return found
 
 
+def _of_trial(backend: Backend[H], layer: Layer[H], s: NDArray[Any]) -> float:
+    """Σ of squared errors of the layer quantized with these (K,) scales, unclipped, which its trial then holds."""
+    backend.write(layer.trial.s, s)
+    backend.write(layer.trial.inv_s, 1 / s)
+    _, noise = backend.trial_sums(layer)
+    return noise
+
+
 def verify(backend: Backend[H], layer: Layer[H], result: LayerResult, convention: Convention) -> None:
     """Compares a layer of the last pass with the oracle; `result.verify` gets the worst error of each stage."""
     read = backend.read
@@ -117,6 +137,7 @@ def verify(backend: Backend[H], layer: Layer[H], result: LayerResult, convention
         convention,
         x=read(layer.x),
         w=read(layer.w),
+        held=None if layer.held is None else (read(layer.held.weights), read(layer.held.ratio)),
         bias=None if layer.bias is None else read(layer.bias),
         abs_mean=result.abs_mean,
         sq_mean=result.sq_mean,

@@ -47,6 +47,18 @@ def ungrouped(groups: NDArray[Any], channels: int) -> NDArray[Any]:
     return groups.reshape(len(groups), -1)[:, :channels]
 
 
+def exact_clipped(w: NDArray[Any], s: NDArray[Any], ratio: NDArray[Any], form: Format) -> Floats:
+    """(N, K) scaled weights whose magnitudes are held to the (N, groups) ratios of the largest of their groups."""
+
+    def of_rows(rows: slice) -> Floats:
+        scaled = grouped(w[rows].astype(np.float64) * s, form)
+        limits = (np.abs(scaled).max(axis=2) * ratio[rows])[:, :, None]
+        held: Floats = ungrouped(np.minimum(np.maximum(scaled, -limits), limits), w.shape[1])
+        return held
+
+    return np.concatenate(map_row_blocks(of_rows, w.shape))
+
+
 class _Numbers(NamedTuple):
     """The numbers of a type from 0 on, and where the next one becomes the nearest."""
 

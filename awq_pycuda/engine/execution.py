@@ -32,7 +32,6 @@ from awq_pycuda.limits import refuse_beyond_memory
 from awq_pycuda.names import listed
 from awq_pycuda.parallel import use_threads
 from awq_pycuda.quant.quantized import Quantized
-from awq_pycuda.quant.tools import TOOLS
 from awq_pycuda.results.record import LayerResult, RunRecord
 from awq_pycuda.results.schema import FILE_NAME
 from awq_pycuda.results.status import status_attributes
@@ -142,9 +141,6 @@ def execute(config: Config, folder: Path, overrides: Sequence[str] = (), config_
     with alone_in(folder, "hydra.run.dir"), signals.held():
         with _unread_output():
             console.print(run.reason, soft_wrap=True, markup=False)
-            if TOOLS[config.convention].clips:
-                line = f"convention={config.convention.name}: its scales alone; the tool also clips weights"
-                console.print(line, soft_wrap=True, markup=False)
             if isinstance(config.inputs, FileInputs) and (idle := unreached_layers(Path(config.inputs.path))):
                 line = f"left out, since no token reached them when they were captured: {listed(idle)}"
                 console.print(line, soft_wrap=True, markup=False)

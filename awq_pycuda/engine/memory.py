@@ -103,7 +103,7 @@ def _host_step(spec: LayerSpec, convention: Convention, searching: bool, on_devi
     """The most that the metrics, and the search where it is there, make on the host and let go of."""
     n, k = spec.out_features, spec.in_features
     block = working_elements((n, k))
-    weight_error = 8 * block  # in float64
+    weight_error = max(8 * block, _clipping(spec, convention))  # in float64
     if not searching:
         return weight_error
     # Every candidate's scales, importance and weights in float64 and float32; the steps of the blocks at work.
@@ -117,6 +117,20 @@ def _host_step(spec: LayerSpec, convention: Convention, searching: bool, on_devi
         of_row = max(4 * k, rounding * k, 8 * spec.tokens)
         trials = 8 * k * convention.grid.size + of_row * _trial_rows(spec, convention)
     return max(candidates, weight_error, making_steps, trials)
+
+
+def _clipping(spec: LayerSpec, convention: Convention) -> int:
+    """The most that clipping makes on the host and lets go of."""
+    if convention.clip is None or not convention.clips(spec.name):
+        return 0
+    n, k, form = spec.out_features, spec.in_features, convention.quantizer
+    tokens = len(range(0, spec.tokens, max(1, spec.tokens // convention.clip.tokens)))
+    size, block = form.size(k), working_elements((n, k))
+    # Activations and their products, in float64 on the way; of the blocks at work weights as they are clipped, rounded
+    # and compared, and what becomes of the outputs.
+    factors = 12 * form.groups(k) * size * min(size, tokens) + 16 * tokens * k
+    outputs = block * min(size, tokens) // size
+    return factors + (24 + (_ROUNDING_BYTES if form.is_e2m1 else 0)) * block + 8 * outputs
 
 
 def _stage(spec: LayerSpec, form: Format) -> int:

@@ -29,7 +29,7 @@ class Pipeline(Generic[H]):
     def __init__(self, backend: Backend[H], spec: RunSpec) -> None:
         self.backend = backend
         self.spec = spec
-        self._stages = stages_of(backend)
+        self._stages = stages_of(backend, spec.convention)
         self.layers: list[LayerResult] = []  # those finished so far, from the first on
         self.handles: Run[H] | None = None  # once there are inputs
         self._cold_ms = float("nan")

@@ -12,6 +12,7 @@ from awq_pycuda.config_text import config_hash
 from awq_pycuda.errors import InputError
 from awq_pycuda.kernels import table
 from awq_pycuda.layers.inputs import LayerSpec, plan_layers
+from awq_pycuda.quant.clipping import Clipping
 from awq_pycuda.quant.conventions import CONVENTIONS, Convention
 from awq_pycuda.quant.format import Format
 
@@ -83,6 +84,8 @@ def _convention_of(config: Config) -> Convention:
     del given["where"]
     asked = {name: value for name, value in given.items() if value is not None}
     asked |= {name: tuple(value) for name, value in asked.items() if isinstance(value, list)}
+    clip = {**vars(config.clip), "skip": tuple(config.clip.skip)}
+    asked["clip"] = Clipping(**clip) if clip.pop("enabled") else None
     return replace(of_tool, quantizer=_format_of(config.quant, of_tool.quantizer), **asked)
 
 

@@ -24,22 +24,25 @@ class Stage:
 STAGES = (
     Stage("accum_stats", lambda backend, layer, _: backend.accum_stats(layer.x, layer.abs_mean, layer.sq_mean)),
     Stage("compute_s", lambda backend, layer, convention: backend.compute_s(layer, convention)),
-    Stage("compute_scale_b", lambda backend, layer, _: backend.compute_scale_b(layer.w, layer.s, layer.quantized)),
-    Stage("quantize_awq", lambda backend, layer, _: backend.quantize_awq(layer.w, layer.s, layer.quantized)),
+    Stage("clip_weights", lambda backend, layer, convention: backend.clip_weights(layer, convention)),
+    Stage("compute_scale_b", lambda backend, layer, _: backend.compute_scale_b(*layer.fitted, layer.quantized)),
+    Stage("quantize_awq", lambda backend, layer, _: backend.quantize_awq(*layer.fitted, layer.quantized)),
     Stage("dequantizeTiled", lambda backend, layer, _: backend.multiply(layer)),
     Stage("relu", lambda backend, layer, _: backend.relu(layer.y, layer.bias, layer.out)),
 )
 
+CLIPPING = "clip_weights"
 STAGE_NAMES = tuple(stage.name for stage in STAGES)
 UP_TO_CODES = STAGES[: STAGE_NAMES.index("quantize_awq") + 1]  # what quantizes a layer
 
 
-def stages_of(backend: Backend[Any]) -> tuple[Stage, ...]:
+def stages_of(backend: Backend[Any], convention: Convention) -> tuple[Stage, ...]:
     """The stages that a pass of this backend calls, and that it has times of."""
-    return tuple(stage for stage in STAGES if stage.name not in backend.within)
+    without = backend.within | (set() if convention.clip else {CLIPPING})
+    return tuple(stage for stage in STAGES if stage.name not in without)
 
 
 # Of a run whose process died: what it had measured went with it.
-NO_TIMINGS = Timings(
-    STAGE_NAMES, np.empty((0, len(STAGES), 0)), np.empty((0, len(STAGES), 0)), np.empty(0), float("nan")
-)
+_ALWAYS = tuple(name for name in STAGE_NAMES if name != CLIPPING)
+_NONE = np.empty((0, len(_ALWAYS), 0))
+NO_TIMINGS = Timings(_ALWAYS, _NONE, _NONE, np.empty(0), float("nan"))

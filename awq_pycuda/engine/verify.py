@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from awq_pycuda.choices import Objective
 from awq_pycuda.engine.exact_curve import CURVE_TOLERANCE, curve_error, exact_curve
-from awq_pycuda.engine.exact_format import SMALLEST_NORMAL, code_errors, dequantized, step_errors
+from awq_pycuda.engine.exact_format import SMALLEST_NORMAL, code_errors, dequantized, exact_clipped, step_errors
 from awq_pycuda.engine.exact_scales import WEIGHTS, exact_scales, exact_weight_means
 from awq_pycuda.parallel import map_row_blocks, product_by_blocks
 from awq_pycuda.quant.conventions import Convention
@@ -18,12 +18,13 @@ from awq_pycuda.quant.quantized import Quantized
 from awq_pycuda.quant.search import SearchResult
 
 # The worst error that each stage may show: relative, but for counts of codes; the error curve (`curve_error`) and zero
-# points (`step_errors`), which only some formats have, in quantization steps.
+# points (`step_errors`), which only some formats have, in quantization steps; `clipped` is of weights.
 TOLERANCES: dict[str, float] = {
     "abs_mean": 1e-5,
     "sq_mean": 1e-5,
     "error_curve": CURVE_TOLERANCE,
     "s": 1e-5,
+    "clipped": 1e-6,
     "scale_b": 1e-5,
     "zero_points": 1e-5,
     "codes_off_tie": 0,
@@ -111,6 +112,7 @@ def check_layer(
     y: NDArray[Any],
     out: NDArray[Any],
     curve: bool = True,
+    held: tuple[NDArray[Any], NDArray[Any]] | None = None,
 ) -> dict[str, float]:
     """Worst error of each stage of one layer, by the names of `TOLERANCES`; of zero points where the format has any.
 
@@ -128,12 +130,14 @@ def check_layer(
         y: (M, N) product from the run.
         out: (M, N) relu of the product and bias, from the run.
         curve: whether the error curve is checked, too, which takes as long for each candidate as all others together.
+        held: where weights are clipped, (N, K) scaled ones after it, and (N, groups) ratios, from the run.
     """
     exact = dict(zip(("abs_mean", "sq_mean"), exact_means(x), strict=True))
     of_weights = {WEIGHTS: exact_weight_means(w, quantized.format)} if convention.asks_weights else {}
     form, inv_s = quantized.format, 1 / found.s.astype(np.float64)
-    of_steps, of_zeros = step_errors(quantized, w, found.s)
-    off_tie, off_by_more = code_errors(quantized, w, found.s)
+    fitted = (w, found.s) if held is None else (held[0], np.ones_like(found.s))
+    of_steps, of_zeros = step_errors(quantized, *fitted)
+    off_tie, off_by_more = code_errors(quantized, *fitted)
 
     def weights(rows: slice) -> NDArray[Any]:
         return dequantized(quantized, inv_s, rows)
@@ -150,6 +154,8 @@ def check_layer(
     }
     if not form.symmetric:
         worst["zero_points"] = of_zeros
+    if held is not None:
+        worst["clipped"] = relative_error(held[0], exact_clipped(w, found.s, held[1], form))
     if not curve:
         return worst
     given = {"abs_mean": abs_mean.astype(np.float64), "sq_mean": sq_mean.astype(np.float64)}

@@ -23,12 +23,12 @@ from awq_pycuda.choices import (
     ZeroStep,
 )
 from awq_pycuda.errors import InputError
+from awq_pycuda.quant.clipping import Clipping
 from awq_pycuda.quant.format import Format
 from awq_pycuda.quant.tools import DAY58, FINITE, MAX_GAMMA, TOOLS, is_clamp, is_floor, is_grid, is_least_power
 
 # What a convention may name; what is not here nothing implements, and a record that asks for it is refused.
 Statistic = Literal["abs_mean"]
-Clip = Literal["none"]
 Sharing = Literal["none"]
 
 
@@ -91,7 +91,7 @@ class Convention:
         ties: which of the candidates with the lowest error is chosen.
         objective: what the search minimises.
         quantizer: the format that candidates are quantized in.
-        clip: what of the weights is clipped before they are quantized; `none`: nothing.
+        clip: how scaled weights are clipped before they are quantized; None: not at all.
         sharing: which layers share their scales; `none`: each has its own.
     """
 
@@ -107,7 +107,7 @@ class Convention:
     ties: Ties = Ties.smaller_gamma
     objective: Objective = Objective.diag
     quantizer: Format = field(default_factory=Format)
-    clip: Clip = "none"
+    clip: Clipping | None = None
     sharing: Sharing = "none"
 
     def __post_init__(self) -> None:
@@ -127,6 +127,10 @@ class Convention:
         if self.identity and not any(each.is_rtn for each in found):
             found.insert(0, Candidate(0.0, 0.0 if self.formula is Formula.gamma_beta else math.nan))
         return Grid(list(dict.fromkeys(found)))  # of NaN there is one object, which is itself
+
+    def clips(self, name: str) -> bool:
+        """Whether the weights of a layer of this name are clipped."""
+        return self.clip is not None and not self.clip.skips(name)
 
     @property
     def asks_weights(self) -> bool:
@@ -159,7 +163,7 @@ _RULES: dict[str, Rule] = {
     "ties": _member(Ties),
     "objective": _member(Objective),
     "quantizer": (lambda value: isinstance(value, Format), "a Format"),
-    "clip": _one_of(Clip),
+    "clip": (lambda value: value is None or isinstance(value, Clipping), "None, a Clipping"),
     "sharing": _one_of(Sharing),
 }
 
@@ -190,6 +194,7 @@ def _of_tool(choice: ConventionChoice) -> Convention:
         ties=tool.ties,
         objective=tool.objective,
         quantizer=_QUANTIZERS[choice],
+        clip=Clipping() if tool.clips else None,
     )
 
 

@@ -30,14 +30,22 @@ class Lost:
         by_channel: (K,) float64, the part of each input channel.
         by_row: (N,) float64, the part of each output channel; the same sum.
         weight_mse: mean of `(Ŵ/s − W)²`.
+        clipped: of the sum, the part of the weights that were clipped.
     """
 
     by_channel: NDArray[np.float64]
     by_row: NDArray[np.float64]
     weight_mse: float
+    clipped: float
 
 
-def lost(w: NDArray[Any], quantized: Quantized[NDArray[Any]], s: NDArray[Any], sq_mean: NDArray[Any]) -> Lost:
+def lost(
+    w: NDArray[Any],
+    quantized: Quantized[NDArray[Any]],
+    s: NDArray[Any],
+    sq_mean: NDArray[Any],
+    held: NDArray[Any] | None = None,
+) -> Lost:
     """What quantization takes from a layer, in float64.
 
     Args:
@@ -45,22 +53,28 @@ def lost(w: NDArray[Any], quantized: Quantized[NDArray[Any]], s: NDArray[Any], s
         quantized: of `W·s`.
         s: (K,) scale per input channel.
         sq_mean: (K,) mean of x² per input channel.
+        held: (N, K) scaled weights after they were clipped; None where none was.
     """
     importance = sq_mean.astype(np.float64)
     by_row = np.empty(len(w))
 
-    def of_block(block: slice) -> NDArray[np.float64]:
+    def of_block(block: slice) -> tuple[NDArray[np.float64], float]:
         off = np.empty(w[block].shape)
         dequantize_rows(quantized, block, off)
         off /= s
         off -= w[block]
         np.multiply(off, off, out=off)
         np.matmul(off, importance, out=by_row[block])
-        of_channels: NDArray[np.float64] = off.sum(axis=0)
-        return of_channels
+        squares: NDArray[np.float64] = off.sum(axis=0)
+        if held is None:
+            return squares, 0.0
+        off[held[block] == w[block] * s] = 0
+        return squares, float(off.sum(axis=0) @ importance)
 
-    squares = np.sum(map_row_blocks(of_block, w.shape), axis=0)
-    return Lost(squares * importance, by_row, float(squares.sum()) / w.size)
+    found = map_row_blocks(of_block, w.shape)
+    squares = np.sum([of_channels for of_channels, _ in found], axis=0)
+    clipped = sum(of_clipped for _, of_clipped in found)
+    return Lost(squares * importance, by_row, float(squares.sum()) / w.size, clipped)
 
 
 def saturated_fraction(quantized: Quantized[NDArray[Any]]) -> float:

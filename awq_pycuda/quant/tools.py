@@ -57,8 +57,7 @@ def is_least_power(value: object) -> bool:
 class ToolSearch:
     """How a tool searches; `Convention` has the meaning of each field.
 
-    `grids` are its gammas by formula where they are not `gammas`, `clips` says whether the tool goes on to clip
-    weights, which no convention does yet.
+    `grids` are its gammas by formula where they are not `gammas`, `clips` says whether it goes on to clip weights.
     """
 
     objective: Objective = Objective.output

@@ -24,6 +24,8 @@ class Explained:
         channels: `abs_mean`, `sq_mean` and `s`, (in_features,) each.
         by_channel: (in_features,) error of the outputs, see the schema.
         by_row: (out_features,) the same sum.
+        clipped: of it the part of clipped weights; None where nothing is clipped.
+        clipped_fraction: share of the groups that are clipped.
     """
 
     record: LayerRecord
@@ -31,6 +33,8 @@ class Explained:
     channels: Mapping[str, Array]
     by_channel: Array
     by_row: Array
+    clipped: float | None
+    clipped_fraction: float
 
 
 def read_explained(path: Path, layer: str) -> Explained:
@@ -51,7 +55,11 @@ def read_explained(path: Path, layer: str) -> Explained:
         channels = channels_of(file, record.index)
         if (by_channel.size, by_row.size) != (record.in_features, record.out_features):
             raise UnreadableError(f"{place(schema.LAYER, record.index)}/lost is not of the layer's shape")
-        return Explained(record, run.config, channels, by_channel, by_row)
+        clipped, share = None, 0.0
+        if place(f"{schema.LAYER}/clip", record.index) in file.found:
+            clipped = file.attribute(f"{schema.LAYER}/lost/@clipped", record.index)
+            share = file.attribute(f"{schema.LAYER}/clip/@clipped_fraction", record.index)
+        return Explained(record, run.config, channels, by_channel, by_row, clipped, share)
 
     return opened(path, schema, read_layer)
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from awq_pycuda.quant.clipping import Clipped
 from awq_pycuda.quant.metrics import Lost
 from awq_pycuda.quant.quantized import Steps
 from awq_pycuda.quant.search import SearchResult
@@ -30,6 +31,7 @@ class LayerResult:
     quantized: Steps[NDArray[Any]]
     metrics: dict[str, float] = field(default_factory=dict)
     lost: Lost | None = None
+    clipped: Clipped | None = None
     verify: dict[str, float] = field(default_factory=dict)
 
     @property

@@ -66,10 +66,20 @@ def _of_layer(layer: LayerResult, tolerances: Mapping[str, float]) -> dict[str, 
         values["scales/zero_point"] = quantized.zero_points[:, 0] if of_row else quantized.zero_points
     if quantized.tensor_scale is not None:
         values["scales/tensor_scale"] = quantized.tensor_scale[0]
+    if layer.clipped is not None:
+        ratio = layer.clipped.ratio
+        values |= {
+            "clip/tried": layer.clipped.tried,
+            "clip/error": layer.clipped.error,
+            "clip/ratio": ratio[:, 0] if of_row else ratio,
+            "clip/@clipped_fraction": float(np.mean(ratio < 1)),
+            "clip/@error_chosen": layer.clipped.error_chosen,
+        }
     values["metrics"] = None  # the group is there even where a run failed before it had any
     values |= attributes("metrics/", layer.metrics)
     if layer.lost is not None:
         values |= {"lost/by_channel": layer.lost.by_channel, "lost/by_row": layer.lost.by_row}
+        values |= {} if layer.clipped is None else {"lost/@clipped": layer.lost.clipped}
     for stage, error in layer.verify.items():
         values |= {f"verify/@{stage}": error, f"verify/@{stage}_tolerance": float(tolerances[stage])}
     if isinstance(quantized, Quantized):

@@ -185,6 +185,12 @@ class CudaBackend(HostStages[ManagedArray]):
         else:
             self._search.compute_s(layer, convention)
 
+    def clip_weights(self, layer: Layer[ManagedArray], convention: Convention) -> None:
+        """See `Backend.clip_weights`: on the host."""
+        if layer.held is not None and self._recording is not None:
+            raise Unrecordable("weights are clipped on the host")
+        super().clip_weights(layer, convention)
+
     def compute_scale_b(self, w: ManagedArray, s: ManagedArray, quantized: Quantized[ManagedArray]) -> None:
         """See `Backend.compute_scale_b`; where the search is, steps are made, too."""
         if self._search is None:
