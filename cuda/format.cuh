@@ -40,7 +40,6 @@ struct Form {
     float most, under;  // the largest number that a step may be, and what becomes of one that underflows
     bool one_of_nothing;
     float least_range, least_step, top;  // what the largest step of a matrix times 6 is scaled to, where there is that
-    bool is_plain;  // symmetric integers with float steps: the largest magnitude over the largest code
 
     __device__ __forceinline__ explicit Form(const float* __restrict__ numbers)
         : least(numbers[0]),
@@ -58,8 +57,7 @@ struct Form {
           one_of_nothing(numbers[12] != 0.0f),
           least_range(numbers[13]),
           least_step(numbers[14]),
-          top(numbers[15]),
-          is_plain(numbers[16] != 0.0f) {}
+          top(numbers[15]) {}
 
     // What steps are multiplied by before they are rounded, by the largest magnitude of all scaled weights.
     __device__ __forceinline__ float tensor_scale(float peak) const {

@@ -45,85 +45,91 @@ struct Any {
 };
 
 struct Operands {
-    const float *w, *s, *tensor_scales;  // s from the first candidate of the chunk on
-    const double* importance;            // alike
-    int in_features, group_size, count;  // of candidates
-    Size segments, groups;
+    const float *w, *candidate_s, *tensor_scales;  // the last is null where steps are not scaled together
+    const double *importance, *gamma;
+    double *partial, *error;
+    float *s, *inv_s;
+    int out_features, in_features, group_size, candidates;
 };
 
-// The errors of the groups from `segment` on with a stride of so many, of the whole warp.
-template <typename Kind>
-static __device__ __forceinline__ void add_errors(const Kind& kind, const Operands& of, Size segment, Size stride,
-                                                  double (&errors)[CHUNK]) {
-    for (; segment < of.segments; segment += stride) {
-        const Size row = segment / of.groups;
-        const int begin = static_cast<int>(segment - row * of.groups) * of.group_size;
-        const int end = of.group_size < of.in_features - begin ? begin + of.group_size : of.in_features;
-        const int first = begin + static_cast<int>(threadIdx.x) % 32;
-        const float* const line = of.w + row * of.in_features;
-        typename Kind::Ends ends[CHUNK] = {};
-        for (int k = first; k < end; k += 32) {
-            const float weight = line[k];
-#pragma unroll
-            for (int g = 0; g < CHUNK; ++g)
-                if (g < of.count) kind.take(ends[g], weight * of.s[static_cast<Size>(g) * of.in_features + k]);
-        }
-        typename Kind::Fitted fitted[CHUNK];
-#pragma unroll
-        for (int g = 0; g < CHUNK; ++g)
-            fitted[g] = kind.fit(ends[g], of.tensor_scales == nullptr || g >= of.count ? 1.0f : of.tensor_scales[g]);
-        for (int k = first; k < end; k += 32) {
-            const float weight = line[k];
-#pragma unroll
-            for (int g = 0; g < CHUNK; ++g) {
-                if (g >= of.count) continue;
-                const Size at = static_cast<Size>(g) * of.in_features + k;
-                errors[g] += of.importance[at] * kind.error(__fmul_rn(weight, of.s[at]), fitted[g]);
-            }
-        }
-    }
-}
-
 // Blocks: chunks of candidates fastest, so that those that read the same weights share the cache.
-extern "C" __global__ void __launch_bounds__(WARPS * 32, 2)
-    diag_errors(const float* __restrict__ w, const float* __restrict__ candidate_s,
-                const double* __restrict__ importance, const double* __restrict__ gamma, const float* __restrict__ form,
-                const float* __restrict__ tensor_scales, double* partial, double* error, float* __restrict__ s,
-                float* __restrict__ inv_s, int out_features, int in_features, int group_size, int candidates) {
-    in_turn();
+template <typename Kind>
+static __device__ __forceinline__ void search(const Kind& kind, const Operands& of) {
     __shared__ double sums[WARPS][CHUNK];
-    const Form to(form);
-    const int chunks = (candidates - 1) / CHUNK + 1;
-    const int first = blockIdx.x % chunks * CHUNK;
+    const int in_features = of.in_features, group_size = of.group_size;
+    const int chunks = up(of.candidates, CHUNK);
+    const int first = blockIdx.x % chunks * CHUNK, count = of.candidates - first;
     const int block = blockIdx.x / chunks, blocks = gridDim.x / chunks;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const Size groups = group_count(in_features, group_size), before = static_cast<Size>(first) * in_features;
-    const Operands of = {w,
-                         candidate_s + before,
-                         to.top > 0.0f ? tensor_scales + first : nullptr,
-                         importance + before,
-                         in_features,
-                         group_size,
-                         min(CHUNK, candidates - first),
-                         out_features * groups,
-                         groups};
-    const Size segment = static_cast<Size>(block) * WARPS + warp, stride = static_cast<Size>(blocks) * WARPS;
+    const float* const __restrict__ scales = of.candidate_s + before;
+    const double* const __restrict__ importance = of.importance + before;
+
     double errors[CHUNK] = {};
-    if (to.is_plain)
-        add_errors(Plain(to), of, segment, stride, errors);
-    else
-        add_errors(Any(to), of, segment, stride, errors);
+    for (Size segment = static_cast<Size>(block) * WARPS + warp; segment < of.out_features * groups;
+         segment += static_cast<Size>(blocks) * WARPS) {
+        const Size row = segment / groups;
+        const int begin = static_cast<int>(segment - row * groups) * group_size;
+        const int end = group_size < in_features - begin ? begin + group_size : in_features;
+        const float* const __restrict__ line = of.w + row * in_features;
+        typename Kind::Ends ends[CHUNK] = {};
+        for (int k = begin + lane; k < end; k += 32) {
+            const float weight = line[k];
+#pragma unroll
+            for (int g = 0; g < CHUNK; ++g)
+                if (g < count) kind.take(ends[g], weight * scales[static_cast<Size>(g) * in_features + k]);
+        }
+        typename Kind::Fitted fitted[CHUNK];
+#pragma unroll
+        for (int g = 0; g < CHUNK; ++g) {
+            const bool scaled = of.tensor_scales != nullptr && g < count;
+            fitted[g] = kind.fit(ends[g], scaled ? of.tensor_scales[first + g] : 1.0f);
+        }
+        for (int k = begin + lane; k < end; k += 32) {
+            const float weight = line[k];
+#pragma unroll
+            for (int g = 0; g < CHUNK; ++g) {
+                if (g >= count) continue;
+                const Size at = static_cast<Size>(g) * in_features + k;
+                errors[g] += importance[at] * kind.error(__fmul_rn(weight, scales[at]), fitted[g]);
+            }
+        }
+    }
 #pragma unroll
     for (int g = 0; g < CHUNK; ++g) {
         const double sum = over_warp(errors[g], Sum{});
         if (lane == 0) sums[warp][g] = sum;
     }
     __syncthreads();
-    if (threadIdx.x < CHUNK && first + threadIdx.x < candidates) {
+    if (threadIdx.x < CHUNK && static_cast<int>(threadIdx.x) < count) {
         double sum = 0.0;
         for (int other = 0; other < WARPS; ++other) sum += sums[other][threadIdx.x];
-        partial[static_cast<Size>(first + threadIdx.x) * blocks + block] = sum;
+        of.partial[static_cast<Size>(first + threadIdx.x) * blocks + block] = sum;
     }
     if (last_to_come(&blocks_done, gridDim.x))
-        choose_best<WARPS * 32, 8>(partial, gamma, candidate_s, error, s, inv_s, candidates, in_features, blocks);
+        choose_best<WARPS * 32, 8>(of.partial, of.gamma, of.candidate_s, of.error, of.s, of.inv_s, of.candidates,
+                                   in_features, blocks);
+}
+
+extern "C" __global__ void __launch_bounds__(WARPS * 32, 2)
+    diag_errors(const float* __restrict__ w, const float* __restrict__ candidate_s,
+                const double* __restrict__ importance, const double* __restrict__ gamma, const float* __restrict__ form,
+                double* partial, double* error, float* __restrict__ s, float* __restrict__ inv_s, int out_features,
+                int in_features, int group_size, int candidates) {
+    in_turn();
+    search(Plain(Form(form)), {w, candidate_s, nullptr, importance, gamma, partial, error, s, inv_s, out_features,
+                               in_features, group_size, candidates});
+}
+
+// The same for formats that are not plain.
+extern "C" __global__ void __launch_bounds__(WARPS * 32, 2)
+    format_errors(const float* __restrict__ w, const float* __restrict__ candidate_s,
+                  const double* __restrict__ importance, const double* __restrict__ gamma,
+                  const float* __restrict__ form, const float* __restrict__ tensor_scales, double* partial,
+                  double* error, float* __restrict__ s, float* __restrict__ inv_s, int out_features, int in_features,
+                  int group_size, int candidates) {
+    in_turn();
+    const Any kind{Form(form)};
+    search(kind, {w, candidate_s, kind.form.top > 0.0f ? tensor_scales : nullptr, importance, gamma, partial, error, s,
+                  inv_s, out_features, in_features, group_size, candidates});
 }

@@ -30,6 +30,7 @@ _SEARCHED = (
     "double* gamma[candidates]",
 )
 _FOUND = ("double* partial", "double* error[candidates]", "float* s[in_features]", "float* inv_s[in_features]")
+_SIZES = ("int out_features", "int in_features", "int group_size", "int candidates")
 _SEARCH_SCRATCH: dict[str, Callable[[Values], int]] = {
     "candidate_s": lambda v: 4 * v["candidates"] * v["in_features"],
     "importance": lambda v: 8 * v["candidates"] * v["in_features"],
@@ -305,17 +306,13 @@ DIAG_SEARCH = (
             *OF_TENSORS,
             Kernel(
                 "diag_errors",
-                arguments(
-                    *_SEARCHED,
-                    FORM,
-                    "float* tensor_scales",
-                    *_FOUND,
-                    "int out_features",
-                    "int in_features",
-                    "int group_size",
-                    "int candidates",
-                ),
-                grid=_by_chunks(lambda v: v["blocks"]),
+                arguments(*_SEARCHED, FORM, *_FOUND, *_SIZES),
+                grid=lambda v: v["is_plain"] * _by_chunks(lambda v: v["blocks"])(v),
+            ),
+            Kernel(
+                "format_errors",
+                arguments(*_SEARCHED, FORM, "float* tensor_scales", *_FOUND, *_SIZES),
+                grid=lambda v: (1 - v["is_plain"]) * _by_chunks(lambda v: v["blocks"])(v),
             ),
         ),
         macros={"THREADS": 1024, "WARPS": 8},

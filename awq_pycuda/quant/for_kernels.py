@@ -58,7 +58,6 @@ def numbers(form: Format) -> NDArray[np.float32]:
             form.least_range,
             form.least_step,
             form.tensor_scale(np.ones(1, np.float32))[0] if form.has_tensor_scale else 0,
-            form.is_plain,
         ],
         np.float32,
     )
