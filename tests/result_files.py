@@ -11,9 +11,9 @@ import h5py
 import hydra
 import pytest
 import yaml
-from omegaconf import OmegaConf
 
 from awq_pycuda import hdf5, run
+from awq_pycuda.config_text import as_yaml
 from awq_pycuda.engine.execution import execute
 from awq_pycuda.paths import resource_dir
 
@@ -24,7 +24,8 @@ def make_run(folder: Path, *overrides: str) -> Path:
     given = ["n=16", "layers=3", "backend=cpu", "inputs=outliers", *overrides]
     with hydra.initialize_config_dir(str(resource_dir("conf")), version_base="1.3"):
         composed = hydra.compose("config", given)
-    return execute(run.to_config(composed), folder, given, OmegaConf.to_yaml(composed, resolve=True))
+    config = run.to_config(composed)
+    return execute(config, folder, given, as_yaml(config))
 
 
 @contextmanager
