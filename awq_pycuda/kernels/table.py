@@ -10,19 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from awq_pycuda.kernels.digits import DIGITS, DIGITS_MMA
-from awq_pycuda.kernels.formats import QUANTIZE_ANY, STEPS_ANY
 from awq_pycuda.kernels.launches import (
     MEANS,
     ONLY,
     PRODUCT,
     QMAX,
-    WITH_ZEROS,
+    WITH_RELU,
     arguments,
     blocks_of,
-    plain_only,
     rows_of_blocks,
     walk,
-    without_zeros,
 )
 from awq_pycuda.kernels.output_search import OUTPUT_SEARCH
 from awq_pycuda.kernels.searches import DIAG_SEARCH
@@ -40,8 +37,7 @@ from awq_pycuda.kernels.variant import (
 ARCHITECTURES: tuple[Capability, ...] = ((8, 0), (9, 0), (10, 0))
 KEYS = {"accum_stats": "stats", "dequantizeTiled": "matmul.kernel"}  # the config key that chooses a stage's variant
 SEARCHES = {"diag": "search_diag", "output": "search_output"}  # the stage that searches, by the objective
-# Stages of which the first variant is taken that can do the sizes and the format.
-BY_SIZES = (*SEARCHES.values(), "compute_scale_b", "quantize_awq")
+BY_SIZES = (*SEARCHES.values(),)  # stages of which the first variant is taken that can do the sizes
 AUTO = "auto"  # in place of a variant: the first of these that can
 BEST = {"dequantizeTiled": ("digits", "digits_mma", "blocked")}
 
@@ -164,9 +160,9 @@ VARIANTS = (
     *OUTPUT_SEARCH,
     Variant(
         stage="compute_scale_b",
-        name="integers",
+        name=ONLY,
         file="scale_b.cu",
-        help="symmetric integers with fp32 steps: largest magnitudes by shuffles, then a true division",
+        help="the largest magnitude of every row or group by shuffles, then a true division",
         kernels=(
             Kernel(
                 "compute_scale_b",
@@ -187,14 +183,12 @@ VARIANTS = (
         parameters={"QMAX": QMAX},
         # Of a warp, for a group of channels by fours.
         derived={"lanes": lambda v: min(32, 1 << max(0, blocks_of(v["group_size"], 4) - 1).bit_length())},
-        refuses_format=plain_only,
     ),
-    STEPS_ANY,
     Variant(
         stage="quantize_awq",
-        name="integers",
+        name=ONLY,
         file="quantize.cu",
-        help="symmetric integers with fp32 steps: a true division and `rintf`, four codes at a time where sizes allow",
+        help="the codes of a true division and `rintf`, NumPy's bit for bit; four at a time where sizes allow",
         kernels=(
             Kernel(
                 "quantize_awq",
@@ -213,9 +207,7 @@ VARIANTS = (
         ),
         macros={"THREADS": 256, "AHEAD": 4, "BLOCKS": 4},
         parameters={"QMAX": QMAX},
-        refuses_format=plain_only,
     ),
-    QUANTIZE_ANY,
     Variant(
         stage="dequantizeTiled",
         name="tiled",
@@ -224,20 +216,17 @@ VARIANTS = (
         kernels=(Kernel("dequantizeTiled", PRODUCT, grid=_tiles(lambda v: v["TILE"]), block=("TILE", "TILE")),),
         parameters=_TILE,
         tolerance=1e-5,
-        refuses_format=without_zeros,
     ),
     Variant(
         stage="dequantizeTiled",
         name="blocked",
         file="matmul_blocked.cu",
-        help="4 x 4 outputs per thread, with zero points or without",
+        help="4 x 4 outputs per thread",
         kernels=(
-            Kernel(
-                "dequantizeTiled", WITH_ZEROS, grid=_tiles(lambda v: v["TILE"] * v["MICRO"]), block=("TILE", "TILE")
-            ),
+            Kernel("dequantizeTiled", WITH_RELU, grid=_tiles(lambda v: v["TILE"] * v["MICRO"]), block=("TILE", "TILE")),
         ),
         macros={"MICRO": 4},
-        parameters={**_TILE, "ZEROS": Parameter(range(2), compiled=(0, 1))},
+        parameters=_TILE,
         tolerance=1e-5,
     ),
     DIGITS,
