@@ -5,7 +5,7 @@ from dataclasses import replace
 import h5py
 import numpy as np
 import pytest
-from conftest import BACKENDS, make_backend
+from conftest import make_backend
 from result_files import make_run
 
 from awq_pycuda.analysis.explain import explain
@@ -120,9 +120,12 @@ def test_values_that_make_no_sense_are_refused(bad):
         Clipping(**bad)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("asked", [("quant=int4_g128",), ("quant=int4_g128", "quant.symmetric=false")], ids=str)
-def test_a_run_clips_what_its_layers_names_allow(compose, tmp_path, backend, asked):
+ASKED = {"symmetric": ("quant=int4_g128",), "zero points": ("quant=int4_g128", "quant.symmetric=false")}
+CLIPPED = [("cpu", "symmetric"), ("cpu", "zero points"), pytest.param("cuda", "symmetric", marks=pytest.mark.gpu)]
+
+
+@pytest.mark.parametrize(("backend", "kind"), CLIPPED)
+def test_a_run_clips_what_its_layers_names_allow(compose, tmp_path, backend, kind):
     """Of three layers the second is skipped; `verify` holds codes and steps before the clipped weights."""
     with h5py.File(tmp_path / "a.h5", "w") as file:
         for index, name in enumerate(("mlp.up", "attn.q_proj", "attn.o_proj")):
@@ -131,7 +134,7 @@ def test_a_run_clips_what_its_layers_names_allow(compose, tmp_path, backend, ask
             group.attrs["name"] = name
             group["weight"], group["activations"] = w, x
     given = ("inputs=file", f"inputs.path={tmp_path / 'a.h5'}", "clip=groups", "quant.group_size=16", "timing=once")
-    spec = spec_of(compose(*asked, *given, "verify=true"))
+    spec = spec_of(compose(*ASKED[kind], *given, "verify=true"))
     with make_backend(backend, spec.tile, 16, **spec.variants) as machine:
         pipeline = Pipeline(machine, spec)
         pipeline.run()

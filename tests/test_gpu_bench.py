@@ -150,3 +150,8 @@ def test_a_run_holds_what_the_gpu_told(compose, place):
     kept = Kept("cuda", compose("n=64", "layers=1", "timing.repeats=2"))
     assert kept.timings.conditions.keys() == told.keys()
     assert all(values.shape == (2,) and np.isfinite(values).all() for values in kept.timings.conditions.values())
+
+
+def test_a_pass_is_held_before_the_rate_of_its_product(place):
+    for name, unit, passes in (("digits", "int8 matrix", 3), ("blocked", "fp32", 1), ("search on the host", "fp32", 1)):
+        assert place.product_unit(name) == (unit, passes)

@@ -28,14 +28,23 @@ Array = NDArray[Any]
 
 
 class PassSubject:
-    """A pass of a backend. Its layers are square where there are several: each takes what the one before leaves."""
+    """A pass of a backend. Its layers are square where there are several: each takes what the one before leaves.
 
-    unit: Unit = "fp32"
-    passes = 1
+    `unit` and `passes` are those of the product, which does nearly all of a pass's operations.
+    """
 
-    def __init__(self, backend: Backend[Any], variant: str, shape: Shape, convention: Convention, layers: int) -> None:
+    def __init__(
+        self,
+        backend: Backend[Any],
+        variant: str,
+        shape: Shape,
+        convention: Convention,
+        layers: int,
+        unit: Unit,
+        passes: int,
+    ) -> None:
         self.key = Key(PASS, PASS, f"{variant}, {layers} layers", OURS, shape)
-        self.work = pass_work(shape, layers)
+        self.work, self.unit, self.passes = pass_work(shape, layers), unit, passes
         self._backend, self._convention = backend, convention
         self._count = layers
         self._layers: list[Layer[Any]] = []

@@ -64,6 +64,9 @@ class Place(Protocol):
     ) -> AbstractContextManager[dict[str, list[Subject]]]:
         """By stage: its variants on one shape; their arrays live within the `with` block."""
 
+    def product_unit(self, name: str) -> tuple[Unit, int]:
+        """What does the operations of the product of one of `backends`, and how many for each that it asks for."""
+
     def preferred(self, stage: str) -> Sequence[str]:
         """Variants of a stage, beginning with the one that a run takes if it can."""
 
@@ -142,6 +145,10 @@ class CpuPlace:
             for case in CASES
             if case.name in stages
         }
+
+    def product_unit(self, name: str) -> tuple[Unit, int]:
+        """See `Place.product_unit`."""
+        return "fp32", 1
 
     def preferred(self, stage: str) -> Sequence[str]:
         """See `Place.preferred`."""

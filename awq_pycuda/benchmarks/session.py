@@ -141,7 +141,10 @@ def _groups(
     elif part.case == PASS:
         tell(f"pass, {shape}")
         with place.backends() as backends:
-            own = [PassSubject(backend, variant, shape, convention, layers) for variant, backend in backends.items()]
+            own = [
+                PassSubject(backend, variant, shape, convention, layers, *place.product_unit(variant))
+                for variant, backend in backends.items()
+            ]
             others = peers.passes(shape, convention, layers)
             yield [*_own(own, part, place.preferred("dequantizeTiled")), *_beside(others, part)]
     else:
