@@ -45,12 +45,12 @@ def verdicts(comparison):
 
 @pytest.mark.parametrize("repeats", [1, 2, 3, 20])
 def test_a_set_against_itself_is_the_same(tmp_path, repeats):
-    path = make_run(tmp_path / "0", f"timing.repeats={repeats}", "inputs.holdout=0.5")
+    path = make_run(tmp_path / "0", f"timing.repeats={repeats}", "inputs.holdout=0.5", "clip=groups")
     vary(path, tmp_path / "1", {"seed": 1}, slower=1.7)
     vary(path, tmp_path / "again", slower=3)
     result = compared(tmp_path, tmp_path)
     assert set(result.times["verdict"]) == set(result.metrics["verdict"]) == {"same"}
-    assert len(result.times) == 2 * 7
+    assert len(result.times) == 2 * 8
     assert len(result.metrics) == 2 * 3 * len(COMPARED)
     assert result.not_compared.empty
     assert (result.broken, result.apart) == ([], [])
@@ -207,11 +207,13 @@ def test_which_end_of_a_metric_is_the_good_one():
         "output_sqnr_db": "better",
         "rtn_output_sqnr_db": "better",
         "held_out_output_sqnr_db": "better",
+        "unclipped_output_sqnr_db": "better",
         "held_out_rtn_output_sqnr_db": "better",
         "propagated_sqnr_db": "better",
         "output_mse": "worse",
         "rtn_output_mse": "worse",
         "held_out_output_mse": "worse",
+        "unclipped_output_mse": "worse",
         "held_out_rtn_output_mse": "worse",
         "propagated_output_mse": "worse",
         "weight_mse": "differs",

@@ -16,6 +16,7 @@ from conftest import same_bits
 
 from awq_pycuda import parallel
 from awq_pycuda.backends.cpu import CpuBackend
+from awq_pycuda.engine import execution
 from awq_pycuda.engine.execution import execute
 from awq_pycuda.parallel import LARGEST_BLOCK, cpu_quota, host_threads, map_row_blocks, product, use_threads
 
@@ -131,7 +132,7 @@ def test_a_run_works_on_as_many_threads_as_it_is_given(compose, tmp_path, monkey
     """One after another in one process, as the jobs of a sweep are; the estimate of memory counts the same number."""
     told, at_work, most = set(), set(), []
     all_at_once, met = threading.Barrier(threads), set()
-    map_blocks, available = parallel._map_blocks, CpuBackend.available_bytes
+    map_blocks, required = parallel._map_blocks, execution.required_bytes
 
     def spy(work, rows, size):
         def seen(block):
@@ -148,12 +149,12 @@ def test_a_run_works_on_as_many_threads_as_it_is_given(compose, tmp_path, monkey
 
         return map_blocks(seen, rows, max(1, rows // 12))
 
-    def estimating(self):
+    def estimating(*of_run):
         told.add(host_threads())
-        return available(self)
+        return required(*of_run)
 
     monkeypatch.setattr(parallel, "_map_blocks", spy)
-    monkeypatch.setattr(CpuBackend, "available_bytes", estimating)
+    monkeypatch.setattr(execution, "required_bytes", estimating)
     before = host_threads()
     execute(compose("backend=cpu", "n=600", "timing=once", "inputs=outliers", f"threads={threads}"), tmp_path)
     assert told == {threads}
