@@ -1,7 +1,7 @@
 """Experiment harness for Activation-aware Weight Quantization (AWQ) on GPUs and CPUs.
 
-From Python, without Hydra: `quantize` a layer's weights, `run_pipeline` what the command runs, `write_checkpoint` what
-other tools load; see `library`.
+From Python, without Hydra: `quantize` a layer's weights, `run_pipeline` what the command runs, `write_checkpoint`
+stores layers in the layouts of other tools; see `library`.
 """
 
 from importlib import import_module

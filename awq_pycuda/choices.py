@@ -1,4 +1,4 @@
-"""What formats and conventions leave to choose, by name: the config speaks of it as they do."""
+"""What formats, conventions and inputs leave to choose, by name: the config speaks of it as they do."""
 
 from enum import Enum
 
@@ -92,3 +92,10 @@ class Ties(Enum):
 
     smaller_gamma = "smaller_gamma"
     first = "first"
+
+
+class WeightScale(Enum):
+    """Size of synthetic weights: `unit` is U(-1, 1), `he` is U(-b, b) with b = sqrt(6 / in_features)."""
+
+    unit = "unit"
+    he = "he"

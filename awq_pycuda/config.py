@@ -26,6 +26,7 @@ from awq_pycuda.choices import (
     Objective,
     StepDtype,
     Ties,
+    WeightScale,
     ZeroOrder,
     ZeroPoint,
     ZeroStep,
@@ -68,13 +69,6 @@ class MatmulKernel(Enum):
     """Which variant of `dequantizeTiled` in the table of kernels multiplies on the GPU; `auto` is the best there is."""
 
     vars().update(table.names("dequantizeTiled"))
-
-
-class WeightScale(Enum):
-    """Size of synthetic weights: `unit` is U(-1, 1), `he` is U(-b, b) with b = sqrt(6 / in_features)."""
-
-    unit = "unit"
-    he = "he"
 
 
 class Save(Enum):

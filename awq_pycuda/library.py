@@ -182,7 +182,7 @@ def run_pipeline(
 def write_checkpoint(
     folder: Path | str, layers: Mapping[str, QuantizedLayer | CheckpointLayer], target: str = "compressed_tensors"
 ) -> Path:
-    """Writes layers as a checkpoint that other tools load; see `checkpoints.folders` for what it holds.
+    """Writes layers as a checkpoint in another tool's layout; see `checkpoints.folders` for what it holds.
 
     Args:
         folder: made if missing; a `model.safetensors` and a `config.json` there are replaced.

@@ -64,8 +64,8 @@ class Trial(Generic[H]):
 class Held(Generic[H]):
     """What clipping leaves of a layer: scaled weights held to the limits of their groups.
 
-    `weights` (N, K) are those of `W·s`; `ones` (K,) their scales from there on; `ratio` (N, groups) and `error` (R,)
-    float64 are `Clipped`'s, and `error_chosen` (1,) float64.
+    `weights` (N, K) are those of `W·s`; `ones` (K,) their scales from there on, 1 from the start; `ratio` (N, groups)
+    and `error` (R,) float64 are `Clipped`'s, and `error_chosen` (1,) float64.
     """
 
     weights: H

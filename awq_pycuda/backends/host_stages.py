@@ -53,7 +53,6 @@ class HostStages(Backend[H]):
         found = find_ratios(w, s, convention.clip.of(x), form, convention.clip.ratios)
         for handle, values in (
             (layer.held.weights, clipped(w, s, found.ratio, form)),
-            (layer.held.ones, np.ones_like(s)),
             (layer.held.ratio, found.ratio),
             (layer.held.error, found.error),
             (layer.held.error_chosen, np.array([found.error_chosen])),

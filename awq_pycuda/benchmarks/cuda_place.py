@@ -277,7 +277,7 @@ def _unit(stage: str, where: str) -> tuple[Unit, int]:
 class _Streamed:
     """See `Allocation`: pinned on the host, plain memory on the device, and nothing moves by itself.
 
-    A copy to managed memory lets no kernel of another stream run meanwhile.
+    Beside copies to managed memory nothing was searched; why that is so was not established.
     """
 
     def __init__(self, nbytes: int) -> None:

@@ -1,1 +1,1 @@
-"""Quantized layers as the checkpoints that other tools load."""
+"""Quantized layers as checkpoints in the layouts of other tools."""

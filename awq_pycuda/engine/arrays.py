@@ -133,6 +133,8 @@ def allocate(backend: Backend[H], specs: Sequence[LayerSpec], convention: Conven
         _fill(backend, made["w"], spec.weight)
         if spec.bias is not None:
             _fill(backend, made["bias"], spec.bias)
+        if "held ones" in made:
+            backend.write(made["held ones"], np.ones(spec.in_features, np.float32))
         if spec.input_of is not None:
             made["x"] = run.layers[spec.input_of].x
         elif spec.activations is None:

@@ -73,7 +73,7 @@ def measure(backend: Backend[H], specs: Sequence[LayerSpec], run: Run[H], result
         held = None if layer.held is None else backend.read(layer.held.weights)
         result.lost = metrics.lost(backend.read(layer.w), quantized, result.search.s, result.sq_mean, held)
         saturated = metrics.saturated_fraction(quantized)
-        unclipped = _of_trial(backend, layer, result.search.s) if layer.held is not None else noise
+        unclipped = None if layer.held is None else _of_trial(backend, layer, result.search.s)
         ones = np.ones_like(result.search.s)
         rtn = _of_trial(backend, layer, ones)
         held_out = run.held_out[index]
@@ -85,7 +85,7 @@ def measure(backend: Backend[H], specs: Sequence[LayerSpec], run: Run[H], result
             "rtn_output_mse": rtn / layer.outputs,
             "rtn_output_sqnr_db": metrics.sqnr_db(signal, rtn),
         }
-        if layer.held is not None:
+        if unclipped is not None:
             result.metrics["unclipped_output_mse"] = unclipped / layer.outputs
             result.metrics["unclipped_output_sqnr_db"] = metrics.sqnr_db(signal, unclipped)
         if held_out is not None:

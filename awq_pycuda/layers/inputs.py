@@ -15,7 +15,8 @@ import psutil
 from numpy.typing import NDArray
 
 from awq_pycuda import philox
-from awq_pycuda.config import MAX_LAYERS, Config, FileInputs, OutlierInputs, SyntheticInputs, WeightScale, refuse
+from awq_pycuda.choices import WeightScale
+from awq_pycuda.config import MAX_LAYERS, Config, FileInputs, OutlierInputs, SyntheticInputs, refuse
 from awq_pycuda.hdf5_worker import ask
 from awq_pycuda.layers.files import FileLayer, describe_layers, load_layers, try_layers
 from awq_pycuda.layers.sources import HDF5_SUFFIXES

@@ -81,7 +81,8 @@ def find_ratios(w: Array, s: Array, x: Array, form: Format, ratios: Sequence[flo
     """Chooses a ratio for each group of each row by the error of the group's own part of the outputs.
 
     That is `mean_t (Σ_k x[t,k]/s[k] · (Ŵ − W·s)[n,k])²` with k in the group and Ŵ the quantized `clip(W·s, ±limit)`.
-    Groups are taken as independent; the first of the ratios with the lowest error is chosen.
+    Groups are taken as independent; the first of the ratios with the lowest error is chosen. Steps that are scaled
+    together (`Format.tensor_scale`) are so by the unclipped weights here, by the clipped ones in the end.
 
     Args:
         w: (N, K) weights.

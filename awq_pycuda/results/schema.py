@@ -28,6 +28,16 @@ TOLD = (
     ("throttle_reasons", "1", "NVML's reasons for a clock below the highest, as bits"),
 )
 
+
+def _errors(of: str, what: str, key: str) -> tuple[Entry, Entry]:
+    """The output's error and SQNR in a further sense, which files have whose config has this key."""
+    note = f"; with `{key}`"
+    return (
+        Entry(f"{METRICS}/@{of}output_mse", f"mean of (y - ŷ)² {what}", "f8", (), "1", "optional", 5, "lower", note),
+        Entry(f"{METRICS}/@{of}output_sqnr_db", f"SQNR {what}", "f8", (), "dB", "optional", 5, "higher", note),
+    )
+
+
 TABLE: tuple[Entry, ...] = (
     # The run.
     Entry("/@schema", f"`{NAME}`", "str"),
@@ -191,26 +201,7 @@ TABLE: tuple[Entry, ...] = (
         presence="complete",
         better="higher",
     ),
-    Entry(
-        f"{METRICS}/@unclipped_output_mse",
-        "mean of (y - ŷ)² with the same scales and nothing clipped",
-        "f8",
-        presence="optional",
-        since=5,
-        better="lower",
-        note="; with `clip.enabled=true`",
-    ),
-    Entry(
-        f"{METRICS}/@unclipped_output_sqnr_db",
-        "SQNR with the same scales and nothing clipped",
-        "f8",
-        (),
-        "dB",
-        presence="optional",
-        since=5,
-        better="higher",
-        note="; with `clip.enabled=true`",
-    ),
+    *_errors("unclipped_", "with the same scales and nothing clipped", "clip.enabled=true"),
     Entry(
         f"{METRICS}/@weight_mse",
         "mean of (Wq·scale_b/s - W)²",
@@ -235,32 +226,8 @@ TABLE: tuple[Entry, ...] = (
         better="lower",
         note="; a layer with activations of its own starts a new chain",
     ),
-    *(
-        entry
-        for of, what in (("", "AWQ"), ("rtn_", "round-to-nearest"))
-        for entry in (
-            Entry(
-                f"{METRICS}/@held_out_{of}output_mse",
-                f"mean of (y - ŷ)² of {what} on tokens that nothing was chosen by",
-                "f8",
-                presence="optional",
-                since=5,
-                better="lower",
-                note="; with `inputs.holdout`",
-            ),
-            Entry(
-                f"{METRICS}/@held_out_{of}output_sqnr_db",
-                f"SQNR of {what} on held-out tokens",
-                "f8",
-                (),
-                "dB",
-                presence="optional",
-                since=5,
-                better="higher",
-                note="; with `inputs.holdout`",
-            ),
-        )
-    ),
+    *_errors("held_out_", "of AWQ on tokens that nothing was chosen by", "inputs.holdout"),
+    *_errors("held_out_rtn_", "of round-to-nearest on tokens that nothing was chosen by", "inputs.holdout"),
     # Where its error comes from.
     Entry(
         f"{LAYER}/lost",
