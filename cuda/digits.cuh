@@ -8,34 +8,24 @@
 // `allowed`), a fourth digit takes up what the rounding left. Tiles that hold such a row are multiplied by it, too; it
 // counts in such rows alone, so that what becomes of a row does not depend on its neighbours.
 //
-// Digits and codes are written as they are copied: tiles of DEPTH input channels, a row of a tile 128 bytes whose
-// 16-byte pieces lie permuted (see `swizzled`), padded with zeros. So a stage of a pipeline is one contiguous piece of
-// each, whatever the sizes. Of the digits a tile has two halves of tokens, in each one digit after the other.
+// Digits and codes are written as they are copied (tiles.cuh). Of the digits a tile has two halves of tokens, in each
+// one digit after the other.
 #pragma once
 
-#include "common.cuh"
 #include "relu.cuh"
+#include "tiles.cuh"
 
-constexpr int PIECE = 16;  // bytes
+#if !defined(SPLITTERS) || !defined(KEPT)
+#error "the table of kernels gives the macros: -DSPLITTERS=128 -DKEPT=4 ..."
+#endif
+static_assert(SPLITTERS % 32 == 0 && KEPT >= 1, "SPLITTERS threads split a row, four elements each at a time");
+
 constexpr int CODE_BYTES = ROWS * DEPTH;
 constexpr int LARGEST = (127 * 256 + 127) * 256 + 127;  // of v
 constexpr float LOW = 128.0f;                           // units of the fourth digit in one of v
 
 __device__ constexpr int digit_bytes(int tile_tokens) {
     return 3 * tile_tokens * DEPTH;
-}
-__device__ __forceinline__ int up(int count, int of) {
-    return (count - 1) / of + 1;
-}
-
-// Where a byte of a tile's row lies in it: so that eight rows of one piece lie in different banks.
-__device__ __forceinline__ int swizzled(int line, int byte) {
-    return (byte / PIECE ^ line % 8) * PIECE + byte % PIECE;
-}
-
-// What a thread adds up, of the three digits.
-__device__ __forceinline__ float combined(int high, int middle, int low) {
-    return fmaf(static_cast<float>(high), 65536.0f, fmaf(static_cast<float>(middle), 256.0f, static_cast<float>(low)));
 }
 
 struct Digits {
@@ -160,6 +150,8 @@ __device__ __forceinline__ void split_row(const float* __restrict__ x, const flo
     const float allowed = fminf(fmaxf(in_features / 4.0f, 25.0f), 256.0f);
     const float largest = one * LARGEST;
     const bool wide = finite && largest * largest * in_features > allowed * extent.squares;
+    // All so far comes from what the kernel before, which makes the codes, does not write.
+    in_turn();
     if (threadIdx.x == 0) {
         unit[token] = one;
         low_unit[token] = wide ? one / LOW : 0.0f;
@@ -191,6 +183,7 @@ __device__ __forceinline__ void split_row(const float* __restrict__ x, const flo
 // Rows beyond the weights, up to a multiple of `padding`, become zeros.
 __device__ __forceinline__ void place_codes(const signed char* __restrict__ wq, signed char* __restrict__ codes,
                                             Size block, int out_features, int in_features, int padding) {
+    in_turn();
     const int depths = up(in_features, DEPTH);
     const int pieces = depths * (DEPTH / PIECE);  // of a row
     const Size all = static_cast<Size>(up(out_features, padding)) * padding * pieces;
@@ -232,6 +225,8 @@ __device__ __forceinline__ void split_operands(const float* __restrict__ x, cons
 
 struct Sizes {
     int tokens, out_features, in_features, group_size;
+
+    __device__ __forceinline__ int groups() const { return group_count(in_features, group_size); }
 };
 
 struct Operands {
@@ -239,6 +234,16 @@ struct Operands {
     const float *unit, *low_unit, *scale_b;
     float* y;
     Ending ending;
+
+    // The steps of a row; of one that only pads a tile those of the last.
+    __device__ __forceinline__ const float* steps_of(const Sizes& sizes, int row) const {
+        return scale_b + static_cast<Size>(min(row, sizes.out_features - 1)) * sizes.groups();
+    }
+    // One of them, or the last one, over the row's base, which comes in at the end.
+    __device__ __forceinline__ float step_of(const Sizes& sizes, int row, int group) const {
+        const float* const steps = steps_of(sizes, row);
+        return over_base(steps[min(group, sizes.groups() - 1)], steps[0]);
+    }
 };
 
 #ifndef __CUDACC__
@@ -248,7 +253,7 @@ template <int TILE_TOKENS>
 __device__ void multiply_plainly(const Operands& of, const Sizes& sizes) {
     const int depths = up(sizes.in_features, DEPTH), half_tokens = TILE_TOKENS / 2;
     const Size outputs = static_cast<Size>(sizes.tokens) * sizes.out_features;
-    const int groups = group_count(sizes.in_features, sizes.group_size);
+    const int groups = sizes.groups();
     for (Size i = global_thread(); i < outputs; i += global_threads()) {
         const int token = i / sizes.out_features, row = i % sizes.out_features;
         const int line = token % TILE_TOKENS, half = line / half_tokens;
@@ -268,12 +273,11 @@ __device__ void multiply_plainly(const Operands& of, const Sizes& sizes) {
                                              ((3 * half + d) * half_tokens + line % half_tokens) * DEPTH + place];
                 if (of.low_unit[token] != 0.0f) sums[3] += code * low[(k / DEPTH * TILE_TOKENS + line) * DEPTH + place];
             }
-            const float* const steps = of.scale_b + static_cast<Size>(row) * groups;
-            const float step = over_base(steps[group], steps[0]);
+            const float step = of.step_of(sizes, row, group);
             total = fmaf(step, combined(sums[0], sums[1], sums[2]), total);
             low_total = fmaf(step, static_cast<float>(sums[3]), low_total);
         }
-        const float base = base_of(of.scale_b[static_cast<Size>(row) * groups]);
+        const float base = base_of(*of.steps_of(sizes, row));
         const float result = total * of.unit[token] * base + low_total * of.low_unit[token] * base;
         of.y[i] = of.ending.apply(result, of.ending.bias_of(row));
     }

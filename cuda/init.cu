@@ -38,6 +38,7 @@ struct Gains {
 extern "C" __global__ void __launch_bounds__(THREADS) init(float* __restrict__ out, Size rows, Size cols, Size seed,
                                                         Size subsequence, const float* __restrict__ row_gain,
                                                         const float* __restrict__ col_gain) {
+    in_turn();
     const Size count = rows * cols;
     const Gains gains{row_gain, col_gain, cols};
     for (Size block = blockIdx.x; block * (4 * QUADS * THREADS) < count; block += gridDim.x) {

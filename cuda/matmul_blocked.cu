@@ -2,32 +2,43 @@
 //
 // A block of TILE x TILE threads makes 4 TILE x 4 TILE outputs, TILE input channels at a time. Each value that a thread
 // reads from shared memory serves four products instead of one. Tiles lie transposed, so that the four rows and the
-// four columns of a thread are one 16-byte load each. On the way out it may do what the kernel relu does.
+// four columns of a thread are one 16-byte load each. On the way out it may do what the kernel relu does. With ZEROS it
+// knows zero points: weights are (code - zero) * inv_s * step, or with float ones (code * step + zero) * inv_s.
 #include "common.cuh"
 #include "relu.cuh"
 
-#if !defined(TILE) || !defined(MICRO)
-#error "TILE and MICRO must be given: -DTILE=16 -DMICRO=4"
+#if !defined(TILE) || !defined(MICRO) || !defined(ZEROS)
+#error "TILE, MICRO and ZEROS must be given: -DTILE=16 -DMICRO=4 -DZEROS=0"
 #endif
 static_assert(TILE >= 1 && TILE <= 32, "TILE is 1 to 32: a block has TILE * TILE threads, at most 1,024");
 static_assert(MICRO == 4, "MICRO is 4: the outputs of a thread along each side are one 16-byte load");
+static_assert(ZEROS == 0 || ZEROS == 1, "ZEROS is 0 or 1: whether there are zero points");
 
 constexpr int SIDE = MICRO * TILE;  // outputs of a block along each side
 constexpr int STRIDE = SIDE + 4;    // padded against bank conflicts of the transposed stores, 16-byte aligned
 // With 1,024 threads a block each has 64 registers, and of some tiles nvcc spills registers rather than take more: what
 // is marked so keeps them from spilling.
-constexpr bool CROWDED = TILE == 4 || TILE == 12 || TILE == 17 || (TILE >= 25 && TILE != 30);
+constexpr bool CROWDED =
+    TILE == 4 || (ZEROS && TILE == 8) || TILE == 12 || (TILE == 17 && !ZEROS) || (TILE >= 25 && TILE != 30);
 // Input channels whose products are unrolled: where all of them load more values ahead than there are registers, two.
 constexpr int UNROLL = TILE >= 25 && TILE <= 28 ? 2 : TILE;
 
+__device__ __forceinline__ float weight_of(int code, float zero, bool float_zeros, float inverse, float step) {
+    const float value = static_cast<float>(code);
+    if constexpr (ZEROS == 0) return value * inverse * step;
+    return float_zeros ? fmaf(value, step, zero) * inverse : (value - zero) * inverse * step;
+}
+
 extern "C" __global__ void __launch_bounds__(TILE * TILE) dequantizeTiled(
     const float* __restrict__ x, const signed char* __restrict__ wq, const float* __restrict__ inv_s,
-    const float* __restrict__ scale_b, const float* __restrict__ bias, float* __restrict__ y, int tokens,
-    int out_features, int in_features, int group_size, int relu) {
+    const float* __restrict__ scale_b, const float* __restrict__ zero_points, const float* __restrict__ bias,
+    float* __restrict__ y, int tokens, int out_features, int in_features, int group_size, int float_zeros, int relu) {
+    in_turn();
     __shared__ alignas(16) float x_tile[TILE][STRIDE];
     __shared__ alignas(16) float w_tile[TILE][STRIDE];
     __shared__ float inv_s_tile[2][TILE];
     __shared__ float scale_tile[SIDE];
+    __shared__ float zero_tile[ZEROS ? SIDE : 1];
 
     const int tx = threadIdx.x;
     const int ty = threadIdx.y;
@@ -57,7 +68,9 @@ extern "C" __global__ void __launch_bounds__(TILE * TILE) dequantizeTiled(
         inv_s_tile[0][tx] = load_inv_s(tx);
         for (int i = tx; i < SIDE; i += TILE) {
             const int column = first_column + i;
-            scale_tile[i] = one_group && column < out_features ? scale_b[column] : 0.0f;
+            const bool of_row = one_group && column < out_features;
+            scale_tile[i] = of_row ? scale_b[column] : 0.0f;
+            if constexpr (ZEROS) zero_tile[i] = of_row ? zero_points[column] : 0.0f;
         }
     }
     load_next(tx);
@@ -73,12 +86,16 @@ extern "C" __global__ void __launch_bounds__(TILE * TILE) dequantizeTiled(
         for (int i = 0; i < MICRO; ++i) {
             const int line = ty + i * TILE;
             const int column = first_column + line;
-            float scale = scale_tile[line];
+            float scale = scale_tile[line], zero = 0.0f;
+            if constexpr (ZEROS) zero = zero_tile[line];
             // A tile may straddle groups: only the step of a whole row can wait in shared memory.
-            if (!one_group && column < out_features && k < in_features)
-                scale = scale_b[static_cast<Size>(column) * groups + k / size];
+            if (!one_group && column < out_features && k < in_features) {
+                const Size group = static_cast<Size>(column) * groups + k / size;
+                scale = scale_b[group];
+                if constexpr (ZEROS) zero = zero_points[group];
+            }
             x_tile[tx][line] = next_x[i];
-            w_tile[tx][line] = static_cast<float>(next_code[i]) * inverse * scale;
+            w_tile[tx][line] = weight_of(next_code[i], zero, float_zeros != 0, inverse, scale);
         }
         buffer = 1 - buffer;
         if (ty == 0) inv_s_tile[buffer][tx] = load_inv_s(k + TILE);

@@ -1,37 +1,26 @@
 // dequantizeTiled on Hopper's tensor cores, as exact as fp32: three int8 digits of the activations (digits.cuh).
 //
-// The blocks of a cluster share a tile of tokens, each with ROWS rows of the weights of its own, and each copies its
-// share of the digits for all of them. One warp asks for the copies; two warpgroups multiply 64 rows of the weights
-// each by three digits of half a tile of tokens an instruction. Rows of the weights are rows of the accumulators, so
-// that a thread needs two steps of a group and no more. Blocks stay and take tile after tile, in bands of BAND tiles of
-// tokens, so that what all of them read at a time stays in the L2 cache.
+// How blocks, copies and warpgroups work together stands in hopper_product.cuh. A warpgroup multiplies its rows of the
+// weights by three digits of half a tile of tokens an instruction. Rows of the weights are rows of the accumulators, so
+// that a thread needs two steps of a group and no more.
 //
 // One step a row is applied in the end, and three accumulators take all registers; where there would be too few tiles
 // for all multiprocessors, tiles are half as large. With groups, the sums of each group are converted, scaled and added
 // up in fp32: then a tile has fewer tokens, and the two warpgroups take turns, so that one multiplies while the other
 // adds up.
-#include "common.cuh"
-
-#if !defined(TOKENS) || !defined(STAGES) || !defined(FEW_TOKENS) || !defined(FEW_STAGES) || !defined(FEW_TILES) ||    \
-    !defined(GROUPED_TOKENS) || !defined(GROUPED_STAGES) || !defined(ROWS) || !defined(DEPTH) || !defined(CLUSTER) || \
-    !defined(THREADS) || !defined(SPLITTERS) || !defined(KEPT)
-#error "the table of kernels gives the macros: -DTOKENS=128 -DSTAGES=3 -DFEW_TOKENS=64 -DFEW_STAGES=5 ..."
-#endif
-static_assert(TOKENS == 128 && FEW_TOKENS == 64 && GROUPED_TOKENS == 96, "a wgmma has three digits of half of these");
-static_assert(ROWS == 128 && THREADS == 384, "two warpgroups have 64 rows each, and a third one copies");
-static_assert(DEPTH == 128, "a row of a tile is the 128 bytes that a swizzled matrix has");
-static_assert(STAGES >= 2 && FEW_STAGES >= 2 && GROUPED_STAGES >= 3, "a stage is multiplied while others are copied");
-static_assert(FEW_TILES >= 0, "with at most FEW_TILES tiles for clusters, tiles of FEW_TOKENS keep more of them busy");
-static_assert(CLUSTER == 1 || CLUSTER == 2 || CLUSTER == 4, "the blocks of a cluster copy equal shares of a stage");
-static_assert(SPLITTERS % 32 == 0 && KEPT >= 1, "SPLITTERS threads split a row, four elements each at a time");
-
 #include "digits.cuh"
 #ifdef __CUDACC__
-#include "hopper.cuh"
+#include "hopper_product.cuh"
 #endif
 
-constexpr int BAND = 8;
-constexpr int CONSUMER_WARPS = 8;
+#if !defined(STAGES) || !defined(FEW_TOKENS) || !defined(FEW_STAGES) || !defined(FEW_TILES) || \
+    !defined(GROUPED_TOKENS) || !defined(GROUPED_STAGES) || !defined(CLUSTER) || !defined(THREADS)
+#error "the table of kernels gives the macros: -DSTAGES=3 -DFEW_TOKENS=64 -DFEW_STAGES=5 ..."
+#endif
+static_assert(TOKENS == 128 && FEW_TOKENS == 64 && GROUPED_TOKENS == 96, "a wgmma has three digits of half of these");
+static_assert(THREADS == 384, "two warpgroups multiply, and a third one copies");
+static_assert(STAGES >= 2 && FEW_STAGES >= 2 && GROUPED_STAGES >= 3, "a stage is multiplied while others are copied");
+static_assert(FEW_TILES >= 0, "with at most FEW_TILES tiles for clusters, tiles of FEW_TOKENS keep more of them busy");
 
 // Which tiles a product takes.
 struct Tiling : Sizes {
@@ -71,73 +60,31 @@ struct Product {
     static constexpr int PER = HALF / 2;  // sums of a thread for a digit of half a tile
     static constexpr int DIGIT_BYTES = digit_bytes(TILE_TOKENS);
     static constexpr int LOW_BYTES = TILE_TOKENS * DEPTH;
-    using Stages = Ring<COUNT, CODE_BYTES + DIGIT_BYTES>;
+    static constexpr int SECOND_HALF = further(3 * HALF * DEPTH);  // of a tile's tokens
 
     const Operands& of;
     const Sizes& sizes;
-    Stages ring;
-    const unsigned rank;
-    const int depths, token_tiles, row_tiles, tiles;
+    Pipeline<COUNT, CODE_BYTES, DIGIT_BYTES> pipeline;
 
     __device__ __forceinline__ Product(const Operands& operands, const Sizes& given, unsigned shared)
         : of(operands),
           sizes(given),
-          ring(shared),
-          rank(CLUSTER > 1 ? cluster_rank() : 0),
-          depths(up(given.in_features, DEPTH)),
-          token_tiles(up(given.tokens, TILE_TOKENS)),
-          row_tiles(up(given.out_features, CLUSTER * ROWS)),
-          tiles(token_tiles * row_tiles) {}
+          pipeline(shared, up(given.in_features, DEPTH), up(given.tokens, TILE_TOKENS),
+                   up(given.out_features, CLUSTER * ROWS)) {}
 
     __device__ __forceinline__ void run() {
-        if (threadIdx.x == 0) {
-            for (Stages each = ring; each.phase == 0; each.next()) {
-                barrier_init(each.full(), 1);
-                barrier_init(each.empty(), CONSUMER_WARPS * CLUSTER);
-            }
-            barrier_init_done();
-        }
-        __syncthreads();
-        if (CLUSTER > 1) cluster_sync();
-        // Registers at launch are 168 a thread: the warps that multiply take what the one that copies does not need.
-        if (threadIdx.x >= 32 * CONSUMER_WARPS) {
-            give_registers<40>();
-            if (threadIdx.x < 32 * (CONSUMER_WARPS + 1)) copy();
-        } else {
-            take_registers<232>();
-            multiply();
-        }
-        if (CLUSTER > 1) cluster_sync();  // a block that has ended can take neither copies nor arrivals
+        pipeline.run([&] { copy(); }, [&] { multiply(); });
     }
 
     __device__ __forceinline__ void copy() {
-        for (int tile = blockIdx.x / CLUSTER; tile < tiles; tile += gridDim.x / CLUSTER) {
-            const Place at(tile, token_tiles, row_tiles, BAND);
-            const bool wide = any_wide<TILE_TOKENS>(of.low_unit + at.token_tile * TILE_TOKENS);
-            if (threadIdx.x % 32 != 0) continue;
-            const Size first = static_cast<Size>(at.token_tile) * depths;
-            const signed char* const codes =
-                of.codes + static_cast<Size>(at.row_tile * CLUSTER + rank) * depths * CODE_BYTES;
-            copy_digits(of.digits + first * DIGIT_BYTES, codes, DIGIT_BYTES / CLUSTER);
-            if (wide) copy_digits(of.low + first * LOW_BYTES, codes, LOW_BYTES / CLUSTER);
-        }
-    }
-
-    __device__ __forceinline__ void copy_digits(const signed char* from, const signed char* codes, int share) {
-        const unsigned offset = CODE_BYTES + rank * share;
-        from += rank * share;
-#pragma unroll 1
-        for (int depth = 0; depth < depths; ++depth, ring.next()) {
-            barrier_wait(ring.empty(), ring.phase ^ 1);
-            barrier_expect(ring.full(), share * CLUSTER + CODE_BYTES);
-            bulk_copy(ring.stage(), codes, CODE_BYTES, ring.full());
-            if (CLUSTER > 1)
-                bulk_copy(ring.stage() + offset, from, share, ring.full(), (1 << CLUSTER) - 1);
-            else
-                bulk_copy(ring.stage() + offset, from, share, ring.full());
-            codes += CODE_BYTES;
-            from += share * CLUSTER;
-        }
+        pipeline.each_tile([&](int token_tile, int row_tile) {
+            const bool wide = any_wide<TILE_TOKENS>(of.low_unit + token_tile * TILE_TOKENS);
+            if (lane() != 0) return;
+            const Size first = static_cast<Size>(token_tile) * pipeline.depths;
+            const signed char* const codes = of.codes + static_cast<Size>(row_tile) * pipeline.depths * CODE_BYTES;
+            pipeline.copy(codes, of.digits + first * DIGIT_BYTES, DIGIT_BYTES);
+            if (wide) pipeline.copy(codes, of.low + first * LOW_BYTES, LOW_BYTES);
+        });
     }
 
     // The two warpgroups that multiply, from here on.
@@ -145,23 +92,13 @@ struct Product {
     __device__ __forceinline__ static int lane() { return threadIdx.x % 32; }
     // The first of a thread's two rows of the tile's weights; the second is 8 below.
     __device__ __forceinline__ static int line() { return threadIdx.x / 32 * 16 + lane() / 4; }
-    __device__ __forceinline__ Size codes() const { return matrix(ring.stage() + warpgroup() * 64 * DEPTH); }
-    __device__ __forceinline__ Size digits() const { return matrix(ring.stage() + CODE_BYTES); }
-    __device__ __forceinline__ static Size further(int k) { return k * 32 / PIECE; }
-
-    // Every warp tells every block of the cluster that it has read a stage.
-    __device__ __forceinline__ void release(unsigned empty) const {
-        if (lane() < CLUSTER) barrier_arrive(empty, lane());
-    }
 
     __device__ __forceinline__ void multiply() {
         if (GROUPED && in_turns() && warpgroup() == 1) turn_over();
-        for (int tile = blockIdx.x / CLUSTER; tile < tiles; tile += gridDim.x / CLUSTER) {
-            const Place at(tile, token_tiles, row_tiles, BAND);
-            const int token = at.token_tile * TILE_TOKENS;
-            const int row = (at.row_tile * CLUSTER + rank) * ROWS + line();
+        pipeline.each_tile([&](int token_tile, int row_tile) {
+            const int token = token_tile * TILE_TOKENS, row = row_tile * ROWS + line();
             if (GROUPED ? multiply_groups(token, row) : multiply_rows(token, row)) multiply_low(token, row);
-        }
+        });
         if (GROUPED && in_turns() && warpgroup() == 0) take_turn();  // the last one given
     }
 
@@ -177,60 +114,41 @@ struct Product {
     // One step a row. It and `multiply_groups` tell whether the fourth digit is still to come.
     __device__ __forceinline__ bool multiply_rows(int token, int row) {
         int sums[2][3 * PER] = {};
-        unsigned before = 0;
-#pragma unroll 1
-        for (int depth = 0; depth < depths; ++depth, ring.next()) {
-            const Size a = codes(), b = digits();
-            barrier_wait(ring.full(), ring.phase);
-            wgmma_begin();
+        pipeline.each_stage([&](Size codes, Size digits) {
 #pragma unroll
-            for (int k = 0; k < DEPTH / 32; ++k) {
-                wgmma(sums[0], a + further(k), b + further(k), 1);
-                wgmma(sums[1], a + further(k), b + further(k) + 3 * HALF * DEPTH / PIECE, 1);
+            for (int k = 0; k < DEPTH; k += 32) {
+                wgmma(sums[0], codes + further(k), digits + further(k), 1);
+                wgmma(sums[1], codes + further(k), digits + further(k) + SECOND_HALF, 1);
             }
-            wgmma_commit();
-            wgmma_wait<1>();  // the stage before is read
-            if (depth > 0) release(before);
-            before = ring.empty();
-        }
-        wgmma_wait<0>();
+        });
         wgmma_done(sums[0]);
         wgmma_done(sums[1]);
-        release(before);
         const float step[2] = {step_of(row, 0), step_of(row + 8, 0)};
         return store<false>(of.unit, token, row,
                             [&](int h, int i) { return step[i / 2 % 2] * combined_at(sums[h], i); });
     }
 
-    __device__ __forceinline__ const float* steps_of(int row) const {
-        const int groups = group_count(sizes.in_features, sizes.group_size);
-        return of.scale_b + static_cast<Size>(min(row, sizes.out_features - 1)) * groups;
-    }
-
-    // Over the row's base, which `store` brings in.
-    __device__ __forceinline__ float step_of(int row, int group) const {
-        const float* const steps = steps_of(row);
-        return over_base(steps[min(group, group_count(sizes.in_features, sizes.group_size) - 1)], steps[0]);
-    }
+    __device__ __forceinline__ float step_of(int row, int group) const { return of.step_of(sizes, row, group); }
 
     // Products of 32 input channels after one another, and what is to be done with the sums of each group, the last one
     // as small as it comes, or of MOST channels of a group.
     template <int MOST, typename Multiply, typename Take>
     __device__ __forceinline__ void by_groups(int row, Multiply multiply, Take take) {
+        const int depths = pipeline.depths;
         const int steps = (sizes.group_size < sizes.in_features ? sizes.group_size : depths * DEPTH) / 32;
         float step[2] = {step_of(row, 0), step_of(row + 8, 0)};
         int group = 0, of_group = steps, left = min(steps, MOST / 32);
         bool first = true;
 #pragma unroll 1
-        for (int depth = 0; depth < depths; ++depth, ring.next()) {
-            const Size a = codes(), b = digits();
-            barrier_wait(ring.full(), ring.phase);
+        for (int depth = 0; depth < depths; ++depth, pipeline.next()) {
+            const Size codes = pipeline.rows(), digits = pipeline.tokens();
+            barrier_wait(pipeline.full(), pipeline.phase);
 #pragma unroll 1
-            for (int k = 0; k < DEPTH / 32; ++k) {
-                multiply(a + further(k), b + further(k), first);
+            for (int k = 0; k < DEPTH; k += 32) {
+                multiply(codes + further(k), digits + further(k), first);
                 first = false;
                 --of_group;
-                if (--left == 0 || (depth == depths - 1 && k == DEPTH / 32 - 1)) {
+                if (--left == 0 || (depth == depths - 1 && k == DEPTH - 32)) {
                     take(step);
                     if (of_group == 0) {
                         of_group = steps;
@@ -243,7 +161,7 @@ struct Product {
                 }
             }
             wgmma_wait<0>();
-            release(ring.empty());
+            pipeline.release(pipeline.empty());
         }
     }
 
@@ -260,11 +178,11 @@ struct Product {
         int sums[2][3 * PER] = {};
         by_groups<512>(
             row,
-            [&](Size a, Size b, bool first) {
+            [&](Size codes, Size digits, bool first) {
                 if (first && in_turns()) take_turn();
                 wgmma_begin();
-                wgmma(sums[0], a, b, !first);
-                wgmma(sums[1], a, b + 3 * HALF * DEPTH / PIECE, !first);
+                wgmma(sums[0], codes, digits, !first);
+                wgmma(sums[1], codes, digits + SECOND_HALF, !first);
                 wgmma_commit();
             },
             [&](const float (&step)[2]) {
@@ -288,9 +206,9 @@ struct Product {
         int sums[2 * PER] = {};
         by_groups<1 << 16>(
             row,
-            [&](Size a, Size b, bool first) {
+            [&](Size codes, Size digits, bool first) {
                 wgmma_begin();
-                wgmma(sums, a, b, !first);
+                wgmma(sums, codes, digits, !first);
                 wgmma_commit();
             },
             [&](const float (&step)[2]) {
@@ -313,7 +231,7 @@ struct Product {
         opaque(token);  // so that addresses are worked out here, not kept through the product
         const Size width = sizes.out_features;
         const bool inside[2] = {row < sizes.out_features, row + 8 < sizes.out_features};
-        const float base[2] = {base_of(*steps_of(row)), base_of(*steps_of(row + 8))};
+        const float base[2] = {base_of(*of.steps_of(sizes, row)), base_of(*of.steps_of(sizes, row + 8))};
         const float bias[2] = {inside[0] ? ending.bias_of(row) : 0.0f, inside[1] ? ending.bias_of(row + 8) : 0.0f};
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
@@ -358,6 +276,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) __cluster_dims__(CLUSTE
     else
         Product<TOKENS, STAGES, false>(operands, sizes, shared_address(shared)).run();
 #else
+    in_turn();
     if (sizes.grouped())
         multiply_plainly<GROUPED_TOKENS>(operands, sizes);
     else if (sizes.few())

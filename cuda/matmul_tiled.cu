@@ -24,6 +24,7 @@ extern "C" __global__ void __launch_bounds__(TILE * TILE) dequantizeTiled(
     const float* __restrict__ x, const signed char* __restrict__ wq, const float* __restrict__ inv_s,
     const float* __restrict__ scale_b, float* __restrict__ y, int tokens, int out_features, int in_features,
     int group_size) {
+    in_turn();
     __shared__ alignas(16) float x_tile[2][TILE][STRIDE];
     __shared__ alignas(16) float w_tile[2][TILE][STRIDE];
     __shared__ float inv_s_tile[2][TILE];

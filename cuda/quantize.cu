@@ -92,6 +92,7 @@ __device__ __forceinline__ void quantize_row(const float* w, const float* s, con
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     quantize_awq(const float* __restrict__ w, const float* __restrict__ s, const float* __restrict__ scale_b,
                  signed char* __restrict__ wq, int out_features, int in_features, int group_size) {
+    in_turn();
     const int count = group_count(in_features, group_size);
     const Groups groups(count, group_size);
     for (int row = blockIdx.x; row < out_features; row += gridDim.x) {

@@ -4,6 +4,7 @@
 
 extern "C" __global__ void relu(const float* __restrict__ y, const float* __restrict__ bias, float* __restrict__ out,
                                 Size tokens, Size out_features) {
+    in_turn();
     const Size count = tokens * out_features;
     if (bias == nullptr && count % 4 == 0) {
         for (Size i = global_thread(); i < count / 4; i += global_threads()) {

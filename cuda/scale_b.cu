@@ -115,6 +115,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) compute_scale_b(const floa
                                                                    const float* __restrict__ s,
                                                                    float* __restrict__ scale_b, int out_features,
                                                                    int in_features, int group_size, int lanes) {
+    in_turn();
     const int groups = group_count(in_features, group_size);
     const bool vectors = in_features % 4 == 0 && group_size % 4 == 0;
     for (int row = blockIdx.x; row < out_features; row += gridDim.x) {

@@ -1,5 +1,5 @@
-// What every search for scales shares: the scales of a candidate, and which candidate is best. All sums have an order
-// that only the shape decides.
+// What every search for scales shares: the kernel that makes the scales of candidates, and the choice of the best. All
+// sums have an order that only the shape decides.
 #pragma once
 #include "common.cuh"
 
@@ -9,6 +9,21 @@
 static_assert(THREADS % 32 == 0 && THREADS <= 1024, "THREADS is a multiple of 32, at most 1,024: whole warps");
 
 constexpr unsigned ALL_LANES = ~0u;
+constexpr float LARGEST_FLOAT = 3.402823466e38f;
+constexpr float SMALLEST_FLOAT = 1.401298464e-45f;
+
+// The step of symmetric integers up to `largest` in a row or group of this magnitude; see quant/format.py.
+__device__ __forceinline__ float step_for(float magnitude, float largest) {
+    return magnitude == 0.0f ? 1.0f : fmaxf(magnitude / largest, SMALLEST_FLOAT);
+}
+
+// The squared error of one scaled weight in double; infinite where W*s has overflowed.
+__device__ __forceinline__ double exact_error(float scaled, float step) {
+    if (!(step <= LARGEST_FLOAT)) return static_cast<double>(step) * step;
+    const double wide = step;
+    const double distance = rint(static_cast<double>(scaled) / wide) * wide - scaled;
+    return distance * distance;
+}
 
 struct Sum {
     __device__ __forceinline__ double operator()(double a, double b) const { return a + b; }
@@ -141,4 +156,51 @@ static __device__ __forceinline__ int best_of(Found found) {
     __syncthreads();
     for (int warp = 0; warp < Threads / 32; ++warp) found = better(found, of_warps[warp]);
     return found.index;
+}
+
+__device__ unsigned blocks_done;  // of the kernel of errors, whose last block chooses
+
+// Blocks: parts of the channels fastest, then candidates.
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+    candidates(const float* __restrict__ abs_mean, const float* __restrict__ sq_mean, const double* __restrict__ gamma,
+               const double* __restrict__ rule, float* __restrict__ candidate_s, double* __restrict__ importance,
+               int in_features, int by_mean, int makers) {
+    in_turn();
+    const int part = blockIdx.x % makers, g = blockIdx.x / makers;
+    const Size row = static_cast<Size>(g) * in_features;
+    make_candidate(abs_mean, sq_mean, gamma[g], rule, candidate_s + row, importance + row, in_features, by_mean != 0,
+                   part, makers);
+}
+
+// A block of `Threads`, `Lanes` for each candidate: its error from its `blocks` partial sums, infinite where it has
+// overflowed; then the scales of the best.
+template <int Threads, int Lanes>
+static __device__ __forceinline__ void choose_best(const double* partial, const double* gamma, const float* candidate_s,
+                                                   double* error, float* s, float* inv_s, int candidates,
+                                                   int in_features, int blocks) {
+    Found found = {INFINITY, INFINITY, 0};
+    for (int first = 0; first < candidates; first += Threads / Lanes) {
+        const int g = first + static_cast<int>(threadIdx.x) / Lanes;
+        Found one = {0.0, INFINITY, g};
+        if (g < candidates) {
+            one.gamma = gamma[g];
+#pragma unroll 8
+            for (int i = threadIdx.x % Lanes; i < blocks; i += Lanes)
+                one.error += partial[static_cast<Size>(g) * blocks + i];
+        }
+#pragma unroll
+        for (int offset = Lanes / 2; offset > 0; offset /= 2)
+            one.error += __shfl_xor_sync(ALL_LANES, one.error, offset);
+        if (g >= candidates) continue;
+        if (!(one.error < INFINITY)) one.error = INFINITY;
+        if (threadIdx.x % Lanes == 0) error[g] = one.error;
+        found = better(found, one);
+    }
+    const float* const row = candidate_s + static_cast<Size>(best_of<Threads>(found)) * in_features;
+#pragma unroll 8
+    for (int k = threadIdx.x; k < in_features; k += Threads) {
+        const float scale = row[k];
+        s[k] = scale;
+        inv_s[k] = 1.0f / scale;
+    }
 }

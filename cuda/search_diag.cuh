@@ -1,5 +1,5 @@
-// What the searches with objective diag share: the kernels before and behind their own, and the end of those whose
-// threads own channels.
+// What the fast searches with objective diag share, which take symmetric integers with float steps: steps and errors,
+// and the end of those whose threads own channels.
 //
 // Candidate g has a scale s[g][k] and an importance sq_mean[k] / s[g][k]^2 for every input channel k; its error is the
 // sum over k of importance[g][k] * sum_n (step * rint(W*s / step) - W*s)^2. Threads that own channels sum the squares
@@ -16,68 +16,14 @@
 static_assert(QMAX >= 1 && QMAX <= 127, "QMAX is 1 to 127: -128 is never used, so that W and -W quantize alike");
 
 constexpr float LARGEST = QMAX;
-constexpr float LARGEST_FLOAT = 3.402823466e38f;
-constexpr float SMALLEST_FLOAT = 1.401298464e-45f;
+// Steps in float are at least this, so that 1 / step stays finite; smaller ones end among the sums that are made again.
+constexpr float SMALLEST_NORMAL = 1.175494351e-38f;
 // Squares of float errors lose bits below 2^-126: a smaller sum of them than this is made again in double.
 constexpr float TRUSTED_SUM = 8.077935669e-28f;  // 2^-90
 
-// The step of a row or group whose largest magnitude this is; see quant/format.py.
+// The step of a row or group whose largest magnitude this is.
 __device__ __forceinline__ float step_of(float largest) {
-    return largest == 0.0f ? 1.0f : fmaxf(largest / LARGEST, SMALLEST_FLOAT);
-}
-
-// The squared error of one scaled weight in double; infinite where W*s has overflowed.
-__device__ __forceinline__ double exact_error(float scaled, float step) {
-    if (!(step <= LARGEST_FLOAT)) return static_cast<double>(step) * step;
-    const double wide = step;
-    const double distance = rint(static_cast<double>(scaled) / wide) * wide - scaled;
-    return distance * distance;
-}
-
-__device__ unsigned blocks_done;  // of the kernel of errors, whose last block chooses
-
-// Blocks: parts of the channels fastest, then candidates.
-extern "C" __global__ void __launch_bounds__(THREADS, 1)
-    candidates(const float* __restrict__ abs_mean, const float* __restrict__ sq_mean, const double* __restrict__ gamma,
-               const double* __restrict__ rule, float* __restrict__ candidate_s, double* __restrict__ importance,
-               int in_features, int by_mean, int makers) {
-    const int part = blockIdx.x % makers, g = blockIdx.x / makers;
-    const Size row = static_cast<Size>(g) * in_features;
-    make_candidate(abs_mean, sq_mean, gamma[g], rule, candidate_s + row, importance + row, in_features, by_mean != 0,
-                   part, makers);
-}
-
-// A block of `Threads`, `Lanes` for each candidate: its error from its `blocks` partial sums, infinite where it has
-// overflowed; then the scales of the best.
-template <int Threads, int Lanes>
-static __device__ __forceinline__ void choose_best(const double* partial, const double* gamma, const float* candidate_s,
-                                                   double* error, float* s, float* inv_s, int candidates,
-                                                   int in_features, int blocks) {
-    Found found = {INFINITY, INFINITY, 0};
-    for (int first = 0; first < candidates; first += Threads / Lanes) {
-        const int g = first + static_cast<int>(threadIdx.x) / Lanes;
-        Found one = {0.0, INFINITY, g};
-        if (g < candidates) {
-            one.gamma = gamma[g];
-#pragma unroll 8
-            for (int i = threadIdx.x % Lanes; i < blocks; i += Lanes)
-                one.error += partial[static_cast<Size>(g) * blocks + i];
-        }
-#pragma unroll
-        for (int offset = Lanes / 2; offset > 0; offset /= 2)
-            one.error += __shfl_xor_sync(ALL_LANES, one.error, offset);
-        if (g >= candidates) continue;
-        if (!(one.error < INFINITY)) one.error = INFINITY;
-        if (threadIdx.x % Lanes == 0) error[g] = one.error;
-        found = better(found, one);
-    }
-    const float* const row = candidate_s + static_cast<Size>(best_of<Threads>(found)) * in_features;
-#pragma unroll 8
-    for (int k = threadIdx.x; k < in_features; k += Threads) {
-        const float scale = row[k];
-        s[k] = scale;
-        inv_s[k] = 1.0f / scale;
-    }
+    return step_for(largest, LARGEST);
 }
 
 // Some neighbouring channels, loaded at once.

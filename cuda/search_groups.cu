@@ -38,6 +38,7 @@ extern "C" __global__ void __launch_bounds__(GROUP_THREADS, BLOCKS)
     int any = 0;  // bits of the weights
     float scale[CHUNK][COLUMNS], squares[CHUNK][COLUMNS];
     const auto before = [&] {
+        in_turn();
 #pragma unroll
         for (int g = 0; g < CHUNK; ++g) {
 #pragma unroll

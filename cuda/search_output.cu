@@ -1,59 +1,71 @@
-// The search with objective output for any sizes and any GPU: products with sums in double.
+// The search with objective output for any sizes, every format and any GPU: products with sums in double.
 //
-// A block makes SIDE rows by SIDE tokens of one candidate's Y = X * D^T, D made in double where it is read, and leaves
-// the sum of its squares. Plain, and the yardstick of search_output_digits.cu, which has the tensor cores.
-#include "search_output.cuh"
+// The error of a candidate is the mean over tokens and rows of Y^2, Y = X * D^T, where D is what quantization with its
+// scales takes from the weights. A warp makes the step and the zero point of a group; then a block makes SIDE rows by
+// SIDE tokens of one candidate's Y, D made in double where it is read, and leaves the sum of its squares. Plain, and
+// the yardstick of search_output_digits.cu, which has the tensor cores.
+#include "double_product.cuh"
+#include "search_formats.cuh"
+#include "search_rounds.cuh"
 
-#if !defined(TILE) || !defined(MICRO)
-#error "TILE and MICRO must be given: -DTILE=16 -DMICRO=4"
-#endif
-static_assert(TILE * TILE % 32 == 0 && TILE * TILE <= 1024, "a block has TILE * TILE threads: whole warps");
-static_assert(MICRO >= 1, "MICRO is at least 1: a thread makes MICRO * MICRO outputs");
+static_assert(TILE * TILE % 32 == 0, "a block has TILE * TILE threads: whole warps");
 
-constexpr int SIDE = MICRO * TILE;
+// The steps and zero points (candidates of the round, out_features, groups).
+extern "C" __global__ void candidate_groups(const float* __restrict__ w, const float* __restrict__ candidate_s,
+                                            const float* __restrict__ form, const float* __restrict__ tensor_scales,
+                                            float* __restrict__ steps, float* __restrict__ zeros, int out_features,
+                                            int in_features, int group_size, int candidates, int chunk, int round) {
+    in_turn();
+    const Form to(form);
+    const Round now(round, chunk, candidates);
+    const Size groups = group_count(in_features, group_size), of_one = out_features * groups;
+    for (Size at = global_thread() / 32; at < now.count * of_one; at += global_threads() / 32) {
+        const Size candidate = now.first + at / of_one, row = at % of_one / groups;
+        const int begin = static_cast<int>(at % groups) * group_size;
+        const int end = group_size < in_features - begin ? begin + group_size : in_features;
+        const Group found = fit_by_warp(to, w + row * in_features, candidate_s + candidate * in_features, begin, end,
+                                        to.top > 0.0f ? tensor_scales[candidate] : 1.0f);
+        if (threadIdx.x % 32 != 0) continue;
+        steps[at] = found.step;
+        if (to.zeros != 0) zeros[at] = found.zero;
+    }
+}
 
 // Blocks: tokens fastest, then rows, then candidates. `partial` is (candidates, blocks of one candidate).
 extern "C" __global__ void __launch_bounds__(TILE * TILE) output_errors(
     const float* __restrict__ x, const float* __restrict__ w, const float* __restrict__ candidate_s,
-    const float* __restrict__ steps, double* __restrict__ partial, int tokens, int out_features, int in_features,
-    int group_size, int candidates, int chunk, int round) {
-    __shared__ double x_tile[TILE][SIDE + 2], d_tile[TILE][SIDE + 2], sums_of_warps[TILE * TILE / 32];
+    const float* __restrict__ form, const float* __restrict__ steps, const float* __restrict__ zeros,
+    double* __restrict__ partial, int tokens, int out_features, int in_features, int group_size, int candidates,
+    int chunk, int round) {
+    in_turn();
+    __shared__ DoubleTiles tiles;
+    __shared__ double sums_of_warps[TILE * TILE / 32];
+    const Form to(form);
     const Round now(round, chunk, candidates);
-    const int tx = threadIdx.x, ty = threadIdx.y, thread = ty * TILE + tx;
+    const int thread = threadIdx.y * TILE + threadIdx.x;
     const int across = up(tokens, SIDE), blocks = across * up(out_features, SIDE);
     const int candidate = blockIdx.x / blocks, block = blockIdx.x % blocks;
     if (candidate >= now.count) return;
     const int first_token = block % across * SIDE, first_row = block / across * SIDE;
     const float* const s = candidate_s + static_cast<Size>(now.first + candidate) * in_features;
-    steps += static_cast<Size>(candidate) * out_features;
+    const Size groups = group_count(in_features, group_size), before = candidate * out_features * groups;
 
     double sums[MICRO][MICRO] = {};
-    for (int base = 0; base < in_features; base += TILE) {
-        const int k = base + tx;
-        const float scale = k < in_features ? s[k] : 1.0f;
-#pragma unroll
-        for (int i = 0; i < MICRO; ++i) {
-            const int token = first_token + ty + i * TILE, row = first_row + ty + i * TILE;
-            x_tile[tx][ty + i * TILE] =
-                token < tokens && k < in_features ? x[static_cast<Size>(token) * in_features + k] : 0.0f;
-            d_tile[tx][ty + i * TILE] =
-                row < out_features && k < in_features
-                    ? exact_difference(w[static_cast<Size>(row) * in_features + k], scale,
-                                       steps[static_cast<Size>(k / group_size) * chunk * out_features + row]) /
-                          scale
-                    : 0.0;
-        }
-        __syncthreads();
-#pragma unroll
-        for (int i = 0; i < TILE; ++i) {
-#pragma unroll
-            for (int m = 0; m < MICRO; ++m)
-#pragma unroll
-                for (int n = 0; n < MICRO; ++n)
-                    sums[m][n] = fma(x_tile[i][ty + m * TILE], d_tile[i][tx + n * TILE], sums[m][n]);
-        }
-        __syncthreads();
-    }
+    const auto activation = [&](int token, int k) {
+        token += first_token;
+        return token < tokens && k < in_features ? x[static_cast<Size>(token) * in_features + k] : 0.0f;
+    };
+    // What quantization takes from a weight, with the very code that quantize_awq gives it.
+    const auto difference = [&](int row, int k) {
+        row += first_row;
+        if (row >= out_features || k >= in_features) return 0.0;
+        const float weight = w[static_cast<Size>(row) * in_features + k], scale = s[k];
+        const Size group = before + row * groups + k / group_size;
+        const Group of = {steps[group], to.zeros == 0 ? 0.0f : zeros[group]};
+        const double exact = static_cast<double>(weight) * scale;
+        return (to.value(to.code(__fmul_rn(weight, scale), of), of) - exact) / scale;
+    };
+    add_products(tiles, sums, in_features, activation, difference);
     double sum = 0.0;
 #pragma unroll
     for (int m = 0; m < MICRO; ++m)

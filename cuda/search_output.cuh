@@ -1,4 +1,4 @@
-// What the searches with objective output share: the steps of every candidate, and for the tensor cores the operands.
+// What the searches with objective output on tensor cores share: the steps of every candidate, and the operands.
 //
 // The error of candidate g is the mean over tokens m and rows n of Y^2, Y = sum_k x[m][k] * D[n][k]: one product with
 // the difference D = d / s of the weights, d = step * q - W*s, of which nothing but the sum of its squares is kept.
@@ -16,20 +16,10 @@
 //   magnitude does by the choice of the step.
 #pragma once
 #include "search_diag.cuh"
+#include "search_rounds.cuh"
 
 constexpr float SPAN = 127 * 256;  // of a and b: the largest has a low digit of 0
 constexpr int WARPS = 8;           // of a block, where nothing else is said
-
-__device__ __forceinline__ int up(int count, int of) {
-    return (count - 1) / of + 1;
-}
-
-// A round takes `chunk` candidates, or what is left of them: the steps and digits of so many fit the scratch.
-struct Round {
-    int first, count;
-    __device__ __forceinline__ Round(int round, int chunk, int candidates)
-        : first(round * chunk), count(min(chunk, candidates - round * chunk)) {}
-};
 
 // d of one weight in double, with the very code that quantize_awq gives it.
 __device__ __forceinline__ double exact_difference(float w, float s, float step) {
@@ -47,6 +37,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) row_steps(const float* 
                                                                 float* __restrict__ steps, int out_features,
                                                                 int in_features, int group_size, int candidates,
                                                                 int chunk, int round) {
+    in_turn();
     const Round now(round, chunk, candidates);
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const int parts = up(chunk, STEP_CANDIDATES), groups = group_count(in_features, group_size);
@@ -91,14 +82,4 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) row_steps(const float* 
         if (my_row < out_features && mine < now.count)
             steps[(static_cast<Size>(group) * chunk + mine) * out_features + my_row] = step_of(__int_as_float(found));
     }
-}
-
-// One block: the error of each candidate from its `blocks` partial sums; then the scales of the best.
-extern "C" __global__ void __launch_bounds__(THREADS) choose(const double* __restrict__ partial,
-                                                          const double* __restrict__ gamma,
-                                                          const float* __restrict__ candidate_s,
-                                                          double* __restrict__ error, float* __restrict__ s,
-                                                          float* __restrict__ inv_s, int candidates, int in_features,
-                                                          int blocks) {
-    choose_best<THREADS, 32>(partial, gamma, candidate_s, error, s, inv_s, candidates, in_features, blocks);
 }

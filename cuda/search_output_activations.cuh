@@ -1,29 +1,17 @@
 // The search with objective output: what the digits of the activations are, for all candidates alike, and what of W
 // follows from their units; see search_output.cuh.
 #pragma once
+#include "column_peaks.cuh"
 #include "search_output_digits.cuh"
 
 constexpr int WIDE_WARPS = 32;  // of a block that has all tokens of its channels
 
 // The largest magnitude of every channel. A block has 32 channels.
-extern "C" __global__ void __launch_bounds__(WIDE_WARPS * 32) column_peaks(const float* __restrict__ x,
-                                                                        float* __restrict__ peak, int tokens,
-                                                                        int in_features) {
-    __shared__ int of_warps[WIDE_WARPS][32];
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const int k = blockIdx.x * 32 + lane;
-    int largest = 0;
-    if (k < in_features) {
-#pragma unroll 4
-        for (int token = warp; token < tokens; token += WIDE_WARPS)
-            largest = max(largest, __float_as_int(fabsf(x[static_cast<Size>(token) * in_features + k])));
-    }
-    of_warps[warp][lane] = largest;
-    __syncthreads();
-    if (warp == 0 && k < in_features) {
-        for (int other = 1; other < WIDE_WARPS; ++other) largest = max(largest, of_warps[other][lane]);
-        peak[k] = __int_as_float(largest);
-    }
+extern "C" __global__ void __launch_bounds__(PEAK_THREADS) column_peaks(const float* __restrict__ x,
+                                                                     float* __restrict__ peak, int tokens,
+                                                                     int in_features) {
+    in_turn();
+    find_column_peaks(x, peak, tokens, in_features);
 }
 
 // What a = SPAN stands for: the largest magnitude of the channel, or more where that lies far below the largest of all,
@@ -38,6 +26,7 @@ extern "C" __global__ void __launch_bounds__(WIDE_WARPS * 32) split_activations(
     const float* __restrict__ x, const float* __restrict__ sq_mean, const float* __restrict__ peak,
     const float* __restrict__ candidate_s, signed char* __restrict__ x_digits, float* __restrict__ unit,
     float* __restrict__ factor, int tokens, int in_features, int candidates) {
+    in_turn();
     __shared__ int of_warps[WIDE_WARPS];
     __shared__ double sums[WIDE_WARPS][DEPTH];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -111,6 +100,7 @@ __device__ __forceinline__ void take(float& first, float& second, int& channel, 
 extern "C" __global__ void __launch_bounds__(WARPS * 32) top_factors(const float* __restrict__ factor,
                                                                   float* __restrict__ tops, int in_features,
                                                                   int group_size, int candidates) {
+    in_turn();
     const int lane = threadIdx.x % 32;
     const int groups = group_count(in_features, group_size);
     const Size at = static_cast<Size>(blockIdx.x) * WARPS + threadIdx.x / 32;
@@ -138,11 +128,12 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) top_factors(const float
 }
 
 // The largest |w * unit| of every group, (groups, out_features): d is never larger than W*s, so neither D * unit than
-// this. A warp has a row.
+// this. A warp has a row. Where groups are whole tiles, `piece_maxima` makes it.
 extern "C" __global__ void __launch_bounds__(WARPS * 32) row_reaches(const float* __restrict__ w,
                                                                   const float* __restrict__ unit,
                                                                   float* __restrict__ reaches, int out_features,
                                                                   int in_features, int group_size) {
+    in_turn();
     const int lane = threadIdx.x % 32, groups = group_count(in_features, group_size);
     const Size row = static_cast<Size>(blockIdx.x) * WARPS + threadIdx.x / 32;
     if (row >= out_features) return;

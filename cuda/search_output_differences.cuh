@@ -2,39 +2,42 @@
 #pragma once
 #include "search_output_digits.cuh"
 
-// Where groups are whole tiles of channels: the largest |W*s| of every tile, (tiles, chunk, out_features). A warp takes
-// PIECE_ROWS rows of a tile for PIECE_CANDIDATES candidates, whose scales stay in registers; a lane has four channels.
-constexpr int PIECE_ROWS = 8, PIECE_CANDIDATES = 8;
+// Where groups are whole tiles of channels: the largest |W*s| of every tile, (tiles, chunk, out_features), and in the
+// first round, as if the units were one more candidate's scales, what `row_reaches` makes otherwise, (tiles,
+// out_features). A warp takes PIECE_ROWS rows of a tile for PIECE_CANDIDATES candidates, whose scales stay in
+// registers; a lane has four channels. PIECE_CANDIDATES is a third of the usual 20 candidates and the units.
+constexpr int PIECE_ROWS = 8, PIECE_CANDIDATES = 7;
 
-extern "C" __global__ void __launch_bounds__(WARPS * 32) piece_maxima(const float* __restrict__ w,
-                                                                   const float* __restrict__ candidate_s,
-                                                                   int* __restrict__ pieces, int out_features,
-                                                                   int in_features, int candidates, int chunk,
-                                                                   int round) {
+extern "C" __global__ void __launch_bounds__(WARPS * 32) piece_maxima(
+    const float* __restrict__ w, const float* __restrict__ candidate_s, const float* __restrict__ unit,
+    int* __restrict__ pieces, float* __restrict__ reaches, int out_features, int in_features, int candidates, int chunk,
+    int round) {
+    in_turn();
     const Round now(round, chunk, candidates);
+    const int asked = now.count + (round == 0);
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const int parts = up(chunk, PIECE_CANDIDATES), depths = up(in_features, DEPTH);
+    const int parts = up(chunk + 1, PIECE_CANDIDATES), depths = up(in_features, DEPTH);
     const int first = blockIdx.x % parts * PIECE_CANDIDATES, depth = blockIdx.x / parts % depths;
     const int row = (static_cast<int>(blockIdx.x / parts / depths) * WARPS + warp) * PIECE_ROWS;
     const int k = depth * DEPTH + lane * 4;
-    if (row >= out_features || first >= now.count) return;
+    if (row >= out_features || first >= asked) return;
     Columns<4> weight[PIECE_ROWS], s[PIECE_CANDIDATES];
 #pragma unroll
     for (int r = 0; r < PIECE_ROWS; ++r)
         weight[r] = k < in_features ? load<4>(w + static_cast<Size>(min(row + r, out_features - 1)) * in_features + k)
                                     : Columns<4>{};
 #pragma unroll
-    for (int g = 0; g < PIECE_CANDIDATES; ++g)
-        s[g] =
-            k < in_features
-                ? load<4>(candidate_s + static_cast<Size>(now.first + min(first + g, now.count - 1)) * in_features + k)
-                : Columns<4>{};
-    static_assert(PIECE_ROWS == 8 && PIECE_CANDIDATES % 4 == 0, "a lane keeps a row of one candidate in four");
+    for (int g = 0; g < PIECE_CANDIDATES; ++g) {
+        const float* const from =
+            first + g < now.count ? candidate_s + static_cast<Size>(now.first + first + g) * in_features : unit;
+        s[g] = k < in_features ? load<4>(from + k) : Columns<4>{};
+    }
+    static_assert(PIECE_ROWS == 8, "a lane keeps a row of one candidate in four");
 #pragma unroll
     for (int begin = 0; begin < PIECE_CANDIDATES; begin += 4) {
         int found = 0;
 #pragma unroll
-        for (int i = 0; i < 32; ++i) {
+        for (int i = 0; i < 32 && begin + i / 8 < PIECE_CANDIDATES; ++i) {
             const Columns<4>&one = weight[i % 8], &by = s[begin + i / 8];
             const int largest =
                 __vimax3_s32(__float_as_int(fabsf(one.v[0]) * by.v[0]), __float_as_int(fabsf(one.v[1]) * by.v[1]),
@@ -42,9 +45,12 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) piece_maxima(const floa
             const int value = __reduce_max_sync(ALL_LANES, max(largest, __float_as_int(fabsf(one.v[3]) * by.v[3])));
             if (lane == i) found = value;
         }
-        const int candidate = first + begin + lane / 8;
-        if (row + lane % 8 < out_features && candidate < now.count)
-            pieces[(static_cast<Size>(depth) * chunk + candidate) * out_features + row + lane % 8] = found;
+        const int of_part = begin + lane / 8, candidate = first + of_part, line = row + lane % 8;
+        if (line >= out_features || of_part >= PIECE_CANDIDATES) continue;
+        if (candidate < now.count)
+            pieces[(static_cast<Size>(depth) * chunk + candidate) * out_features + line] = found;
+        else if (candidate < asked)
+            reaches[static_cast<Size>(depth) * out_features + line] = __int_as_float(found);
     }
 }
 
@@ -55,6 +61,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) row_bases(
     float* __restrict__ steps, const float* __restrict__ tops, const float* __restrict__ reaches,
     double* __restrict__ base, float* __restrict__ over_base, int out_features, int in_features, int group_size,
     int candidates, int chunk, int joined, int round) {
+    in_turn();
     const Round now(round, chunk, candidates);
     const int groups = group_count(in_features, group_size), depths = up(in_features, DEPTH);
     const int blocks = up(out_features, WARPS * 32);  // for a candidate
@@ -67,15 +74,20 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) row_bases(
     double largest = 0.0;
     int plain = 1, finite = 1;
     for (int group = 0; group < groups; ++group) {
-        float step;
+        float step, reach;
         if (joined != 0) {
-            int found = 0;
+            int found = 0, reached = 0;
             const int begin = group * joined, end = min(begin + joined, depths);
 #pragma unroll 8
-            for (int piece = begin; piece < end; ++piece) found = max(found, pieces[piece * stride + i]);
+            for (int piece = begin; piece < end; ++piece) {
+                found = max(found, pieces[piece * stride + i]);
+                reached = max(reached, __float_as_int(reaches[static_cast<Size>(piece) * out_features + row]));
+            }
             steps[group * stride + i] = step = step_of(__int_as_float(found));
+            reach = __int_as_float(reached);
         } else {
             step = steps[group * stride + i];
+            reach = reaches[static_cast<Size>(group) * out_features + row];
         }
         const float first = tops[3 * group], second = tops[3 * group + 1];
         const int k = __float_as_int(tops[3 * group + 2]);
@@ -88,7 +100,6 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) row_bases(
                                     : half;
         double found = fmax(half * second, at_first * first);
         // Where dead channels have the largest weights, the others' codes are 0, and d far below half a step.
-        const float reach = reaches[static_cast<Size>(group) * out_features + row];
         if (reach > 1e-30f) found = reach < found ? reach : found;
         largest = fmax(largest, found);
         plain &= ordinary;
@@ -232,6 +243,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) split_differences(
     const float* __restrict__ steps, const double* __restrict__ base, const float* __restrict__ over_base,
     signed char* __restrict__ d_digits, int out_features, int in_features, int group_size, int candidates, int chunk,
     int row_tiles, int round) {
+    in_turn();
     const Round now(round, chunk, candidates);
     const int parts = up(chunk, AT_ONCE), depths = up(in_features, DEPTH);
     const int first = blockIdx.x % parts * AT_ONCE, tile = blockIdx.x / parts;

@@ -1,22 +1,12 @@
 // The operands of the search with objective output as digits, in the order in which products copy them; see
-// search_output.cuh. Tiles of DEPTH input channels, a row of a tile 128 bytes whose 16-byte pieces lie permuted, the
-// high digits of all its rows before the low ones, padded with zeros: a stage of a pipeline is one contiguous piece.
+// search_output.cuh. In a tile (tiles.cuh) the high digits of all its rows lie before the low ones.
 #pragma once
 #include "search_output.cuh"
+#include "tiles.cuh"
 
-#if !defined(TOKENS) || !defined(ROWS) || !defined(DEPTH)
-#error "the table of kernels gives the macros: -DTOKENS=128 -DROWS=128 -DDEPTH=128 ..."
-#endif
-static_assert(DEPTH == 128,
-              "a row of a tile is 128 bytes: a warp with four channels a lane, eight pieces in all banks");
+static_assert(DEPTH == 128, "a warp has the channels of a tile, four a lane");
 
-constexpr int PIECE = 16;  // bytes
 constexpr int ROW_BYTES = 2 * ROWS * DEPTH, TOKEN_BYTES = 2 * TOKENS * DEPTH;
-
-// Where a byte of a tile's row lies in it: so that eight rows of one piece lie in different banks.
-__device__ __forceinline__ int swizzled(int line, int byte) {
-    return (byte / PIECE ^ line % 8) * PIECE + byte % PIECE;
-}
 
 constexpr float MAGIC = 12582912.0f;  // 1.5 * 2^23: adding it rounds to the nearest integer, ties to even
 constexpr int BIAS = 0x8080;          // 128 in each digit: a sum with it has both digits in its low bytes, not negative
@@ -78,11 +68,6 @@ struct Sizes {
         return unit * unit / (static_cast<double>(tokens) * out_features);
     }
 };
-
-// 65536 S_hh + 256 S_mixed + S_ll.
-__device__ __forceinline__ float combined(int high, int mixed, int low) {
-    return fmaf(static_cast<float>(high), 65536.0f, fmaf(static_cast<float>(mixed), 256.0f, static_cast<float>(low)));
-}
 
 #ifndef __CUDACC__
 

@@ -52,13 +52,17 @@ extern "C" __global__ void __launch_bounds__(MAXIMA_THREADS, MAXIMA_BLOCKS)
     const float* const of_w = w + static_cast<Size>(first_row + line) * in_features + piece;
     const float* const of_s = candidate_s + static_cast<Size>(first_g + line) * in_features + piece;
     const Size apart = static_cast<Size>(LINES) * in_features;
-    const auto fetch = [&](int stage, int k) {
+    const auto fetch_weights = [&](int stage, int k) {
         float* const tile = tiles + stage * STAGE + line * PITCH + piece;
         const bool inside = k + piece < end;
 #pragma unroll
         for (int i = 0; i < TILE_ROWS / LINES; ++i)
             __pipeline_memcpy_async(tile + i * LINES * PITCH, of_w + i * apart + k, 16,
                                     inside && first_row + line + i * LINES < out_features ? 0 : 16);
+    };
+    const auto fetch_scales = [&](int stage, int k) {
+        float* const tile = tiles + stage * STAGE + line * PITCH + piece;
+        const bool inside = k + piece < end;
 #pragma unroll
         for (int i = 0; i * LINES < TILE_G; ++i) {
             if (line + i * LINES < TILE_G)
@@ -69,8 +73,12 @@ extern "C" __global__ void __launch_bounds__(MAXIMA_THREADS, MAXIMA_BLOCKS)
 
     int largest[8][OF_THREAD] = {};  // the bits of floats
 #pragma unroll
+    for (int stage = 0; stage < STAGES - 1; ++stage)
+        if (begin + stage * TILE_CHANNELS < end) fetch_weights(stage, begin + stage * TILE_CHANNELS);
+    in_turn();
+#pragma unroll
     for (int stage = 0; stage < STAGES - 1; ++stage) {
-        if (begin + stage * TILE_CHANNELS < end) fetch(stage, begin + stage * TILE_CHANNELS);
+        if (begin + stage * TILE_CHANNELS < end) fetch_scales(stage, begin + stage * TILE_CHANNELS);
         __pipeline_commit();
     }
     int stage = 0;
@@ -78,7 +86,10 @@ extern "C" __global__ void __launch_bounds__(MAXIMA_THREADS, MAXIMA_BLOCKS)
         __pipeline_wait_prior(STAGES - 2);
         __syncthreads();
         const int ahead = k + (STAGES - 1) * TILE_CHANNELS;
-        if (ahead < end) fetch(stage == 0 ? STAGES - 1 : stage - 1, ahead);
+        if (ahead < end) {
+            fetch_weights(stage == 0 ? STAGES - 1 : stage - 1, ahead);
+            fetch_scales(stage == 0 ? STAGES - 1 : stage - 1, ahead);
+        }
         __pipeline_commit();
         const float* const tile = tiles + stage * STAGE + warp * OF_WARP;
         const float* const of_rows = tile + lane % 8 * PITCH;
@@ -123,7 +134,6 @@ extern "C" __global__ void __launch_bounds__(MAXIMA_THREADS, MAXIMA_BLOCKS)
 
 constexpr int COLUMN_THREADS = 256;
 constexpr int BLOCKS = COLUMNS * CHUNK > 40 ? 1 : 2;  // of a multiprocessor: for what a thread keeps in registers
-constexpr float SMALLEST_NORMAL = 1.175494351e-38f;
 
 // Blocks: chunks fastest, then channels, then rows. `partial` is (candidates, blocks of channels and rows).
 extern "C" __global__ void __launch_bounds__(COLUMN_THREADS, BLOCKS)
@@ -152,6 +162,7 @@ extern "C" __global__ void __launch_bounds__(COLUMN_THREADS, BLOCKS)
     float scale[CHUNK][COLUMNS], squares[CHUNK][COLUMNS];
     // What comes from far away is asked for together: the first rows, the scales, the maxima.
     const auto before = [&] {
+        in_turn();
 #pragma unroll
         for (int g = 0; g < CHUNK; ++g) {
             Columns<COLUMNS> of_g = {};
@@ -176,7 +187,6 @@ extern "C" __global__ void __launch_bounds__(COLUMN_THREADS, BLOCKS)
 #pragma unroll
             for (int u = 0; u < TOGETHER; ++u) {
                 const int i = first + u * COLUMN_THREADS;
-                // A normal number, so that 1 / step stays finite; smaller ones end among the sums that are made again.
                 const float step = fmaxf(step_of(largest[u]), SMALLEST_NORMAL);
                 if (i < padded) steps[i] = make_float2(step, 1.0f / step);
             }

@@ -61,6 +61,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) accum_stats(const float* _
                                                                float* __restrict__ abs_mean,
                                                                float* __restrict__ sq_mean, int tokens, int in_features,
                                                                int rows_of_block) {
+    in_turn();
     __shared__ double parts[2][WARPS][CHANNELS];
     const int strips = (in_features - 1) / CHANNELS + 1;
     const int chunk = blockIdx.x / strips, first_channel = blockIdx.x % strips * CHANNELS;
@@ -94,6 +95,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) accum_stats(const float* _
 
 extern "C" __global__ void finish_stats(const double* __restrict__ partial, float* __restrict__ abs_mean,
                                         float* __restrict__ sq_mean, int tokens, int in_features, int chunks) {
+    in_turn();
     for (Size i = global_thread(); i < 2 * static_cast<Size>(in_features); i += global_threads()) {
         const int which = i / in_features, channel = i % in_features;
         double sum = 0.0;
@@ -107,6 +109,7 @@ extern "C" __global__ void finish_stats(const double* __restrict__ partial, floa
 // Sums, for now: they must be zero at the start, and finish_stats_atomic turns them into means.
 extern "C" __global__ void accum_stats_atomic(const float* __restrict__ x, float* __restrict__ abs_mean,
                                               float* __restrict__ sq_mean, Size tokens, Size in_features) {
+    in_turn();
     for (Size i = global_thread(); i < tokens * in_features; i += global_threads()) {
         const float value = x[i];
         atomicAdd(&abs_mean[i % in_features], fabsf(value));
@@ -116,6 +119,7 @@ extern "C" __global__ void accum_stats_atomic(const float* __restrict__ x, float
 
 extern "C" __global__ void finish_stats_atomic(float* __restrict__ abs_mean, float* __restrict__ sq_mean, Size tokens,
                                                Size in_features) {
+    in_turn();
     for (Size channel = global_thread(); channel < in_features; channel += global_threads()) {
         abs_mean[channel] /= static_cast<float>(tokens);
         sq_mean[channel] /= static_cast<float>(tokens);

@@ -29,6 +29,7 @@ from awq_pycuda.backends.cpu import CpuBackend
 from awq_pycuda.config import Config
 from awq_pycuda.kernels import table
 from awq_pycuda.paths import resource_dir
+from awq_pycuda.quant.format import Format
 from awq_pycuda.sweeps import composition, hosts
 
 ROOT = Path(__file__).parent.parent
@@ -114,7 +115,7 @@ def worst() -> Callable[[str, float, float], None]:
 
 
 def make_backend(
-    name: str, tile: int = 16, group_size: int | None = None, search_on_host: bool = False, **choices: str
+    name: str, tile: int = 16, form: Format | None = None, search_on_host: bool = False, **choices: str
 ) -> Backend:
     """A backend, not entered; tile and the variants by stage are those of kernels and mean nothing to NumPy."""
     if name == "cpu":
@@ -127,7 +128,7 @@ def make_backend(
     if name == "cuda":
         from awq_pycuda.backends.cuda.device import open_gpu
     left = {stage: variant for stage, variant in choices.items() if variant == table.AUTO}
-    choices |= settle_variants(left, tile, group_size, open_gpu().limits)[0]
+    choices |= settle_variants(left, tile, form or Format(), open_gpu().limits)[0]
     if name == "host":
         return host_backend({"TILE": tile}, choices, search_on_host=search_on_host)
     from awq_pycuda.backends.cuda.backend import CudaBackend

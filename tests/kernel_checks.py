@@ -10,7 +10,9 @@ from host_cuda.backend import host_backend
 from host_cuda.build import Source, not_run
 from host_cuda.device import Launch
 from host_cuda.driver import host_device
+from test_device_formats import KINDS, on_device, special_rows
 from test_device_search import convention, layer_of, searched
+from test_formats import NVFP4
 
 from awq_pycuda import philox
 from awq_pycuda.backends.cpu import CpuBackend
@@ -128,15 +130,23 @@ def agree_on_steps(backend, inputs, codes):
     assert same_bits(*found)
 
 
+def formats_agree(backend):
+    for form in (NVFP4, KINDS["zero points"], KINDS["float zero points"]):
+        exact, found = on_device(backend, *special_rows(9, 37), form)
+        for part, values in exact.items():
+            assert same_bits(found[part], values), part
+
+
 def search_agrees(size, points, objective=Objective.diag, out_features=21, tokens=13):
     def agrees(backend):
         spec = layer_of(out_features, 132, tokens=tokens)
         chosen = convention(points, size, objective=objective)
         expected = searched(CpuBackend(np.float64), spec, chosen)
+        variants = backend._variants["search_diag"]
         (layer,) = allocate(backend, [spec], chosen).layers
         backend.accum_stats(layer.x, layer.abs_mean, layer.sq_mean)
         for shares in ({}, {"rows_of_block": 512, "channels_of_part": 512}):  # few rows a block and tile, and all
-            backend._variants["search_diag"] = [shared(each, shares) for each in table.candidates("search_diag")]
+            backend._variants["search_diag"] = [shared(each, shares) for each in variants]
             backend._bound.clear()
             backend.compute_s(layer, chosen)
             np.testing.assert_allclose(backend.read(layer.error), expected[0], rtol=1e-5)
@@ -175,6 +185,8 @@ CHECKS = {
     "quantize.cu": codes_agree,
     **{file: partial(products_agree, multiple=variant.group_multiple) for file, variant in PRODUCTS.items()},
     "scale_b.cu": steps_agree,
+    "formats.cu": formats_agree,
+    "search_narrow.cu": search_agrees(None, 11),
     "search_rows.cu": search_agrees(None, 11),
     "search_groups.cu": search_agrees(128, 5),
     "search_any.cu": search_agrees(10, 7),
@@ -190,8 +202,8 @@ CHECKS = {
 
 def check(kernel, sources=None):
     product = PRODUCTS.get(kernel, table.find("dequantizeTiled"))
-    searches = {variant.file: variant.name for variant in table.variants("search_output").values()}
-    choices = {"search_output": searches[kernel]} if kernel in searches else {}
+    searches = {each.file: each for stage in table.SEARCHES.values() for each in table.variants(stage).values()}
+    choices = {searches[kernel].stage: searches[kernel].name} if kernel in searches else {}
     choices |= {"dequantizeTiled": product.name, "accum_stats": "atomic" if "atomic" in kernel else "deterministic"}
     tiles = table.allowed("dequantizeTiled", "TILE").get(product.name, [7])
     RNG.bit_generator.state = FIRST  # the same inputs, whichever tests ran before

@@ -5,7 +5,7 @@ from dataclasses import replace
 import h5py
 import numpy as np
 import pytest
-from conftest import make_backend
+from conftest import BACKENDS, make_backend
 from result_files import make_run
 
 from awq_pycuda.analysis.explain import explain
@@ -121,10 +121,10 @@ def test_values_that_make_no_sense_are_refused(bad):
 
 
 ASKED = {"symmetric": ("quant=int4_g128",), "zero points": ("quant=int4_g128", "quant.symmetric=false")}
-CLIPPED = [("cpu", "symmetric"), ("cpu", "zero points"), pytest.param("cuda", "symmetric", marks=pytest.mark.gpu)]
 
 
-@pytest.mark.parametrize(("backend", "kind"), CLIPPED)
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", ASKED)
 def test_a_run_clips_what_its_layers_names_allow(compose, tmp_path, backend, kind):
     """Of three layers the second is skipped; `verify` holds codes and steps before the clipped weights."""
     with h5py.File(tmp_path / "a.h5", "w") as file:
@@ -135,7 +135,7 @@ def test_a_run_clips_what_its_layers_names_allow(compose, tmp_path, backend, kin
             group["weight"], group["activations"] = w, x
     given = ("inputs=file", f"inputs.path={tmp_path / 'a.h5'}", "clip=groups", "quant.group_size=16", "timing=once")
     spec = spec_of(compose(*ASKED[kind], *given, "verify=true"))
-    with make_backend(backend, spec.tile, 16, **spec.variants) as machine:
+    with make_backend(backend, spec.tile, spec.convention.quantizer, **spec.variants) as machine:
         pipeline = Pipeline(machine, spec)
         pipeline.run()
     assert pipeline.timings.stages[2] == "clip_weights"
@@ -151,7 +151,7 @@ def test_a_run_clips_what_its_layers_names_allow(compose, tmp_path, backend, kin
         assert 0 < found.lost.clipped < found.lost.by_row.sum()
         # With clipping switched off the codes are those that the unclipped error is of.
         alone = replace(spec, convention=replace(spec.convention, clip=None))
-        with make_backend(backend, spec.tile, 16, **spec.variants) as machine:
+        with make_backend(backend, spec.tile, spec.convention.quantizer, **spec.variants) as machine:
             other = Pipeline(machine, alone)
             other.run()
         same = next(each for each in other.layers if each.name == found.name)

@@ -46,18 +46,28 @@ def searched(backend, spec, chosen):
         return [backend.read(handle).copy() for handle in (layer.error, layer.s, layer.inv_s, layer.quantized.steps)]
 
 
-# Out of these the table takes each of its variants, with one chunk of candidates and with several, ragged and not.
-# What is marked gpu compiles more kernels, each of which takes seconds here.
+# One chunk of candidates and several, ragged and not. What is marked gpu compiles more kernels, each of which takes
+# seconds here.
 SIZES = [
-    (70, 260, None, 11),
-    (9, 132, None, 22),
-    (33, 128, 128, 5),
-    (9, 576, 128, 10),
-    (5, 37, None, 7),
-    (6, 100, 10, 14),
+    ("narrow", 21, 260, None, 11),
+    ("narrow", 9, 132, None, 6),
+    ("rows", 70, 260, None, 11),
+    ("rows", 9, 132, None, 22),
+    ("groups", 33, 128, 128, 5),
+    ("groups", 9, 576, 128, 10),
+    ("any", 5, 37, None, 7),
+    ("any", 6, 100, 10, 14),
     *(
         pytest.param(*sizes, marks=pytest.mark.gpu)
-        for sizes in ((20, 96, 32, 3), (17, 192, 64, 20), (1, 1, None, 1), (300, 1024, None, 20), (4100, 1028, None, 5))
+        for sizes in (
+            ("groups", 20, 96, 32, 3),
+            ("groups", 17, 192, 64, 20),
+            ("any", 1, 1, None, 1),
+            ("narrow", 1024, 1024, None, 5),
+            ("narrow", 4101, 1020, None, 20),
+            ("rows", 300, 1024, None, 20),
+            ("rows", 4100, 1028, None, 5),
+        )
     ),
 ]
 
@@ -77,45 +87,30 @@ def same_but_for_a_last_bit(s, expected):
     return relative_error(s, expected) <= 2**-23
 
 
-@pytest.mark.parametrize(("name", "out_features", "in_features", "size", "points"), [*on_each(*SIZES)])
+@pytest.mark.parametrize(("name", "variant", "out_features", "in_features", "size", "points"), [*on_each(*SIZES)])
 @pytest.mark.parametrize("normalization", Normalization)
-def test_the_device_finds_what_the_host_finds(name, out_features, in_features, size, points, normalization, worst):
+def test_the_device_finds_what_the_host_finds(
+    name, variant, out_features, in_features, size, points, normalization, worst
+):
     spec = layer_of(out_features, in_features, dead=range(3, in_features, 50))
     chosen = convention(points, size, normalization=normalization)
-    error, s, inv_s, steps = searched(make_backend(name), spec, chosen)
+    error, s, inv_s, steps = searched(make_backend(name, search_diag=variant), spec, chosen)
     exact, host_s, *_ = searched(CpuBackend(), spec, chosen)
-    variant = table.find("search_diag", taken(spec, chosen))
-    worst(f"{name} search ({variant.name})", relative_error(error, exact), variant.tolerance)
+    worst(f"{name} search ({variant})", relative_error(error, exact), table.find("search_diag", variant).tolerance)
     assert same_but_for_a_last_bit(s, host_s)
     assert same_bits(inv_s, 1 / s)
     assert same_bits(steps, steps_of(spec.weight, s, chosen.quantizer).steps)
 
 
-def taken(spec, chosen):
-    """The variant that the sizes decide for."""
-    out_features, in_features = spec.weight.shape
-    form = chosen.quantizer
-    sizes = {"out_features": out_features, "in_features": in_features, "candidates": chosen.grid.size}
-    sizes |= {"group_size": form.size(in_features), "QMAX": form.largest}
-    able = (each for each in table.candidates("search_diag") if each.obstacle(each.complete(sizes)) is None)
-    return next(able).name
-
-
-def test_the_sizes_above_take_every_variant():
-    sizes = [getattr(case, "values", case) for case in SIZES]
-    found = {taken(layer_of(*size[:2]), convention(size[3], size[2])) for size in sizes}
-    assert found == set(table.variants("search_diag"))
-
-
-BY_VARIANT = [(None, 11), (128, 5), (10, 7)]  # rows, groups, any
+BY_VARIANT = [("narrow", None, 11), ("rows", None, 11), ("groups", 128, 5), ("any", 10, 7)]
 
 
 @pytest.mark.parametrize("name", DEVICES)
-@pytest.mark.parametrize(("size", "points"), BY_VARIANT)
+@pytest.mark.parametrize(("variant", "size", "points"), BY_VARIANT)
 @pytest.mark.parametrize("scale", [1e-41, 1e-25, 1e-12, 1e22, 1e37])
-def test_weights_whose_squares_float_cannot_hold(name, size, points, scale):
+def test_weights_whose_squares_float_cannot_hold(name, variant, size, points, scale):
     spec, chosen = layer_of(9, 132, scale=scale), convention(points, size)
-    error, s, _, steps = searched(make_backend(name), spec, chosen)
+    error, s, _, steps = searched(make_backend(name, search_diag=variant), spec, chosen)
     exact, host_s, *_ = searched(CpuBackend(), spec, chosen)
     if 1e-40 < scale < 1e30:  # a denormal step has few bits, and the largest weights overflow where float64 does not
         oracle = dataclasses.replace(spec, weight=spec.weight.astype(np.float64))
@@ -126,12 +121,12 @@ def test_weights_whose_squares_float_cannot_hold(name, size, points, scale):
 
 
 @pytest.mark.parametrize("name", DEVICES)
-@pytest.mark.parametrize(("size", "points"), BY_VARIANT)
-def test_a_candidate_that_overflows_has_an_infinite_error(name, size, points):
+@pytest.mark.parametrize(("variant", "size", "points"), BY_VARIANT)
+def test_a_candidate_that_overflows_has_an_infinite_error(name, variant, size, points):
     spec = layer_of(4, 132)
     spec.weight[1, :32] = 3e38
     spec.activations[:, :2] *= 1000
-    error, *_ = searched(make_backend(name), spec, convention(points, size))
+    error, *_ = searched(make_backend(name, search_diag=variant), spec, convention(points, size))
     exact, *_ = searched(CpuBackend(), spec, convention(points, size))
     assert np.isfinite(exact).any()
     assert np.isinf(exact).any()
@@ -140,11 +135,11 @@ def test_a_candidate_that_overflows_has_an_infinite_error(name, size, points):
 
 
 @pytest.mark.parametrize("name", DEVICES)
-@pytest.mark.parametrize(("size", "points"), BY_VARIANT)
-def test_a_tie_goes_to_the_smaller_gamma(name, size, points):
+@pytest.mark.parametrize(("variant", "size", "points"), BY_VARIANT)
+def test_a_tie_goes_to_the_smaller_gamma(name, variant, size, points):
     spec = layer_of(5, 132)
     spec.weight[...] = 0  # nothing has an error
-    error, s, _, steps = searched(make_backend(name), spec, convention(points, size))
+    error, s, _, steps = searched(make_backend(name, search_diag=variant), spec, convention(points, size))
     assert (error == 0).all()
     assert (s == 1).all()
     assert (steps == 1).all()
@@ -208,11 +203,11 @@ def test_no_value_of_a_search_comes_to_the_host(name, objective, monkeypatch):
 
 
 @pytest.mark.parametrize("name", DEVICES)
-@pytest.mark.parametrize(("size", "points"), BY_VARIANT)
-def test_the_classic_mixed_flow_is_the_same_search(name, size, points, worst):
+@pytest.mark.parametrize(("variant", "size", "points"), BY_VARIANT)
+def test_the_classic_mixed_flow_is_the_same_search(name, variant, size, points, worst):
     """Device and host side by side, on one backend; the host's steps and codes then go to the same kernels."""
     spec, chosen = layer_of(40, 132, dead=[7]), convention(points, size)
-    device = searched(make_backend(name), spec, chosen)
+    device = searched(make_backend(name, search_diag=variant), spec, chosen)
     host = searched(make_backend(name, search_on_host=True), spec, chosen)
     worst(f"{name} search beside the host's", relative_error(device[0], host[0]), 1e-5)
     assert np.argmin(device[0]) == np.argmin(host[0])
@@ -221,10 +216,18 @@ def test_the_classic_mixed_flow_is_the_same_search(name, size, points, worst):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(("size", "points"), [(None, 11), (None, 22), (32, 5), (128, 10), (10, 7)])
-def test_sanitize_every_search(size, points):
+@pytest.mark.parametrize(
+    ("variant", "size", "points"),
+    [
+        *(("narrow", None, 11), ("narrow", None, 22), ("rows", None, 11), ("rows", None, 22)),
+        *(("groups", 32, 5), ("groups", 128, 10), ("any", 10, 7)),
+    ],
+)
+def test_sanitize_every_search(variant, size, points):
     """Small and ragged; `make sanitize` puts it under compute-sanitizer's four tools."""
     for objective in Objective:
         chosen = convention(points, size, objective=objective)
-        error, *_ = searched(make_backend("cuda"), layer_of(37, 132, dead=[7], scale=1e-25), chosen)
+        error, *_ = searched(
+            make_backend("cuda", search_diag=variant), layer_of(37, 132, dead=[7], scale=1e-25), chosen
+        )
         assert np.isfinite(error).all()

@@ -40,7 +40,7 @@ def test_errors_on_held_out_tokens(compose, tmp_path, backend, asked):
     given = ("inputs=file", f"inputs.path={path}", "save=full", "timing=once", *asked)
     spec = spec_of(compose(*given, "inputs.holdout=0.25"))
     form = spec.convention.quantizer
-    with make_backend(backend, spec.tile, form.group_size, **spec.variants) as machine:
+    with make_backend(backend, spec.tile, form, **spec.variants) as machine:
         pipeline = Pipeline(machine, spec)
         pipeline.run()
     with h5py.File(path) as file:

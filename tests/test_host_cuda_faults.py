@@ -72,8 +72,8 @@ FAULTS = {
     ),
     "no barrier before the next tile of the reference": (
         "reference.cu references",
-        "        }\n        " + BARRIER + "    }\n#pragma",
-        "        }\n    }\n#pragma",
+        "        }\n        " + BARRIER + "    }\n}",
+        "        }\n    }\n}",
         RACE,
     ),
     "no barrier in the tree": (
@@ -143,10 +143,15 @@ FAULTS = {
 }
 
 
+# Where the text to replace is a header's.
+HEADERS = {"reference.cu references": "double_product.cuh"}
+
+
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_planted_fault_is_told(tmp_path, fault):
     kernel, old, new, message = FAULTS[fault]
-    planted = plant(resource_dir("cuda") / kernel.split()[0], tmp_path / "cuda", old, new)
+    source = HEADERS.get(kernel, kernel.split()[0])
+    planted = plant(resource_dir("cuda") / source, tmp_path / "cuda", old, new)
     with pytest.raises(KernelFault, match=message.replace("{file}", planted.name)):
         check(kernel, planted.parent)
 

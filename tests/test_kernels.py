@@ -17,6 +17,7 @@ from awq_pycuda.kernels import bench_table, table
 from awq_pycuda.kernels.launches import ONLY
 from awq_pycuda.kernels.variant import MAX_INT, Argument, Device, Kernel, Parameter, Source, Variant
 from awq_pycuda.paths import resource_dir
+from awq_pycuda.quant.format import Format
 
 sys.path.insert(0, str(ROOT / "tools"))
 import compile_kernels
@@ -48,6 +49,47 @@ def test_every_kernel_of_the_sources_is_in_the_table_with_its_arguments():
     assert listed == declared
 
 
+PASS = ("accum_stats", "search_diag", "compute_scale_b", "quantize_awq", "dequantizeTiled", "relu")
+
+
+def test_what_a_kernel_reads_early_the_one_before_it_does_not_write():
+    """Of the stage before in a pass any may be the last that is launched."""
+    early = 0
+    for variant in table.VARIANTS:
+        stage_before = table.variants(PASS[PASS.index(variant.stage) - 1]) if variant.stage in PASS else {}
+        for index, kernel in enumerate(variant.kernels):
+            before = [(variant.file, variant.kernels[index - 1].entry)]
+            if index == 0:
+                before = [(each.file, other.entry) for each in stage_before.values() for other in each.kernels]
+            early += len(kernel.early) * len(before)
+            for file, entry in before:
+                assert written(file, entry).isdisjoint(kernel.early), (kernel.entry, entry)
+    assert early
+
+
+def written(file, entry):
+    """The arrays that a kernel may write."""
+    declared = dict(SIGNATURE.findall(re.sub(r"\s+", " ", with_headers(CUDA / file))))[entry]
+    return {each.split()[-1] for each in declared.split(", ") if "*" in each and "const" not in each}
+
+
+def test_every_kernel_of_a_stage_waits_for_its_turn():
+    """At once, but for those of which the machine code tells, in test_machine_code.py."""
+    later = set()
+    for file in {variant.file for variant in table.VARIANTS}:
+        text = re.sub(r"\s+", " ", with_headers(CUDA / file))
+        kernels = SIGNATURE.finditer(text)
+        later |= {(file, kernel[1]) for kernel in kernels if not text.startswith(" { in_turn();", kernel.end())}
+    assert later == {
+        *((file, "split_digits") for file in ("matmul_digits.cu", "matmul_digits_mma.cu")),
+        ("matmul_digits.cu", "dequantizeTiled"),
+        ("search_output_digits.cu", "square_products"),
+        ("search_narrow.cu", "row_errors"),
+        ("search_groups.cu", "group_errors"),
+        *(("search_rows.cu", entry) for entry in ("row_maxima", "column_errors")),
+    }
+
+
 @pytest.mark.parametrize("variant", ALL, ids=lambda variant: f"{variant.stage}-{variant.name}")
 def test_a_source_demands_its_macros_and_says_their_rules(variant):
     text = with_headers(CUDA / variant.file)
@@ -61,13 +103,14 @@ def test_a_source_demands_its_macros_and_says_their_rules(variant):
 def test_variants_of_a_stage_have_one_signature_and_names_of_their_own():
     assert len({(variant.stage, variant.name) for variant in table.VARIANTS}) == len(table.VARIANTS)
     assert {stage for stage in table.stages() if len(table.variants(stage)) > 1} == {*table.KEYS, *table.BY_SIZES}
+    # What only those take that can do relu on the way, or more formats.
+    more = {"bias", "form", "zero_points", "tensor_scale"}
     for stage in table.stages():
-        taken = {
-            # A product that can do relu on the way takes its bias, too.
-            frozenset(array for array in variant.arrays() if not (variant.with_relu and array.name == "bias"))
-            for variant in table.variants(stage).values()
-        }
+        variants = table.variants(stage).values()
+        taken = {frozenset(array for array in variant.arrays() if array.name not in more) for variant in variants}
         assert len(taken) == 1, stage
+    for product in table.variants("dequantizeTiled").values():
+        assert product.with_relu == ("bias" in {array.name for array in product.arrays()})
 
 
 ODD_PRODUCT = {"tokens": 77, "out_features": 130, "in_features": 100, "group_size": 100}
@@ -128,7 +171,12 @@ SEARCHES = [
     # Blocks for 132 multiprocessors: as many as run at a time, one or two on each.
     (4096, 4096, 4096, "rows", {"CHUNK": 20, "COLUMNS": 4, "rows_of_block": 125, "blocks": 4 * 33, "makers": 4}),
     (8192, 8192, 8192, "rows", {"CHUNK": 20, "COLUMNS": 4, "rows_of_block": 249, "blocks": 8 * 33, "makers": 6}),
-    (1024, 1024, 1024, "rows", {"CHUNK": 10, "COLUMNS": 2, "rows_of_block": 16, "blocks": 2 * 64, "parts": 8}),
+    (1024, 2048, 2048, "rows", {"CHUNK": 10, "COLUMNS": 2, "rows_of_block": 32, "blocks": 4 * 32, "parts": 16}),
+    (1024, 1024, 1024, "narrow", {"CHUNK": 10, "rows_of_block": 8, "blocks": 128}),
+    (130, 36, 36, "narrow", {"CHUNK": 10, "rows_of_block": 4, "blocks": 33}),
+    (5632, 1024, 1024, "narrow", {"CHUNK": 10, "rows_of_block": 44, "blocks": 128}),
+    (5633, 1024, 1024, "rows", {"CHUNK": 20, "COLUMNS": 4}),
+    (8192, 256, 256, "rows", {}),
     (130, 1024, 128, "groups", {"CHUNK": 10, "COLUMNS": 4, "rows_of_block": 9, "blocks": 15}),
     (130, 576, 128, "groups", {"COLUMNS": 4}),  # the last group is not full
     (130, 576, 64, "groups", {"CHUNK": 20, "COLUMNS": 2}),
@@ -179,15 +227,15 @@ OBSTACLES = [
 
 @pytest.mark.parametrize(("change", "values", "device", "obstacle"), OBSTACLES)
 def test_what_a_variant_cannot_do_and_why(change, values, device, obstacle):
-    assert dataclasses.replace(BLOCKED, **change).obstacle({"TILE": 16, **values}, device) == obstacle
+    assert dataclasses.replace(BLOCKED, **change).obstacle({"TILE": 16, "ZEROS": 0, **values}, device) == obstacle
 
 
 def test_more_shared_memory_than_the_device_has():
     kernel = dataclasses.replace(BLOCKED.kernels[0], shared_bytes=lambda v: 1024 * v["TILE"] * v["MICRO"])
     variant = dataclasses.replace(BLOCKED, kernels=(kernel,))
-    assert variant.obstacle({"TILE": 16}, Device((8, 6), 64 * 1024, 8 << 30)) is None
+    assert variant.obstacle({"TILE": 16, "ZEROS": 0}, Device((8, 6), 64 * 1024, 8 << 30)) is None
     beyond = "needs 69632 bytes of shared memory in a block, the GPU gives 65536"
-    assert variant.obstacle({"TILE": 17}, Device((8, 6), 64 * 1024, 8 << 30)) == beyond
+    assert variant.obstacle({"TILE": 17, "ZEROS": 0}, Device((8, 6), 64 * 1024, 8 << 30)) == beyond
 
 
 def test_a_kernel_that_the_device_cannot_run_is_refused_in_one_line(monkeypatch):
@@ -196,8 +244,8 @@ def test_a_kernel_that_the_device_cannot_run_is_refused_in_one_line(monkeypatch)
     choices = {"accum_stats": "deterministic", "dequantizeTiled": "tiled"}
     for device, why in (((8, 0), "needs a GPU"), ((9, 0), "takes groups of a multiple of 16")):
         with pytest.raises(InputError, match=rf"^matmul\.kernel=tiled: {why}.*; allowed here: blocked$"):
-            settle_variants(choices, 16, 24, Device(device, 0, 0))
-    assert settle_variants(choices, 16, 32, H100) == (choices, [])
+            settle_variants(choices, 16, Format(24), Device(device, 0, 0))
+    assert settle_variants(choices, 16, Format(32), H100) == (choices, [])
 
 
 OLDER, OLDEST = Device((8, 6), 99 * 1024, 24 << 30), Device((7, 5), 64 * 1024, 8 << 30)
@@ -217,14 +265,14 @@ AUTOMATIC = [
 
 @pytest.mark.parametrize(("device", "group_size", "name", "why"), AUTOMATIC)
 def test_auto_is_the_first_that_can_and_says_why(device, group_size, name, why):
-    settled = settle_variants({"dequantizeTiled": "auto"}, 16, group_size, device)
+    settled = settle_variants({"dequantizeTiled": "auto"}, 16, Format(group_size), device)
     unused = "" if name == "blocked" else ", which has no tile"
     assert settled == ({"dequantizeTiled": name}, [f"matmul.kernel {name} ({why}){unused}"])
 
 
 def test_auto_where_none_can():
     with pytest.raises(InputError, match=r"^matmul\.kernel=auto: takes TILE from 1 to 32, not 33; allowed here: back"):
-        settle_variants({"dequantizeTiled": "auto"}, 33, None, OLDEST)
+        settle_variants({"dequantizeTiled": "auto"}, 33, Format(), OLDEST)
 
 
 PLANTED = """
@@ -280,7 +328,8 @@ def test_each_entry_is_compiled_for_what_it_runs_on():
     jobs = [str(job) for job in compile_kernels.jobs_for(ALL)]
     assert len(jobs) == len(set(jobs))
     assert {job.split()[0] for job in jobs} == {path.name for path in CUDA.glob("*.cu")}
-    assert "matmul_blocked.cu -DMICRO=4 -DTILE=32 sm_90" in jobs
+    assert "matmul_blocked.cu -DMICRO=4 -DTILE=32 -DZEROS=0 sm_90" in jobs
+    assert "matmul_blocked.cu -DMICRO=4 -DTILE=4 -DZEROS=1 sm_80" in jobs
     newer = dataclasses.replace(BLOCKED, capability=(9, 0), parameters={"TILE": Parameter(range(1, 33), (8, 9))})
     assert [job.arch for job in compile_kernels.jobs_for([newer])] == ["sm_90", "sm_100"] * 2
     hopper = dataclasses.replace(newer, suffix="a")
@@ -297,7 +346,8 @@ def test_a_parameter_can_take_all_that_is_allowed():
         "3 -DMICRO=4 -DTILE=8 sm_100",
     ]
     tiles = {job.source.macros for job in compile_kernels.jobs_for([BLOCKED], "TILE")}
-    assert tiles == {(("MICRO", 4), ("TILE", tile)) for tile in range(1, 33)}
+    zeros = [*((tile, 0) for tile in range(1, 33)), (4, 1)]
+    assert tiles == {(("MICRO", 4), ("TILE", tile), ("ZEROS", with_them)) for tile, with_them in zeros}
 
 
 SPILLING = """
@@ -369,6 +419,6 @@ def test_macros_and_suffix_are_part_of_what_is_compiled():
     source = Source("x.cu", (("TILE", 8),), "a")
     assert source.arch((9, 0)) == "sm_90a"
     assert source.flags() == ["-DTILE=8"]
-    assert BLOCKED.source({"TILE": 8, "QMAX": 127, "tokens": 3}) == Source(
-        "matmul_blocked.cu", (("MICRO", 4), ("TILE", 8))
+    assert BLOCKED.source({"TILE": 8, "ZEROS": 1, "QMAX": 127, "tokens": 3}) == Source(
+        "matmul_blocked.cu", (("MICRO", 4), ("TILE", 8), ("ZEROS", 1))
     )

@@ -9,14 +9,17 @@ import pytest
 from awq_pycuda.backends.cuda.toolchain import find_toolchain
 from awq_pycuda.errors import InputError
 from awq_pycuda.kernels import table
+from awq_pycuda.kernels.variant import IN_TURN, Variant
 from awq_pycuda.paths import resource_dir
 
 # The low 12 bits of an instruction of 16 bytes, on sm_80 to sm_90.
 FFMA, IMMA, IGMMA, VIMNMX3, REDUX, LOAD_LOCAL, STORE_LOCAL = 0x223, 0x237, 0x9F1, 0x20F, 0x3C4, 0x983, 0x387
+LOAD, COPY, STORE = 0x981, 0xFAE, 0x986  # of global memory
+WAIT, LET_NEXT = 0x82E, 0x82D  # for the kernel before, and for the next to be placed
 
 
-def opcodes(cubin: bytes, kernel: str) -> Counter[int]:
-    """How often each opcode stands in a kernel's code."""
+def opcodes(cubin: bytes, kernel: str) -> list[int]:
+    """The opcodes of a kernel's code, in its order."""
     sections, size, count, names = *struct.unpack_from("<Q", cubin, 40), *struct.unpack_from("<3H", cubin, 58)
     headers = [struct.unpack_from("<IIQQQQ", cubin, sections + i * size) for i in range(count)]
     start = headers[names][4]
@@ -24,8 +27,17 @@ def opcodes(cubin: bytes, kernel: str) -> Counter[int]:
         text = cubin[start + name : cubin.index(b"\0", start + name)].decode()
         if text == f".text.{kernel}":
             code = cubin[offset : offset + length]
-            return Counter(word & 0xFFF for word, _ in struct.iter_unpack("<2Q", code))
+            return [word & 0xFFF for word, _ in struct.iter_unpack("<2Q", code)]
     raise AssertionError(f"no kernel {kernel}")
+
+
+def wait_in_turn(cubin: bytes, variant: Variant) -> None:
+    """The compiler may move a load to where it likes: none may stand before the wait but those that the table knows."""
+    for kernel in variant.kernels:
+        found = opcodes(cubin, kernel.entry)
+        assert LET_NEXT in found[found.index(WAIT) :], kernel.entry
+        before = {*found[: found.index(WAIT)]}
+        assert before.isdisjoint({STORE} if kernel.early else {STORE, LOAD, COPY}), kernel.entry
 
 
 PRODUCTS = [
@@ -66,13 +78,17 @@ def compiled(stage, name, capability, folder):
     ],
 )
 def test_the_products_use_the_instructions_they_claim(tmp_path, stage, entry, name, capability, claimed):
-    found = opcodes(compiled(stage, name, capability, tmp_path), entry)
+    cubin = compiled(stage, name, capability, tmp_path)
+    found = Counter(opcodes(cubin, entry))
     assert {code: found[code] for code in claimed} == claimed
     assert found[FFMA] > 0
     assert (found[LOAD_LOCAL], found[STORE_LOCAL]) == (0, 0)
+    if capability >= IN_TURN:
+        wait_in_turn(cubin, table.find(stage, name))
 
 
 SEARCHES = [
+    ("narrow", {"row_errors": (REDUX, 4 * 5)}),  # the largest of a warp for four rows and 5 candidates
     # 8 x 5 maxima of 16 channels, two at a time; the error of two rows, 12 candidates and 4 channels, and its square.
     ("rows", {"row_maxima": (VIMNMX3, 8 * 5 * 16 // 2), "column_errors": (FFMA, 2 * 12 * 4 * 2)}),
     ("groups", {"group_errors": (REDUX, 2 * 10)}),  # the largest of a warp for two rows and 10 candidates
@@ -83,6 +99,7 @@ SEARCHES = [
 def test_the_searches_use_the_instructions_they_claim(tmp_path, name, claimed):
     cubin = compiled("search_diag", name, (9, 0), tmp_path)
     for kernel, (code, least) in claimed.items():
-        found = opcodes(cubin, kernel)
+        found = Counter(opcodes(cubin, kernel))
         assert found[code] >= least, kernel
         assert (found[LOAD_LOCAL], found[STORE_LOCAL]) == (0, 0), kernel
+    wait_in_turn(cubin, table.find("search_diag", name))

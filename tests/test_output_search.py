@@ -15,6 +15,7 @@ from awq_pycuda.engine.verify import relative_error
 from awq_pycuda.kernels import table
 from awq_pycuda.kernels.variant import Device
 from awq_pycuda.quant.conventions import Convention
+from awq_pycuda.quant.for_kernels import values
 from awq_pycuda.quant.format import Format
 from awq_pycuda.quant.quantized import Quantized, dequantize, quantize, steps_of
 from awq_pycuda.quant.search import candidates
@@ -145,9 +146,14 @@ def of_one_candidate(variant, sizes):
 
 
 @pytest.mark.parametrize("name", DEVICES)
-@pytest.mark.parametrize("variant", LAYERS)
-def test_the_curve_does_not_depend_on_the_memory_of_the_device(name, variant, monkeypatch):
-    spec, chosen = small(variant), convention(6, 32, objective=Objective.output)
+@pytest.mark.parametrize(
+    ("variant", "sizes", "group_size"),
+    [*((variant, sizes, 32) for variant, sizes in LAYERS.items()), ("digits", (130, 132, 130), None)],
+)
+def test_the_curve_does_not_depend_on_the_memory_of_the_device(name, variant, sizes, group_size, monkeypatch):
+    out_features, in_features, tokens = sizes
+    spec = layer_of(out_features, in_features, tokens=tokens)
+    chosen = convention(6, group_size, objective=Objective.output)
     expected = searched(make_backend(name, **{STAGE: variant}), spec, chosen)
     found, sizes = table.find(STAGE, variant), kernel_sizes(spec, chosen)
     for chunk, rounds in ((4, 2), (1, 6)):
@@ -172,7 +178,7 @@ def test_device_and_host_choose_alike(name, worst):
 
 
 def test_what_cannot_take_the_digits_falls_back_and_says_why():
-    large = {"tokens": 512, "out_features": 256, "in_features": 256, "group_size": 256, "candidates": 20, "QMAX": 127}
+    large = {"tokens": 512, "out_features": 256, "in_features": 256, "candidates": 20, **values(Format(), 256)}
     small = large | {"out_features": 100}
     few = "takes at least 128 rows of 64 to 65535 input channels, not 100 of 256"
     assert settle_search(STAGE, [large], H100) == []
@@ -182,6 +188,8 @@ def test_what_cannot_take_the_digits_falls_back_and_says_why():
     assert settle_search(STAGE, [large, small, small], H100) == [f"{STAGE} plain (digits {few}; digits_mma {few})"]
     (told,) = settle_search(STAGE, [large | {"group_size": 1}], H100)
     assert told.startswith(f"{STAGE} plain (digits takes groups of at least 2 input channels, not 1; ")
+    (told,) = settle_search(STAGE, [large | values(Format(16, symmetric=False), 256)], H100)
+    assert told.startswith(f"{STAGE} plain (digits takes symmetric integers with fp32 steps alone; ")
     old = "digits needs a GPU of compute capability 9.0, not {}"
     assert settle_search(STAGE, [large], OLDER) == [f"{STAGE} digits_mma ({old.format('8.6')})"]
     older = "digits_mma needs a GPU of compute capability 8.0 or later, not 7.5"

@@ -22,7 +22,7 @@ class Kept:
     def __init__(self, name: str, config: Config) -> None:
         self.name = name
         spec = spec_of(config)
-        with make_backend(name, spec.tile, spec.convention.quantizer.group_size, **spec.variants) as backend:
+        with make_backend(name, spec.tile, spec.convention.quantizer, **spec.variants) as backend:
             pipeline = Pipeline(backend, spec)
             pipeline.run()
             self.layers, self.timings, self.stages = (

@@ -1,6 +1,7 @@
 """A pass that the device repeats as a whole: it leaves what the stages leave one by one, and tells their times."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from awq_pycuda.engine.arrays import allocate
 from awq_pycuda.engine.pipeline import Pipeline
 from awq_pycuda.engine.spec import spec_of
 from awq_pycuda.engine.stages import STAGES, stages_of
+from awq_pycuda.kernels import table
 
 LEFT = ("abs_mean", "sq_mean", "error", "s", "inv_s", "out")
 GPU = pytest.mark.gpu
@@ -25,20 +27,25 @@ def made(name, **choices):
 
 def left(backend, run):
     handles = [getattr(layer, name) for layer in run.layers for name in LEFT]
-    handles += [handle for layer in run.layers for handle in (layer.quantized.steps, layer.quantized.codes)]
+    handles += [handle for layer in run.layers for handle in layer.quantized.arrays.values()]
     return handles, [backend.read(handle).copy() for handle in handles]
 
 
 @pytest.mark.parametrize(
-    ("name", "search", "stats"),
+    ("name", "search", "stats", "quant"),
     [
-        ("host", "diag", "deterministic"),
-        pytest.param("cuda", "diag", "deterministic", marks=GPU),
-        pytest.param("cuda", "output", "atomic", marks=GPU),
+        ("host", "diag", "deterministic", ()),
+        pytest.param("cuda", "diag", "deterministic", (), marks=GPU),
+        pytest.param("cuda", "output", "atomic", (), marks=GPU),
+        *(
+            pytest.param("cuda", search, "deterministic", quant, marks=GPU)
+            for search in ("diag", "output")
+            for quant in (("quant=nvfp4",), ("quant=int4_g128", "quant.symmetric=false"))
+        ),
     ],
 )
-def test_a_repetition_leaves_what_the_stages_leave(compose, name, search, stats):
-    spec = spec_of(compose(*QUICK, GAMMAS, f"search={search}", f"stats={stats}"))
+def test_a_repetition_leaves_what_the_stages_leave(compose, name, search, stats, quant):
+    spec = spec_of(compose(*QUICK, GAMMAS, f"search={search}", f"stats={stats}", *quant))
     with made(name, accum_stats=stats) as backend:
         run = allocate(backend, spec.layers, spec.convention)
         marks = []
@@ -68,6 +75,58 @@ def test_a_repetition_leaves_what_the_stages_leave(compose, name, search, stats)
             times = [backend.gpu_ms(recorded.returned[0], mark) for mark in recorded.returned]
             assert times == sorted(times)
             assert all(np.isnan(mark.host) for mark in recorded.returned)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("search", ["diag", "output"])
+@pytest.mark.parametrize("matmul", table.variants("dequantizeTiled"))
+@pytest.mark.parametrize("sizes", [("n=260", "tokens=200"), ("n=1032", "tokens=130"), ("n=64", "tokens=5000")])
+def test_kernels_placed_early_leave_the_same_bits(compose, search, matmul, sizes):
+    """With nothing between the kernels; inputs change, so that what is read too early would show."""
+    spec = spec_of(compose(*QUICK, *sizes, GAMMAS, f"search={search}"))
+    with made("cuda", dequantizeTiled=matmul) as backend:
+        run = allocate(backend, spec.layers, spec.convention)
+
+        def work():
+            for layer in run.layers:
+                for stage in stages_of(backend, spec.convention):
+                    stage.call(backend, layer, spec.convention)
+
+        def given(seed):
+            for index, layer in enumerate(run.layers):
+                backend.init(layer.w, seed, 1 + index, None, None)
+            backend.init(run.layers[0].x, seed, 0, None, None)
+
+        expected = []
+        for seed in range(2):
+            given(seed)
+            work()
+            expected.append(left(backend, run)[1])
+        recorded = backend.record(work)
+        for seed in 5 * (0, 1):
+            given(seed)
+            recorded.repeat()
+            for values, again in zip(expected[seed], left(backend, run)[1], strict=True):
+                assert same_bits(again, values)
+
+
+@pytest.mark.gpu
+def test_sanitize_a_recorded_pass(compose):
+    """Small and ragged; `make sanitize` puts it under compute-sanitizer's four tools."""
+    for search in ("diag", "output"):
+        spec = spec_of(compose(*QUICK, "n=132", "tokens=130", GAMMAS, f"search={search}"))
+        with made("cuda", dequantizeTiled="digits_mma") as backend:
+            run = allocate(backend, spec.layers, spec.convention)
+
+            def work(backend=backend, run=run, spec=spec):
+                for layer in run.layers:
+                    for stage in stages_of(backend, spec.convention):
+                        stage.call(backend, layer, spec.convention)
+
+            recorded = backend.record(work)
+            for _ in range(2):
+                recorded.repeat()
+            assert all(np.isfinite(values).all() for values in left(backend, run)[1])
 
 
 class Repeating(CpuBackend):
@@ -118,6 +177,19 @@ def test_on_the_gpu_stages_fill_a_pass(compose):
     np.testing.assert_allclose(found.gpu_ms.sum(axis=(0, 1)), found.pipeline_ms, rtol=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("capability", "words"),
+    [
+        ((9, 0), "as a whole"),
+        ((8, 6), "as a whole, kernel after kernel: to start one early takes compute capability 9.0, not 8.6"),
+    ],
+)
+def test_a_recording_tells_whether_kernels_start_early(capability, words):
+    with made("host") as backend:
+        backend._gpu.limits = replace(backend.limits, capability=capability)
+        assert backend.record(lambda: None).words == words
+
+
 def test_what_the_host_takes_part_in_is_launched_stage_by_stage(compose):
     with make_backend("host", search_on_host=True) as backend, pytest.raises(Unrecordable, match="search runs on the"):
         backend.record(lambda: None)
@@ -128,7 +200,7 @@ def test_what_the_host_takes_part_in_is_launched_stage_by_stage(compose):
 
 @pytest.mark.gpu
 def test_what_the_gpu_cannot_record_is_launched_stage_by_stage(compose, monkeypatch):
-    def failing(stream, work):
+    def failing(stream, work, overlapping):
         raise Unrecordable("not today")
 
     with made("cuda") as backend:

@@ -14,9 +14,10 @@ from awq_pycuda.kernels.variant import Variant, words
 
 def row(variant: Variant) -> tuple[str, ...]:
     """Its cells: stage, what chooses it, file, entry points, macros, what it does."""
-    chosen = (
-        "" if variant.name == ONLY else f"`{KEYS[variant.stage]}={variant.name}`" if variant.stage in KEYS else "sizes"
-    )
+    if variant.name == ONLY:
+        chosen = ""
+    else:
+        chosen = f"`{KEYS[variant.stage]}={variant.name}`" if variant.stage in KEYS else "sizes, format"
     entries = ", ".join(f"`{kernel.entry}`" for kernel in variant.kernels)
     macros = [f"`{name}` {value}" for name, value in variant.macros.items()]
     macros += [f"`{name}` {words(parameter.allowed)}" for name, parameter in variant.parameters.items()]

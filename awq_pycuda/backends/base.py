@@ -40,10 +40,12 @@ class Recorded(Generic[T]):
     Attributes:
         returned: what the work returned when it was recorded, such as its marks.
         repeat: orders all of it once more; it may return before it is done.
+        words: how the device goes through it, in a few words.
     """
 
     returned: T
     repeat: Callable[[], None]
+    words: str = "as a whole"
 
 
 @dataclass(frozen=True)
@@ -239,7 +241,8 @@ class Backend(ABC, Generic[H]):
         """Records stages, so that the device can repeat them as one; what they leave is undefined until it has.
 
         Args:
-            work: calls stages and sets marks, the same ones each time; it is called more than once.
+            work: calls stages in the order of a pass and sets marks, the same ones each time; it is called more than
+                once.
 
         Raises:
             Unrecordable: the work needs the host, or the device cannot do it.

@@ -18,6 +18,7 @@ from awq_pycuda.config import BackendChoice, SearchPlace
 from awq_pycuda.errors import InputError
 from awq_pycuda.kernels import table
 from awq_pycuda.kernels.variant import Device
+from awq_pycuda.quant import for_kernels
 from awq_pycuda.quant.conventions import Convention
 from awq_pycuda.quant.format import Format
 from awq_pycuda.signals import importing
@@ -70,11 +71,6 @@ def why_no_cuda() -> str | None:
     return None if driver.Device.count() else "the NVIDIA driver sees no device"
 
 
-def _no_kernels(form: Format) -> str | None:
-    """Why the kernels cannot do a format, in a few words."""
-    return None if form.is_plain else "its kernels have symmetric integers with float32 steps alone so far"
-
-
 def open_cuda() -> None:
     """Has CUDA ready for this process's first run, where it can be used; `choose_backend` says why it cannot."""
     if why_no_cuda() is not None:
@@ -87,9 +83,9 @@ def open_cuda() -> None:
 
 
 def settle_variants(
-    choices: Mapping[str, str], tile: int, group_size: int | None, device: Device
+    choices: Mapping[str, str], tile: int, form: Format, device: Device
 ) -> tuple[dict[str, str], list[str]]:
-    """The variants that run on this device, with this tile and these groups: `auto` becomes the first that can.
+    """The variants that run on this device, with this tile and this format: `auto` becomes the first that can.
 
     Returns:
         The variants by stage, and of each that was left to `auto` a few words: which it is, why no better one, and
@@ -98,13 +94,11 @@ def settle_variants(
     Raises:
         InputError: the first chosen kernel that cannot, and which ones can.
     """
-    values = {"TILE": tile}
-    if group_size is not None:
-        values["group_size"] = group_size
+    asked = {"TILE": tile, **for_kernels.values(form)}
     settled, told = {}, []
     for stage, name in choices.items():
         found = table.variants(stage).values()
-        obstacles = {each.name: each.obstacle(each.defaults() | values, device) for each in found}
+        obstacles = {each.name: each.obstacle(each.defaults() | asked, device) for each in found}
         wanted = table.BEST[stage] if name == table.AUTO else (name,)
         able = [each for each in wanted if obstacles[each] is None]
         if not able:
@@ -176,7 +170,7 @@ def choose_backend(
             what it is chosen for.
     """
     form = convention.quantizer
-    obstacle = None if wanted is BackendChoice.cpu else why_no_cuda() or _no_kernels(form)
+    obstacle = None if wanted is BackendChoice.cpu else why_no_cuda()
     if wanted is BackendChoice.cuda and obstacle is not None:
         raise InputError(f"backend=cuda: {obstacle}; allowed here: auto, cpu")
     if wanted is BackendChoice.cpu or obstacle is not None:
@@ -188,7 +182,7 @@ def choose_backend(
     from awq_pycuda.backends.cuda.backend import CudaBackend
     from awq_pycuda.backends.cuda.device import open_gpu
 
-    settled, told = settle_variants(variants, tile, form.group_size, open_gpu().limits)
+    settled, told = settle_variants(variants, tile, form, open_gpu().limits)
     without = no_device_search(convention)
     if without is not None:
         if search is SearchPlace.device:

@@ -10,6 +10,7 @@ from awq_pycuda.kernels import table
 from awq_pycuda.kernels.variant import Device
 from awq_pycuda.layers.inputs import LayerSpec
 from awq_pycuda.parallel import host_threads, product_rows, working_elements
+from awq_pycuda.quant import for_kernels
 from awq_pycuda.quant.conventions import Convention
 from awq_pycuda.quant.format import Format
 from awq_pycuda.quant.packing import AT_ONCE
@@ -174,22 +175,21 @@ def kernel_sizes(spec: LayerSpec, convention: Convention) -> dict[str, int]:
         "tokens": spec.tokens,
         "out_features": spec.out_features,
         "in_features": spec.in_features,
-        "group_size": convention.quantizer.size(spec.in_features),
         "candidates": convention.grid.size,
-        "QMAX": convention.quantizer.largest,
+        **for_kernels.values(convention.quantizer, spec.in_features),
     }
 
 
 def _scratch(spec: LayerSpec, run: RunSpec, device: Device) -> int:
     """What the kernels of one stage share between them: the workspace of the stage that needs most."""
-    sizes = {**kernel_sizes(spec, run.convention), "memory_bytes": device.memory_bytes}
+    sizes = kernel_sizes(spec, run.convention) | {"TILE": run.tile, "memory_bytes": device.memory_bytes}
     search = None if run.search is SearchPlace.host else table.SEARCHES[run.convention.objective.name]
-    stages = [stage for stage in table.stages() if stage == search or stage not in table.BY_SIZES]
+    searches = table.SEARCHES.values()
     needed = [0]
-    for stage in stages:
+    for stage in (stage for stage in table.stages() if stage == search or stage not in searches):
         for variant in table.candidates(stage, run.variants.get(stage)):
-            values = variant.complete(sizes) if variant.scratch else {}
-            if not variant.scratch or variant.obstacle(values, device) is None:
+            values = variant.complete(sizes)
+            if variant.obstacle(values, device) is None:
                 needed.append(sum(nbytes(values) for nbytes in variant.scratch.values()))
                 break
     return max(needed)

@@ -115,7 +115,7 @@ class Pipeline(Generic[H]):
         except Unrecordable as reason:
             self._launched = f"stage by stage: {reason}"
             return lambda: self._pass(run)
-        self._launched = "as a whole"
+        self._launched = recorded.words
 
         def repeat() -> list[Mark]:
             recorded.repeat()

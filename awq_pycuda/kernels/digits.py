@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from awq_pycuda.kernels.launches import PRODUCT, WITH_RELU, arguments, blocks_of
+from awq_pycuda.kernels.launches import PRODUCT, WITH_RELU, arguments, blocks_of, without_zeros
 from awq_pycuda.kernels.variant import Kernel, Values, Variant
 
 # What stands in the products by digits: sizes of their tiles, of their pipelines and of their blocks.
@@ -67,7 +67,13 @@ _SPLIT_ARRAYS = arguments(
     "signed char* digits", "signed char* low", "signed char* codes", "float* unit", "float* low_unit"
 )
 _BY_DIGITS = (*_SPLIT_ARRAYS, *WITH_RELU[3:])
-_SPLIT = Kernel("split_digits", (*PRODUCT[:3], *_SPLIT_ARRAYS, *PRODUCT[5:]), _split_blocks, ("SPLITTERS",))
+_SPLIT = Kernel(
+    "split_digits",
+    (*PRODUCT[:3], *_SPLIT_ARRAYS, *PRODUCT[5:]),
+    _split_blocks,
+    ("SPLITTERS",),
+    early=("x", "inv_s"),
+)
 _DIGIT_SCRATCH: dict[str, Callable[[Values], int]] = {
     "digits": lambda v: 3 * _padded_tokens(v) * _depth(v),
     "low": lambda v: _padded_tokens(v) * _depth(v),
@@ -90,6 +96,7 @@ DIGITS = Variant(
     group_multiple=32,
     unit="int8 matrix",
     passes=3,
+    refuses_format=without_zeros,
 )
 DIGITS_MMA = Variant(
     stage="dequantizeTiled",
@@ -113,4 +120,5 @@ DIGITS_MMA = Variant(
     group_multiple=32,
     unit="int8 matrix",
     passes=3,
+    refuses_format=without_zeros,
 )

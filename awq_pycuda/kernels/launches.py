@@ -12,6 +12,16 @@ MEANS = ("float* abs_mean[in_features]", "float* sq_mean[in_features]")
 QMAX = Parameter(range(1, 128), compiled=(127,))  # the largest code
 
 
+def plain_only(v: Values) -> str | None:
+    """The refusal of kernels that take symmetric integers with float32 steps alone."""
+    return None if v.get("is_plain", 1) else "takes symmetric integers with fp32 steps alone"
+
+
+def without_zeros(v: Values) -> str | None:
+    """The refusal of products that know no zero points."""
+    return "takes no zero points" if v.get("ZEROS") else None
+
+
 def blocks_of(items: int, each: int) -> int:
     """How many blocks of so many items each there are, the last one full or not."""
     return -(-items // each)
@@ -50,3 +60,12 @@ PRODUCT = arguments(
 )
 # Of a product that does what the stage relu does, too, where a call asks for it.
 WITH_RELU = (*PRODUCT[:4], *arguments("float* bias[out_features]"), *PRODUCT[4:], *arguments("int relu"))
+# Of one that knows zero points, too.
+WITH_ZEROS = (
+    *WITH_RELU[:4],
+    *arguments("float* zero_points[out_features, groups]"),
+    *WITH_RELU[4:-1],
+    *arguments("int float_zeros"),
+    *WITH_RELU[-1:],
+)
+FORM = "float* form[numbers]"  # of a format; see quant/for_kernels.py

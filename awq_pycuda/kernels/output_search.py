@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-from awq_pycuda.kernels.launches import QMAX, arguments, blocks_of
+from awq_pycuda.kernels.formats import OF_TENSORS, OF_TENSORS_SCRATCH
+from awq_pycuda.kernels.launches import FORM, QMAX, arguments, blocks_of, plain_only, walk
 from awq_pycuda.kernels.searches import CANDIDATES, MAKERS
 from awq_pycuda.kernels.variant import Kernel, Values, Variant
 
@@ -13,7 +14,7 @@ Scratch: TypeAlias = dict[str, Callable[[Values], int]]  # bytes of arrays, by n
 
 # As in search_output.cuh and search_output_digits.cuh.
 _WARPS, _STEP_ROWS, _STEP_CANDIDATES, _AT_ONCE = 8, 8, 4, 4
-_PIECE_ROWS, _PIECE_CANDIDATES = 8, 8
+_PIECE_ROWS, _PIECE_CANDIDATES = 8, 7
 _WIDE_THREADS = 1024  # of a block that has all tokens of its channels
 _ROUND_SHARE = 16  # a round's candidates take a sixteenth of the device's memory, unless one alone takes more
 # For digits: over so many their roundings average out.
@@ -107,6 +108,7 @@ _SCRATCH: Scratch = {
     "partial": lambda v: 8 * v["candidates"] * v["blocks"],
 }
 _STEPS_OF_ONE: Scratch = {"steps": _steps_of_one}
+_GROUPS_OF_ONE: Scratch = {**_STEPS_OF_ONE, "zeros": lambda v: _steps_of_one(v) if v["ZEROS"] else 4}
 
 
 def _depths(v: Values) -> int:
@@ -187,14 +189,17 @@ _SPLIT = (
     Kernel(
         "row_reaches",
         arguments(_W, "float* unit", "float* reaches", *_SHAPE),
-        grid=lambda v: blocks_of(v["out_features"], _WARPS),
+        grid=lambda v: not v["joined"] and blocks_of(v["out_features"], _WARPS),
     ),
     Kernel(
         "piece_maxima",
-        arguments(_W, "float* candidate_s", "int* pieces", "int out_features", "int in_features", *_OF_ROUND),
+        arguments(
+            *(_W, "float* candidate_s", "float* unit", "int* pieces", "float* reaches"),
+            *("int out_features", "int in_features", *_OF_ROUND),
+        ),
         grid=lambda v: (
             bool(v["joined"])
-            * blocks_of(v["chunk"], _PIECE_CANDIDATES)
+            * blocks_of(v["chunk"] + 1, _PIECE_CANDIDATES)
             * _depths(v)
             * blocks_of(v["out_features"], _WARPS * _PIECE_ROWS)
         ),
@@ -248,7 +253,7 @@ def _by_digits(name: str, help_: str, product: Kernel, width: int, **more: Any) 
             "peak": lambda v: 4 * v["in_features"],
             "x_digits": lambda v: _token_tiles(v) * _depths(v) * 2 * v["TOKENS"] * v["DEPTH"],
             "unit": lambda v: 4 * v["in_features"],
-            "reaches": _steps_of_one,
+            "reaches": lambda v: 4 * v["out_features"] * (_depths(v) if v["joined"] else _groups(v)),
             "factor": lambda v: 4 * v["candidates"] * v["in_features"],
             "tops": lambda v: 12 * v["candidates"] * _groups(v),
         },
@@ -257,6 +262,7 @@ def _by_digits(name: str, help_: str, product: Kernel, width: int, **more: Any) 
         passes=4,
         rounds=_rounds,
         refuses=_few,
+        refuses_format=plain_only,
         **more,
     )
 
@@ -297,21 +303,24 @@ _PLAIN = Variant(
     stage="search_output",
     name="plain",
     file="search_output.cu",
-    help="any sizes, any GPU: products with sums in double",
+    help="any sizes, every format, any GPU: products with sums in double",
     kernels=(
         CANDIDATES,
-        _STEPS,
+        *OF_TENSORS,
+        Kernel(
+            "candidate_groups",
+            arguments(
+                *(_W, "float* candidate_s", FORM, "float* tensor_scales", "float* steps", "float* zeros"),
+                *(*_SHAPE, *_OF_ROUND),
+            ),
+            grid=walk(lambda v: 32 * v["chunk"] * v["out_features"] * _groups(v)),
+            each_round=True,
+        ),
         Kernel(
             "output_errors",
             arguments(
-                _X,
-                _W,
-                "float* candidate_s",
-                "float* steps",
-                "double* partial",
-                "int tokens",
-                *_SHAPE,
-                *_OF_ROUND,
+                *(_X, _W, "float* candidate_s", FORM, "float* steps", "float* zeros", "double* partial"),
+                *("int tokens", *_SHAPE, *_OF_ROUND),
             ),
             grid=lambda v: v["chunk"] * v["blocks"],
             block=("TILE", "TILE"),
@@ -320,15 +329,14 @@ _PLAIN = Variant(
         _CHOOSE,
     ),
     macros={"THREADS": 1024, "TILE": 16, "MICRO": 4},
-    parameters={"QMAX": QMAX},
     derived={
         **MAKERS,
-        "chunk": _chunk(_STEPS_OF_ONE),
+        "chunk": _chunk(_GROUPS_OF_ONE),
         "blocks": lambda v: (
             blocks_of(v["tokens"], v["TILE"] * v["MICRO"]) * blocks_of(v["out_features"], v["TILE"] * v["MICRO"])
         ),
     },
-    scratch={**_SCRATCH, **_of_round(_STEPS_OF_ONE)},
+    scratch={**_SCRATCH, **OF_TENSORS_SCRATCH, **_of_round(_GROUPS_OF_ONE)},
     tolerance=1e-5,
     unit="fp64",
     rounds=_rounds,

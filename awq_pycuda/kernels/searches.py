@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from awq_pycuda.kernels.launches import MEANS, QMAX, arguments, blocks_of
+from awq_pycuda.kernels.formats import OF_TENSORS, OF_TENSORS_SCRATCH
+from awq_pycuda.kernels.launches import FORM, MEANS, QMAX, arguments, blocks_of, plain_only
 from awq_pycuda.kernels.variant import Kernel, Parameter, Values, Variant
 
 CANDIDATES = Kernel(
@@ -29,6 +30,7 @@ _SEARCHED = (
     "double* gamma[candidates]",
 )
 _FOUND = ("double* partial", "double* error[candidates]", "float* s[in_features]", "float* inv_s[in_features]")
+_SIZES = ("int out_features", "int in_features", "int group_size", "int candidates")
 _SEARCH_SCRATCH: dict[str, Callable[[Values], int]] = {
     "candidate_s": lambda v: 4 * v["candidates"] * v["in_features"],
     "importance": lambda v: 8 * v["candidates"] * v["in_features"],
@@ -39,6 +41,8 @@ _COLUMN_THREADS = 256  # of a block whose threads own channels
 _MULTIPROCESSORS = 132
 _TILE_ROWS, _TILE_CHANNELS, _PADDING = 64, 128, 4  # of row_maxima
 _MOST_ROWS = 512  # that a thread sums up in float
+_WHOLE = 4 * _COLUMN_THREADS  # channels of a row that a block of `narrow` holds whole
+_MOST_WHOLE = 110  # rows and candidates to each of these channels: with more of them `rows` is faster
 
 
 def _even(items: int, across: int, at_once: int, largest: int, more: int, least: int = 1) -> int:
@@ -81,6 +85,16 @@ def _most_rows(v: Values) -> int:
     return min(_MOST_ROWS, (1 << 16) // (16 * v["CHUNK"]) * 2)
 
 
+def _of_whole_rows(v: Values) -> int:
+    return blocks_of(v["out_features"], v["rows_of_block"])
+
+
+def _whole_rows(v: Values) -> int:
+    """Of a block: as many turns as make the last of the blocks done soonest."""
+    turns, largest = blocks_of(v["out_features"], v["ROWS"]), v["MOST_ROWS"] // v["ROWS"]
+    return v["ROWS"] * _even(turns, blocks_of(v["candidates"], v["CHUNK"]), 2 * _MULTIPROCESSORS, largest, 4)
+
+
 def _column_blocks(v: Values) -> int:
     return blocks_of(v["in_features"], _COLUMN_THREADS * v["COLUMNS"])
 
@@ -113,12 +127,64 @@ def _errors_shared(v: Values) -> int:
     return 4 * v["AHEAD"] * _COLUMN_THREADS * v["COLUMNS"] + 8 * v["CHUNK"] * _most_rows(v)
 
 
+def _unless(able: Callable[[Values], bool], takes: str) -> Callable[[Values], str | None]:
+    """Why a variant refuses sizes of which this is not so; nothing before there are any."""
+
+    def refuses(v: Values) -> str | None:
+        if "in_features" not in v or able(v):
+            return None
+        return f"takes {takes}, not {v['in_features']} in groups of {v['group_size']}"
+
+    return refuses
+
+
 # Of each candidate: a block for every 1,024 channels, if one multiprocessor each has room for all.
 MAKERS: dict[str, Callable[[Values], int]] = {
     "makers": lambda v: max(1, min(blocks_of(v["in_features"], 1024), _MULTIPROCESSORS // v["candidates"]))
 }
 
 DIAG_SEARCH = (
+    Variant(
+        stage="search_diag",
+        name="narrow",
+        file="search_narrow.cu",
+        help="one step per row of at most 1,024 input channels, a multiple of 4: a block holds whole rows",
+        kernels=(
+            CANDIDATES,
+            Kernel(
+                "row_errors",
+                arguments(
+                    *_SEARCHED,
+                    *_FOUND,
+                    "int out_features",
+                    "int in_features",
+                    "int candidates",
+                    "int rows_of_block",
+                ),
+                grid=_by_chunks(_of_whole_rows),
+                early=("w",),
+            ),
+        ),
+        macros={"THREADS": 1024, "ROWS": 4, "MOST_ROWS": 256},
+        parameters={"QMAX": QMAX, "CHUNK": Parameter(range(1, 11), compiled=(5, 10, 7))},
+        derived={
+            "CHUNK": _chunk(lambda v: 10),
+            "rows_of_block": _whole_rows,
+            "blocks": _of_whole_rows,
+            **MAKERS,
+        },
+        scratch=_SEARCH_SCRATCH,
+        tolerance=1e-5,
+        refuses=_unless(
+            lambda v: (
+                v["in_features"] % 4 == 0
+                and v["group_size"] >= v["in_features"] <= _WHOLE
+                and v["out_features"] * v.get("candidates", 1) <= _MOST_WHOLE * v["in_features"]
+            ),
+            f"few rows and candidates, with one group of a multiple of 4 input channels, at most {_WHOLE}",
+        ),
+        refuses_format=plain_only,
+    ),
     Variant(
         stage="search_diag",
         name="rows",
@@ -140,6 +206,7 @@ DIAG_SEARCH = (
                 ),
                 grid=lambda v: _maxima_blocks(v) * v["parts"],
                 shared_bytes=_maxima_shared,
+                early=("w",),
             ),
             Kernel(
                 "column_errors",
@@ -155,6 +222,7 @@ DIAG_SEARCH = (
                 ),
                 grid=_by_chunks(_of_rows_and_columns),
                 shared_bytes=_errors_shared,
+                early=("w",),
             ),
         ),
         macros={"THREADS": 1024, "AHEAD": 8, "TURN": 2},
@@ -179,11 +247,11 @@ DIAG_SEARCH = (
         },
         scratch={**_SEARCH_SCRATCH, "maxima": lambda v: 4 * v["parts"] * v["out_features"] * v["candidates"]},
         tolerance=1e-5,
-        refuses=lambda v: (
-            f"takes one group of a multiple of 4 input channels, not {v['in_features']} in groups of {v['group_size']}"
-            if v["in_features"] % 4 or v["group_size"] < v["in_features"]
-            else None
+        refuses=_unless(
+            lambda v: v["in_features"] % 4 == 0 and v["group_size"] >= v["in_features"],
+            "one group of a multiple of 4 input channels",
         ),
+        refuses_format=plain_only,
     ),
     Variant(
         stage="search_diag",
@@ -203,6 +271,7 @@ DIAG_SEARCH = (
                     "int rows_of_block",
                 ),
                 grid=_by_chunks(_of_rows_and_columns),
+                early=("w",),
             ),
         ),
         macros={"THREADS": 1024, "AHEAD": 8, "TURN": 2},
@@ -221,34 +290,33 @@ DIAG_SEARCH = (
         },
         scratch=_SEARCH_SCRATCH,
         tolerance=1e-5,
-        refuses=lambda v: (
-            f"takes groups of 32, 64 or 128 in rows of a multiple of 4, not {v['group_size']} in {v['in_features']}"
-            if v["in_features"] % 4 or v["group_size"] not in (32, 64, 128)
-            else None
+        refuses=_unless(
+            lambda v: v["in_features"] % 4 == 0 and v["group_size"] in (32, 64, 128),
+            "a multiple of 4 input channels in groups of 32, 64 or 128",
         ),
+        refuses_format=plain_only,
     ),
     Variant(
         stage="search_diag",
         name="any",
         file="search_any.cu",
-        help="any sizes: a warp for each group, errors in double",
+        help="any sizes, every format: a warp for each group, errors in double",
         kernels=(
             CANDIDATES,
+            *OF_TENSORS,
             Kernel(
                 "diag_errors",
-                arguments(
-                    *_SEARCHED,
-                    *_FOUND,
-                    "int out_features",
-                    "int in_features",
-                    "int group_size",
-                    "int candidates",
-                ),
-                grid=_by_chunks(lambda v: v["blocks"]),
+                arguments(*_SEARCHED, FORM, *_FOUND, *_SIZES),
+                grid=lambda v: v["is_plain"] * _by_chunks(lambda v: v["blocks"])(v),
+            ),
+            Kernel(
+                "format_errors",
+                arguments(*_SEARCHED, FORM, "float* tensor_scales", *_FOUND, *_SIZES),
+                grid=lambda v: (1 - v["is_plain"]) * _by_chunks(lambda v: v["blocks"])(v),
             ),
         ),
         macros={"THREADS": 1024, "WARPS": 8},
-        parameters={"QMAX": QMAX, "CHUNK": Parameter(range(1, 9), compiled=(8, 5))},
+        parameters={"CHUNK": Parameter(range(1, 9), compiled=(8, 5))},
         derived={
             "CHUNK": _chunk(lambda v: 8),
             **MAKERS,
@@ -256,7 +324,7 @@ DIAG_SEARCH = (
                 blocks_of(v["out_features"] * blocks_of(v["in_features"], v["group_size"]), v["WARPS"]), 1056
             ),
         },
-        scratch=_SEARCH_SCRATCH,
+        scratch={**_SEARCH_SCRATCH, **OF_TENSORS_SCRATCH},
         tolerance=1e-5,
     ),
 )

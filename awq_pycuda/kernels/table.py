@@ -10,16 +10,19 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from awq_pycuda.kernels.digits import DIGITS, DIGITS_MMA
+from awq_pycuda.kernels.formats import QUANTIZE_ANY, STEPS_ANY
 from awq_pycuda.kernels.launches import (
     MEANS,
     ONLY,
     PRODUCT,
     QMAX,
-    WITH_RELU,
+    WITH_ZEROS,
     arguments,
     blocks_of,
+    plain_only,
     rows_of_blocks,
     walk,
+    without_zeros,
 )
 from awq_pycuda.kernels.output_search import OUTPUT_SEARCH
 from awq_pycuda.kernels.searches import DIAG_SEARCH
@@ -37,7 +40,8 @@ from awq_pycuda.kernels.variant import (
 ARCHITECTURES: tuple[Capability, ...] = ((8, 0), (9, 0), (10, 0))
 KEYS = {"accum_stats": "stats", "dequantizeTiled": "matmul.kernel"}  # the config key that chooses a stage's variant
 SEARCHES = {"diag": "search_diag", "output": "search_output"}  # the stage that searches, by the objective
-BY_SIZES = (*SEARCHES.values(),)  # stages of which the first variant is taken that can do the sizes
+# Stages of which the first variant is taken that can do the sizes and the format.
+BY_SIZES = (*SEARCHES.values(), "compute_scale_b", "quantize_awq")
 AUTO = "auto"  # in place of a variant: the first of these that can
 BEST = {"dequantizeTiled": ("digits", "digits_mma", "blocked")}
 
@@ -160,9 +164,9 @@ VARIANTS = (
     *OUTPUT_SEARCH,
     Variant(
         stage="compute_scale_b",
-        name=ONLY,
+        name="integers",
         file="scale_b.cu",
-        help="the largest magnitude of every row or group by shuffles, then a true division",
+        help="symmetric integers with fp32 steps: largest magnitudes by shuffles, then a true division",
         kernels=(
             Kernel(
                 "compute_scale_b",
@@ -183,12 +187,14 @@ VARIANTS = (
         parameters={"QMAX": QMAX},
         # Of a warp, for a group of channels by fours.
         derived={"lanes": lambda v: min(32, 1 << max(0, blocks_of(v["group_size"], 4) - 1).bit_length())},
+        refuses_format=plain_only,
     ),
+    STEPS_ANY,
     Variant(
         stage="quantize_awq",
-        name=ONLY,
+        name="integers",
         file="quantize.cu",
-        help="the codes of a true division and `rintf`, NumPy's bit for bit; four at a time where sizes allow",
+        help="symmetric integers with fp32 steps: a true division and `rintf`, four codes at a time where sizes allow",
         kernels=(
             Kernel(
                 "quantize_awq",
@@ -207,7 +213,9 @@ VARIANTS = (
         ),
         macros={"THREADS": 256, "AHEAD": 4, "BLOCKS": 4},
         parameters={"QMAX": QMAX},
+        refuses_format=plain_only,
     ),
+    QUANTIZE_ANY,
     Variant(
         stage="dequantizeTiled",
         name="tiled",
@@ -216,17 +224,20 @@ VARIANTS = (
         kernels=(Kernel("dequantizeTiled", PRODUCT, grid=_tiles(lambda v: v["TILE"]), block=("TILE", "TILE")),),
         parameters=_TILE,
         tolerance=1e-5,
+        refuses_format=without_zeros,
     ),
     Variant(
         stage="dequantizeTiled",
         name="blocked",
         file="matmul_blocked.cu",
-        help="4 x 4 outputs per thread",
+        help="4 x 4 outputs per thread, with zero points or without",
         kernels=(
-            Kernel("dequantizeTiled", WITH_RELU, grid=_tiles(lambda v: v["TILE"] * v["MICRO"]), block=("TILE", "TILE")),
+            Kernel(
+                "dequantizeTiled", WITH_ZEROS, grid=_tiles(lambda v: v["TILE"] * v["MICRO"]), block=("TILE", "TILE")
+            ),
         ),
         macros={"MICRO": 4},
-        parameters=_TILE,
+        parameters={**_TILE, "ZEROS": Parameter(range(2), compiled=(0, 1))},
         tolerance=1e-5,
     ),
     DIGITS,

@@ -13,6 +13,7 @@ Values = Mapping[str, int]  # sizes and macros by their names
 
 MAX_INT = 2**31 - 256  # of a size that a kernel counts with int, a tile beyond the end
 MAX_BLOCKS = 2**31 - 1  # CUDA's limit along x
+IN_TURN: Capability = (9, 0)  # the least with which kernels wait for the one before by themselves, see cuda/common.cuh
 WALK_THREADS = 256  # of the kernels that walk an index space
 
 
@@ -65,6 +66,7 @@ class Kernel:
         block: threads along x and y: numbers, or names of macros.
         shared_bytes: dynamic shared memory, from the macros.
         each_round: whether it is launched once in every round of its variant, with the number `round`.
+        early: arrays that it reads before it waits for the kernel before it, which must not write them.
     """
 
     entry: str
@@ -73,6 +75,7 @@ class Kernel:
     block: tuple[int | str, ...] = (WALK_THREADS,)
     shared_bytes: Callable[[Values], int] = lambda values: 0
     each_round: bool = False
+    early: tuple[str, ...] = ()
 
     def threads(self, values: Values) -> tuple[int, int, int]:
         """Threads of a block along x, y and z."""
@@ -134,6 +137,7 @@ class Variant:
         passes: operations of that unit for each one that the stage asks for.
         rounds: how often those kernels are launched, one after another, that each round has.
         refuses: why it does not take these sizes, in a few words; None where it does.
+        refuses_format: the same of what is known of the format.
     """
 
     stage: str
@@ -154,6 +158,7 @@ class Variant:
     passes: int = 1
     rounds: Callable[[Values], int] = lambda values: 1
     refuses: Callable[[Values], str | None] = lambda values: None
+    refuses_format: Callable[[Values], str | None] = lambda values: None
 
     def chosen(self, values: Values) -> dict[str, int]:
         """All macros: the constants, and those of `values` that are parameters."""
@@ -237,7 +242,7 @@ class Variant:
             return f"takes groups of one size, only the last smaller, not {groups} for {values['in_features']} channels"
         if values.get("groups", 2) > 1 and values.get("group_size", 0) % self.group_multiple:
             return f"takes groups of a multiple of {self.group_multiple} input channels, not {values['group_size']}"
-        if reason := self.refuses(values):
+        if reason := self.refuses_format(values) or self.refuses(values):
             return reason
         for kernel in self.kernels:
             needed = kernel.shared_bytes(self.chosen(values))

@@ -214,7 +214,7 @@ class Format:
         if self.step_dtype in _POWERS:
             steps = power_of_two(ranges, self.step_dtype)
         else:
-            ranges /= kind(self._divisor)
+            ranges /= kind(self.step_divisor)
             if self.has_tensor_scale:
                 ranges *= kind(tensor_scale)
             steps = rounded(ranges, self.step_dtype)
@@ -232,7 +232,7 @@ class Format:
         return steps
 
     @property
-    def _divisor(self) -> float:
+    def step_divisor(self) -> float:
         """What the range of a group is divided by for the step of its numbers."""
         if self.is_e2m1:
             return _E2M1_LARGEST

@@ -24,6 +24,17 @@ _EPSILON = {StepDtype.fp16: 2.0**-10, StepDtype.bf16: 2.0**-7, StepDtype.e4m3: 2
 E4M3_LARGEST = _FLOATS[StepDtype.e4m3][2]
 
 
+def limits(dtype: StepDtype) -> tuple[int, int, float]:
+    """Explicit bits of the mantissa, exponent of the smallest normal number, and largest finite number of a type.
+
+    Of E8M0 the exponents of its smallest and largest number; fp32 stands for float32.
+    """
+    if dtype is StepDtype.fp32:
+        single = np.finfo(np.float32)
+        return single.nmant, single.minexp, float(single.max)
+    return _FLOATS.get(dtype, (0, _E8M0[0], 2.0 ** _E8M0[1]))
+
+
 def rounded(values: Array, dtype: StepDtype) -> Array:
     """Numbers from 0 on as the nearest of that type, ties to even; what is too large becomes its largest.
 

@@ -177,7 +177,7 @@ class Graph:
         self.captured.clear()
 
 
-def capture(stream: Stream, work: Callable[[], T]) -> tuple[Graph, T]:
+def capture(stream: Stream, work: Callable[[], T], overlapping: bool) -> tuple[Graph, T]:
     stream.captured = kept = []
     try:
         return Graph(kept), work()

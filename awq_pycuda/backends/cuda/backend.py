@@ -21,12 +21,14 @@ from awq_pycuda.backends.cuda.early import toolchain
 from awq_pycuda.backends.cuda.graph import GraphError, capture
 from awq_pycuda.backends.cuda.jit import load
 from awq_pycuda.backends.cuda.memory import ManagedArray, allocate
-from awq_pycuda.backends.cuda.recording import Recording
+from awq_pycuda.backends.cuda.recording import Recording, launched_by
 from awq_pycuda.backends.cuda.search import DeviceSearch
 from awq_pycuda.backends.host_stages import HostStages
 from awq_pycuda.kernels import table
-from awq_pycuda.kernels.variant import MAX_BLOCKS, Argument, Device, Kernel, Variant
+from awq_pycuda.kernels.variant import IN_TURN, MAX_BLOCKS, Argument, Device, Kernel, Variant
+from awq_pycuda.quant import for_kernels
 from awq_pycuda.quant.conventions import Convention
+from awq_pycuda.quant.format import Format
 from awq_pycuda.quant.quantized import Quantized
 
 T = TypeVar("T")
@@ -63,7 +65,7 @@ class CudaBackend(HostStages[ManagedArray]):
     name = "cuda"
 
     def __init__(self, parameters: Mapping[str, int], choices: Mapping[str, str], search_on_host: bool = False) -> None:
-        self._search = None if search_on_host else DeviceSearch(self._run, self._written)
+        self._search = None if search_on_host else DeviceSearch(self._run, self._written, self._format)
         self._parameters = parameters
         if unknown := choices.keys() - set(table.stages()):
             raise ValueError(f"no stage is called {', '.join(sorted(unknown))}; there are {', '.join(table.stages())}")
@@ -71,6 +73,7 @@ class CudaBackend(HostStages[ManagedArray]):
         self._gpu = open_gpu()
         toolchain()  # a missing nvcc is bad set-up: said before any work, not at the first launch
         self._bound: dict[tuple[object, ...], _Bound] = {}
+        self._formats: dict[tuple[Format, int], dict[str, ManagedArray | int]] = {}
         self._arrays: list[ManagedArray] = []
         self._workspace: cuda.DeviceAllocation | None = None
         self._workspace_bytes = 0
@@ -97,6 +100,7 @@ class CudaBackend(HostStages[ManagedArray]):
             array.free()
         self._arrays.clear()
         self._bound.clear()
+        self._formats.clear()
         if self._search is not None:
             self._search.forget()
         self._workspace, self._workspace_bytes = None, 0
@@ -192,15 +196,11 @@ class CudaBackend(HostStages[ManagedArray]):
         if self._search is None:
             super().compute_scale_b(w, s, quantized)
             return
-        form = quantized.format
-        numbers = {"group_size": form.size(w.shape[-1]), "QMAX": form.largest}
-        self._run("compute_scale_b", w=w, s=s, scale_b=quantized.steps, **numbers)
+        self._run("compute_scale_b", w=w, s=s, **self._steps(quantized, w))
 
     def quantize_awq(self, w: ManagedArray, s: ManagedArray, quantized: Quantized[ManagedArray]) -> None:
         """See `Backend.quantize_awq`."""
-        form = quantized.format
-        numbers = {"group_size": form.size(w.shape[-1]), "QMAX": form.largest}
-        self._run("quantize_awq", w=w, s=s, scale_b=quantized.steps, wq=quantized.codes, **numbers)
+        self._run("quantize_awq", w=w, s=s, wq=quantized.codes, **self._steps(quantized, w))
 
     def dequantize_tiled(
         self, x: ManagedArray, quantized: Quantized[ManagedArray], inv_s: ManagedArray, y: ManagedArray
@@ -228,10 +228,27 @@ class CudaBackend(HostStages[ManagedArray]):
         y: ManagedArray,
         **ending: ManagedArray | int | None,
     ) -> None:
-        codes, steps, size = quantized.codes, quantized.steps, quantized.format.size(x.shape[-1])
         if self._variants["dequantizeTiled"][0].with_relu:
             ending = {"bias": None, "relu": 0, **ending}
-        self._run("dequantizeTiled", x=x, wq=codes, inv_s=inv_s, scale_b=steps, y=y, group_size=size, **ending)
+        steps = self._steps(quantized, x)
+        self._run("dequantizeTiled", x=x, wq=quantized.codes, inv_s=inv_s, y=y, **steps, **ending)
+
+    def _steps(self, quantized: Quantized[ManagedArray], like: ManagedArray) -> dict[str, ManagedArray | int | None]:
+        """What kernels are given of a quantized matrix but its codes; its rows are as long as those of `like`."""
+        return {
+            "scale_b": quantized.steps,
+            "zero_points": quantized.zero_points,
+            "tensor_scale": quantized.tensor_scale,
+            **self._format(quantized.format, like.shape[-1]),
+        }
+
+    def _format(self, form: Format, in_features: int) -> dict[str, ManagedArray | int]:
+        """What kernels are given of a format, for rows of so many channels."""
+        found = self._formats.get((form, in_features))
+        if found is None:
+            found = {"form": self._written(for_kernels.numbers(form)), **for_kernels.values(form, in_features)}
+            self._formats[form, in_features] = found
+        return found
 
     def on_host(self, handle: ManagedArray) -> NDArray[Any]:
         """See `HostStages.on_host`."""
@@ -268,11 +285,11 @@ class CudaBackend(HostStages[ManagedArray]):
         try:
             work()  # a capture takes no compilation, no allocation and no move of managed memory
             recording.placing = False
-            recording.graph, returned = capture(self.stream, work)
+            recording.graph, returned = capture(self.stream, work, overlapping=self.limits.capability >= IN_TURN)
         finally:
             self._recording = None
         recording.workspace = self._workspace  # which the graph goes on using, should another take its place
-        return Recorded(returned, lambda: recording.launch(self.stream))
+        return Recorded(returned, lambda: recording.launch(self.stream), launched_by(self.limits.capability))
 
     def mark(self) -> Mark:
         """See `Backend.mark`."""
@@ -342,9 +359,9 @@ class CudaBackend(HostStages[ManagedArray]):
             if argument.name in arrays:
                 _expect(arrays[argument.name], argument, values)
         source = variant.source(values)
-        # All at the first launch: what is missing compiles in parallel.
-        alone = [each for each, *others in self._variants.values() if not others]
-        others = [each.source({**each.defaults(), **self._parameters}) for each in alone]
+        # All at the first launch: what is missing compiles in parallel. Which search it will be, the sizes decide.
+        firsts = [each for stage, (each, *_) in self._variants.items() if stage not in table.SEARCHES.values()]
+        others = [each.source({**each.defaults(), **self._parameters}) for each in firsts]
         module, *_ = load(self._gpu, [source, *others])
         scratch = self._scratch({name: nbytes(values) for name, nbytes in variant.scratch.items()})
         values |= {name: array.pointer for name, array in arrays.items()}
@@ -353,7 +370,8 @@ class CudaBackend(HostStages[ManagedArray]):
             self._launch(module, kernel, each) for kernel, each in variant.launches(values) if kernel.grid(each)
         ]
         zeroed = [(values[name], arrays[name].array.nbytes) for name in variant.zeroed]
-        return _Bound(list(arrays.values()), zeroed, launches, scratch)
+        own = [arrays[argument.name] for argument in variant.arrays() if argument.name in arrays]
+        return _Bound(own, zeroed, launches, scratch)
 
     def _launch(
         self, module: SourceModule, kernel: Kernel, values: Mapping[str, int]

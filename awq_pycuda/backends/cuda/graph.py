@@ -15,6 +15,8 @@ from awq_pycuda.backends.base import Unrecordable
 
 T = TypeVar("T")
 
+_KERNEL = driver.CUgraphNodeType.CU_GRAPH_NODE_TYPE_KERNEL
+
 
 class Event:
     """A moment of the stream, told anew by every launch of the graph that it was recorded into."""
@@ -50,8 +52,14 @@ class Graph:
         _checked(driver.cuGraphExecDestroy(self._executable))
 
 
-def capture(stream: cuda.Stream, work: Callable[[], T]) -> tuple[Graph, T]:
+def capture(stream: cuda.Stream, work: Callable[[], T], overlapping: bool = False) -> tuple[Graph, T]:
     """The graph of what `work` launches on the stream, none of which runs, and what `work` returned.
+
+    Args:
+        stream: on which it is launched.
+        work: launches it.
+        overlapping: whether each kernel that comes straight after another waits for it by itself (`in_turn` in
+            cuda/common.cuh), so that the device may place it before.
 
     Raises:
         Unrecordable: the driver refuses something; the stream is as it was before.
@@ -66,6 +74,8 @@ def capture(stream: cuda.Stream, work: Callable[[], T]) -> tuple[Graph, T]:
             ended, captured = driver.cuStreamEndCapture(stream.handle)
         _checked((ended,))
         try:
+            if overlapping:
+                _overlap(captured)
             return Graph(stream, captured), returned
         finally:
             _checked(driver.cuGraphDestroy(captured))
@@ -73,11 +83,35 @@ def capture(stream: cuda.Stream, work: Callable[[], T]) -> tuple[Graph, T]:
         raise Unrecordable(f"no CUDA graph could be made of a pass ({error})") from error
 
 
+def _overlap(captured: Any) -> None:
+    """Puts a programmatic edge, over which the kernel behind may be placed early, in place of each between kernels."""
+    *_, count = _checked_all(driver.cuGraphGetEdges(captured))
+    before, behind, data, _ = _checked_all(driver.cuGraphGetEdges(captured, count))
+    kernels = [
+        edge
+        for edge in zip(before, behind, data, strict=True)
+        if all(_checked(driver.cuGraphNodeGetType(node)) == _KERNEL for node in edge[:2])
+    ]
+    if not kernels:
+        return
+    before, behind, data = (list(nodes) for nodes in zip(*kernels, strict=True))
+    early = driver.CUgraphEdgeData()
+    early.type = driver.CUgraphDependencyType.CU_GRAPH_DEPENDENCY_TYPE_PROGRAMMATIC
+    early.from_port = driver.CU_GRAPH_KERNEL_NODE_PORT_PROGRAMMATIC
+    _checked(driver.cuGraphRemoveDependencies(captured, before, behind, data, len(kernels)))
+    _checked(driver.cuGraphAddDependencies(captured, before, behind, [early] * len(kernels), len(kernels)))
+
+
 class GraphError(RuntimeError):
     """The driver refuses a call."""
 
 
 def _checked(result: tuple[Any, ...]) -> Any:
+    found = _checked_all(result)
+    return found[0] if found else None
+
+
+def _checked_all(result: tuple[Any, ...]) -> tuple[Any, ...]:
     if result[0] != driver.CUresult.CUDA_SUCCESS:
         raise GraphError(result[0].name)
-    return result[1] if len(result) > 1 else None
+    return result[1:]

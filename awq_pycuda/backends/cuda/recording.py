@@ -9,6 +9,15 @@ import pycuda.driver as cuda
 from awq_pycuda.backends.base import Mark
 from awq_pycuda.backends.cuda.graph import Event, Graph
 from awq_pycuda.backends.cuda.memory import ManagedArray
+from awq_pycuda.kernels.variant import IN_TURN, Capability
+
+
+def launched_by(capability: Capability) -> str:
+    """How a device of this compute capability goes through a recorded pass, in a few words."""
+    if capability >= IN_TURN:
+        return "as a whole"
+    needed, given = ("{}.{}".format(*each) for each in (IN_TURN, capability))
+    return f"as a whole, kernel after kernel: to start one early takes compute capability {needed}, not {given}"
 
 
 class Recording:

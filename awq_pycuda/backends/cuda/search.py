@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from awq_pycuda.backends.cuda.memory import ManagedArray
 from awq_pycuda.choices import Normalization, Objective
 from awq_pycuda.kernels import table
 from awq_pycuda.quant.conventions import Convention
+from awq_pycuda.quant.format import Format
 from awq_pycuda.quant.tools import FINITE
 
 
@@ -21,15 +22,18 @@ class DeviceSearch:
     Args:
         launch: a stage of the table of kernels, with its arrays and numbers by name.
         written: a new array with these values.
+        of_format: arrays and numbers of a format, by name, for rows of so many channels.
     """
 
     def __init__(
         self,
         launch: Callable[..., object],
         written: Callable[[NDArray[np.float64]], ManagedArray],
+        of_format: Callable[[Format, int], Mapping[str, ManagedArray | int]],
     ) -> None:
         self._launch = launch
         self._written = written
+        self._of_format = of_format
         self._rules: dict[bytes, dict[str, ManagedArray]] = {}
 
     def forget(self) -> None:
@@ -45,7 +49,6 @@ class DeviceSearch:
         if key not in self._rules:
             self._rules[key] = {"gamma": self._written(convention.grid.gamma), "rule": self._written(rule)}
         made_of = self._rules[key] | {"abs_mean": layer.abs_mean, "sq_mean": layer.sq_mean}
-        form = layer.quantized.format
         self._launch(
             table.SEARCHES[convention.objective.name],
             **({"x": layer.x} if convention.objective is Objective.output else {}),
@@ -54,7 +57,6 @@ class DeviceSearch:
             s=layer.s,
             inv_s=layer.inv_s,
             by_mean=int(convention.normalization is Normalization.mean),
-            group_size=form.size(layer.w.shape[1]),
-            QMAX=form.largest,
+            **self._of_format(layer.quantized.format, layer.w.shape[1]),
             **made_of,
         )
