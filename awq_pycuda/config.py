@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import re
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, is_dataclass, replace
 from enum import Enum
@@ -31,6 +30,7 @@ from awq_pycuda.choices import (
     ZeroPoint,
     ZeroStep,
 )
+from awq_pycuda.config_types import fits
 from awq_pycuda.errors import InputError
 from awq_pycuda.kernels import table
 from awq_pycuda.quant.tools import FINITE, MAX_GAMMA, TOOLS, is_clamp, is_floor, is_grid, is_least_power
@@ -283,24 +283,6 @@ def _types(node: type, prefix: str = "") -> dict[str, Any]:
 
 
 TYPES = _types(Config)
-
-
-def fits(kind: Any, value: object) -> bool:
-    """Whether a value is of the type of a key: no text is a number, no number is a truth value, none is rounded.
-
-    Args:
-        kind: from `TYPES`.
-        value: an enum's member may also be given by its name.
-    """
-    if get_origin(kind) is UnionType:
-        return any(fits(part, value) for part in get_args(kind))
-    if get_origin(kind) is list:
-        return isinstance(value, list) and all(fits(get_args(kind)[0], item) for item in value)
-    if issubclass(kind, Enum):
-        return isinstance(value, kind) or (isinstance(value, str) and value in kind.__members__)
-    if kind is float:
-        return type(value) is float or (type(value) is int and abs(value) <= sys.float_info.max)
-    return type(value) is kind
 
 
 def refuse(key: str, value: object, why: str = "") -> InputError:

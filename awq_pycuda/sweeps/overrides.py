@@ -26,7 +26,8 @@ from hydra.errors import OverrideParseException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from awq_pycuda.config import ALLOWED, TYPES, fits
+from awq_pycuda.config import ALLOWED, TYPES
+from awq_pycuda.config_types import fits
 from awq_pycuda.errors import InputError
 from awq_pycuda.sweeps.hydra_errors import groups
 
