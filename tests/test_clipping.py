@@ -9,13 +9,16 @@ from conftest import BACKENDS, make_backend
 from result_files import make_run
 
 from awq_pycuda.analysis.explain import explain
+from awq_pycuda.choices import Element, StepDtype
 from awq_pycuda.engine.pipeline import Pipeline
 from awq_pycuda.engine.spec import spec_of
 from awq_pycuda.errors import InputError
 from awq_pycuda.parallel import use_threads
 from awq_pycuda.quant.clipping import Clipping, clip, clipped, find_ratios
 from awq_pycuda.quant.format import Format
+from awq_pycuda.quant.quantized import Quantized, dequantize, quantize, steps_of
 
+NVFP4 = Format(16, 4, Element.e2m1, step_dtype=StepDtype.e4m3)
 RANDOM = np.random.default_rng(4)
 FORMATS = [
     Format(None, 4),
@@ -78,6 +81,29 @@ def test_every_group_gets_the_ratio_of_its_least_error(form, tokens):
         group = scaled[:, start : start + form.size(40)]
         limit = np.abs(group).max(axis=1, keepdims=True) * found.ratio[:, index : index + 1]
         assert np.array_equal(held[:, start : start + form.size(40)], group.clip(-limit, limit))
+
+
+def codes_of(w, s, ratio, form):
+    """What a stored layer stands for, times s: the codes of the clipped weights, dequantized."""
+    ones = np.ones_like(s)
+    held = clipped(w, s, ratio, form)
+    steps = steps_of(held, ones, form)
+    quantized = Quantized(format=form, **steps.arrays, codes=np.empty(w.shape, np.int8))
+    quantize(held, ones, quantized)
+    return dequantize(quantized)
+
+
+@pytest.mark.parametrize("form", [*FORMATS, NVFP4], ids=str)
+def test_what_is_judged_is_what_is_stored(form):
+    """Of NVFP4, too, whose largest weight, which little signal reaches, sets the factor of the whole matrix."""
+    w, s, x = layer()
+    x[:, np.abs(w * s).max(axis=0).argmax()] /= 100
+    found = find_ratios(w, s, x, form, Clipping().ratios)
+    off = (codes_of(w, s, found.ratio, form) - w * s).astype(np.float64)
+    size = form.size(40)
+    parts = [(x / s)[:, start : start + size] @ off[:, start : start + size].T for start in range(0, 40, size)]
+    assert found.error_chosen == pytest.approx(sum((part**2).mean() for part in parts), rel=1e-4)
+    assert (found.ratio < 1).mean() > 0.1
 
 
 def test_no_ratio_is_better_than_none_where_nothing_is_lost():

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from awq_pycuda.errors import InputError
 from awq_pycuda.parallel import map_row_blocks
 from awq_pycuda.quant.format import Format, Parts
-from awq_pycuda.quant.quantized import tensor_scales
+from awq_pycuda.quant.quantized import column_peaks, tensor_scales
 
 Array = NDArray[Any]
 
@@ -81,8 +81,9 @@ def find_ratios(w: Array, s: Array, x: Array, form: Format, ratios: Sequence[flo
     """Chooses a ratio for each group of each row by the error of the group's own part of the outputs.
 
     That is `mean_t (Σ_k x[t,k]/s[k] · (Ŵ − W·s)[n,k])²` with k in the group and Ŵ the quantized `clip(W·s, ±limit)`.
-    Groups are taken as independent; the first of the ratios with the lowest error is chosen. Steps that are scaled
-    together (`Format.tensor_scale`) are so by the unclipped weights here, by the clipped ones in the end.
+    Groups are taken as independent; the first of the ratios with the lowest error is chosen. Where steps are scaled
+    together (`Format.tensor_scale`), the groups that hold the matrix's largest magnitude keep it: the scale is then the
+    same before and after clipping, and each group is judged by the codes that it gets.
 
     Args:
         w: (N, K) weights.
@@ -97,8 +98,8 @@ def find_ratios(w: Array, s: Array, x: Array, form: Format, ratios: Sequence[flo
     activations = np.asarray(x / s, w.dtype)
     factors = [_factor(part) for _, part in form.parts(activations)]
     tensor_scale = tensor_scales(w, s[None, :], form)[0]
-    shape = (w.shape[0], form.groups(w.shape[1]))
-    ratio = np.ones(shape, w.dtype)
+    never = (column_peaks(w) * s).max() if form.has_tensor_scale else np.inf
+    ratio = np.ones((w.shape[0], form.groups(w.shape[1])), w.dtype)
 
     def of_block(block: slice) -> tuple[NDArray[np.float64], float]:
         scaled = w[block] * s
@@ -107,7 +108,8 @@ def find_ratios(w: Array, s: Array, x: Array, form: Format, ratios: Sequence[flo
         least = np.full(peaks.shape, np.inf)
         sums = np.empty(len(ratios))
         for index, each in enumerate(ratios):
-            errors = _errors(scaled, peaks * w.dtype.type(each), factors, form, tensor_scale) / len(x)
+            limits = np.where(peaks == never, peaks, peaks * w.dtype.type(each))
+            errors = _errors(scaled, limits, factors, form, tensor_scale) / len(x)
             sums[index] = errors.sum()
             better = errors < least
             least[better] = errors[better]
