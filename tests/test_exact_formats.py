@@ -5,10 +5,10 @@ import types
 
 import numpy as np
 import pytest
+from conftest import COMPILED, make_backend
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from awq_pycuda.backends.compiled import CompiledCpuBackend
 from awq_pycuda.backends.cpu import CpuBackend
 from awq_pycuda.choices import Divisor, Element, Objective, StepDtype, ZeroOrder, ZeroPoint, ZeroStep
 from awq_pycuda.engine import evaluation
@@ -100,12 +100,16 @@ def layer_of(kind, rows, channels, tokens, seed=0):
 def run_layer(backend, convention, x, w):
     """What all stages make of a layer, as `check_layer` takes it."""
     spec = LayerSpec("layer", len(x), w, x)
-    with use_threads(1):
+    with use_threads(1), backend:
         (layer,) = allocate(backend, [spec], convention).layers
         for stage in stages_of(backend, convention):
             stage.call(backend, layer, convention)
         backend.dequantize_tiled(layer.x, layer.quantized, layer.inv_s, layer.y)
         result = evaluation.collect(backend, spec, layer, convention, keeps_codes=True)
+        y, out = (backend.read(handle).copy() for handle in (layer.y, layer.out))
+        held = None
+        if layer.held is not None:
+            held = tuple(backend.read(handle).copy() for handle in (layer.held.weights, layer.held.ratio))
     return {
         "x": x,
         "w": w,
@@ -114,10 +118,15 @@ def run_layer(backend, convention, x, w):
         "sq_mean": result.sq_mean,
         "found": result.search,
         "quantized": result.quantized,
-        "y": layer.y,
-        "out": layer.out,
-        "held": None if layer.held is None else (layer.held.weights, layer.held.ratio),
+        "y": y,
+        "out": out,
+        "held": held,
     }
+
+
+def made(name, form):
+    """A backend whose product takes the format."""
+    return make_backend(name, 16, form, dequantizeTiled="auto")
 
 
 def checked(convention, arrays):
@@ -132,9 +141,14 @@ def conventions(form, number=0):
         yield dataclasses.replace(convention, gammas=(0.0, 0.5, 1.0), objective=objective, quantizer=form)
 
 
+# Of the CPU both sets of loops.
+ON = [pytest.param(("cpu", *COMPILED), id="cpu"), pytest.param(("cuda",), id="cuda", marks=pytest.mark.gpu)]
+
+
+@pytest.mark.parametrize("backends", ON)
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
-def test_sound_layers_pass(name, kind, worst):
+def test_sound_layers_pass(name, kind, backends, worst):
     """Groups that 576 channels do not fill, and some that they do; few channels, so that little is averaged out.
 
     Every kind and nearly every format meets every convention.
@@ -143,30 +157,33 @@ def test_sound_layers_pass(name, kind, worst):
     for shape in ((6, 576, 12), (3, 33, 5)):
         x, w = layer_of(kind, *shape)
         for convention in conventions(form, number):
-            for backend in (CpuBackend(), CompiledCpuBackend()):
-                arrays = run_layer(backend, convention, x, w)
+            for backend in backends:
+                arrays = run_layer(made(backend, form), convention, x, w)
                 errors = checked(convention, arrays)
                 unneeded = {"zero_points"} if form.symmetric else set()
                 unneeded |= set() if convention.clip else {"clipped"}
                 assert set(errors) == set(TOLERANCES) - unneeded
                 for stage, error in errors.items():
-                    worst(f"formats {stage}", error, TOLERANCES[stage])
+                    worst(f"formats {stage}{' cuda' * (backend == 'cuda')}", error, TOLERANCES[stage])
                 assert not arrays["found"].error_chosen > arrays["found"].error_rtn
 
 
+@pytest.mark.parametrize("backends", ON)
 @pytest.mark.parametrize("name", FORMATS)
-def test_sound_layers_of_many_channels_pass(name):
-    x, w = layer_of(normal, 2, 11008, 3)
-    for convention in conventions(FORMATS[name], list(FORMATS).index(name)):
-        refuse_beyond_tolerance("layer", checked(convention, run_layer(CompiledCpuBackend(), convention, x, w)))
+def test_sound_layers_of_many_channels_pass(name, backends):
+    form, (x, w) = FORMATS[name], layer_of(normal, 2, 11008, 3)
+    for convention in conventions(form, list(FORMATS).index(name)):
+        arrays = run_layer(made(backends[-1], form), convention, x, w)
+        refuse_beyond_tolerance("layer", checked(convention, arrays))
 
 
+@pytest.mark.parametrize("backends", ON)
 @pytest.mark.parametrize("convention", CONVENTIONS.values(), ids=[each.name for each in CONVENTIONS])
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
-def test_every_convention_in_its_own_format_passes(convention, kind):
+def test_every_convention_in_its_own_format_passes(convention, kind, backends):
     form = dataclasses.replace(convention.quantizer, bits=4, group_size=128)
     convention = dataclasses.replace(convention, quantizer=form)
-    arrays = run_layer(CpuBackend(), convention, *layer_of(kind, 6, 576, 12))
+    arrays = run_layer(made(backends[0], form), convention, *layer_of(kind, 6, 576, 12))
     refuse_beyond_tolerance("layer", checked(convention, arrays))
 
 

@@ -9,11 +9,8 @@ from contextlib import suppress
 from functools import cache
 from typing import Any
 
-import numpy as np
-
 from awq_pycuda.backends.base import Backend
 from awq_pycuda.backends.cpu import CpuBackend
-from awq_pycuda.choices import Formula, Ties
 from awq_pycuda.config import BackendChoice, SearchPlace
 from awq_pycuda.errors import InputError
 from awq_pycuda.kernels import table
@@ -134,16 +131,6 @@ def settle_search(stage: str, layers: Sequence[Mapping[str, int]], device: Devic
     return list(dict.fromkeys(told))
 
 
-def no_device_search(convention: Convention) -> str | None:
-    """Why the kernels cannot make a convention's candidates, in a few words."""
-    if convention.formula is not Formula.plain:
-        return f"its kernels make no scales of search.formula={convention.formula.name}"
-    grid = convention.grid.gamma
-    if convention.ties is Ties.first and (np.diff(grid) < 0).any():
-        return "its kernels give ties to the smaller gamma"
-    return None
-
-
 def choose_backend(
     wanted: BackendChoice,
     variants: Mapping[str, str],
@@ -183,13 +170,6 @@ def choose_backend(
     from awq_pycuda.backends.cuda.device import open_gpu
 
     settled, told = settle_variants(variants, tile, form, open_gpu().limits)
-    without = no_device_search(convention)
-    if without is not None:
-        if search is SearchPlace.device:
-            raise InputError(f"search.where=device: {without}; allowed here: auto, host")
-        if search is SearchPlace.auto:
-            search = SearchPlace.host
-            told.append(f"search on the host (auto: {without})")
     backend = CudaBackend({"TILE": tile}, settled, search is SearchPlace.host)
     reason = "as asked" if wanted is BackendChoice.cuda else "auto: a driver and a device are there"
     return backend, settled, search, "; ".join([f"backend cuda ({reason}): {backend.device()['name']}", *told])

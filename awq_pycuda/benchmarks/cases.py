@@ -152,7 +152,7 @@ CASES = (
     ),
 )
 # Stages of the table of kernels that are parts of a case: the case that they are in.
-WITHIN = {"search_diag": DIAG_SEARCH, "search_output": OUTPUT_SEARCH}
+WITHIN = {"weight_means": DIAG_SEARCH, "search_diag": DIAG_SEARCH, "search_output": OUTPUT_SEARCH}
 
 
 def case_of(stage: str) -> Case:

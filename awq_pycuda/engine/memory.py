@@ -183,10 +183,11 @@ def kernel_sizes(spec: LayerSpec, convention: Convention) -> dict[str, int]:
 def _scratch(spec: LayerSpec, run: RunSpec, device: Device) -> int:
     """What the kernels of one stage share between them: the workspace of the stage that needs most."""
     sizes = kernel_sizes(spec, run.convention) | {"TILE": run.tile, "memory_bytes": device.memory_bytes}
-    search = None if run.search is SearchPlace.host else table.SEARCHES[run.convention.objective.name]
-    searches = table.SEARCHES.values()
+    searching: tuple[str, ...] = ()
+    if run.search is not SearchPlace.host:
+        searching = table.SEARCHES[run.convention.objective.name], *run.convention.asks_weights * ("weight_means",)
     needed = [0]
-    for stage in (stage for stage in table.stages() if stage == search or stage not in searches):
+    for stage in (stage for stage in table.stages() if stage in searching or stage not in table.OF_SEARCHES):
         for variant in table.candidates(stage, run.variants.get(stage)):
             values = variant.complete(sizes)
             if variant.obstacle(values, device) is None:

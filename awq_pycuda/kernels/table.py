@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from awq_pycuda.kernels.candidates import WEIGHT_MEANS
 from awq_pycuda.kernels.digits import DIGITS, DIGITS_MMA
 from awq_pycuda.kernels.formats import QUANTIZE_ANY, STEPS_ANY
 from awq_pycuda.kernels.launches import (
@@ -40,6 +41,8 @@ from awq_pycuda.kernels.variant import (
 ARCHITECTURES: tuple[Capability, ...] = ((8, 0), (9, 0), (10, 0))
 KEYS = {"accum_stats": "stats", "dequantizeTiled": "matmul.kernel"}  # the config key that chooses a stage's variant
 SEARCHES = {"diag": "search_diag", "output": "search_output"}  # the stage that searches, by the objective
+# What only some runs search by.
+OF_SEARCHES = (*SEARCHES.values(), "weight_means")
 # Stages of which the first variant is taken that can do the sizes and the format.
 BY_SIZES = (*SEARCHES.values(), "compute_scale_b", "quantize_awq")
 AUTO = "auto"  # in place of a variant: the first of these that can
@@ -160,6 +163,7 @@ VARIANTS = (
         zeroed=("abs_mean", "sq_mean"),
         tolerance=1e-5,
     ),
+    WEIGHT_MEANS,
     *DIAG_SEARCH,
     *OUTPUT_SEARCH,
     Variant(

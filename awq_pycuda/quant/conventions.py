@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from awq_pycuda.choices import (
     ConventionChoice,
@@ -131,6 +132,14 @@ class Convention:
     def clips(self, name: str) -> bool:
         """Whether the weights of a layer of this name are clipped."""
         return self.clip is not None and not self.clip.skips(name)
+
+    @cached_property
+    def ranks(self) -> NDArray[np.int32]:
+        """(G,) of candidates whose errors are the same: the one of the lowest rank is chosen, see `Ties`."""
+        gamma, ranks = self.grid.gamma, np.arange(self.grid.size, dtype=np.int32)
+        if self.ties is Ties.smaller_gamma:
+            ranks[np.argsort(gamma, kind="stable")] = np.arange(self.grid.size)
+        return ranks
 
     @property
     def asks_weights(self) -> bool:

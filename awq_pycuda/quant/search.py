@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from awq_pycuda.choices import Normalization, Ties
+from awq_pycuda.choices import Normalization
 from awq_pycuda.parallel import map_row_blocks, scratch
 from awq_pycuda.quant.conventions import Candidate, Convention, Grid
 from awq_pycuda.quant.format import Format
@@ -149,9 +149,7 @@ NORMALIZATIONS: dict[
 
 def best(convention: Convention, error: NDArray[np.float64]) -> int:
     """Index of the candidate with the lowest of the (G,) errors, NaN counting as none; of ties see `Ties`."""
-    if convention.ties is Ties.first:
-        return int(np.lexsort((error,))[0])
-    return int(np.lexsort((convention.grid.gamma, error))[0])
+    return int(np.lexsort((convention.ranks, error))[0])
 
 
 def search_result(convention: Convention, error: NDArray[np.float64], s: NDArray[Any]) -> SearchResult:

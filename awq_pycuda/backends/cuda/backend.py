@@ -359,8 +359,8 @@ class CudaBackend(HostStages[ManagedArray]):
             if argument.name in arrays:
                 _expect(arrays[argument.name], argument, values)
         source = variant.source(values)
-        # All at the first launch: what is missing compiles in parallel. Which search it will be, the sizes decide.
-        firsts = [each for stage, (each, *_) in self._variants.items() if stage not in table.SEARCHES.values()]
+        # All at the first launch: what is missing compiles in parallel. How is searched, sizes and convention decide.
+        firsts = [each for stage, (each, *_) in self._variants.items() if stage not in table.OF_SEARCHES]
         others = [each.source({**each.defaults(), **self._parameters}) for each in firsts]
         module, *_ = load(self._gpu, [source, *others])
         scratch = self._scratch({name: nbytes(values) for name, nbytes in variant.scratch.items()})

@@ -1,0 +1,96 @@
+"""What every search starts with: the weights' statistic, and the scales of the candidates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from awq_pycuda.kernels.launches import MEANS, MULTIPROCESSORS, ONLY, arguments, blocks_of, walk
+from awq_pycuda.kernels.variant import Kernel, Values, Variant
+
+CANDIDATES = Kernel(
+    "candidates",
+    arguments(
+        *MEANS,
+        "double* weight_mean[in_features]",
+        "double* gamma[candidates]",
+        "double* beta[candidates]",
+        "signed char* duo[candidates]",
+        "double* rule[rules]",
+        "float* candidate_s",
+        "double* importance",
+        "int in_features",
+        "int by_mean",
+        "int makers",
+    ),
+    grid=lambda v: v["candidates"] * v["makers"],
+    block=("THREADS",),
+)
+# Of each candidate: a block for every 1,024 channels, if one multiprocessor each has room for all.
+MAKERS: dict[str, Callable[[Values], int]] = {
+    "makers": lambda v: max(1, min(blocks_of(v["in_features"], 1024), MULTIPROCESSORS // v["candidates"]))
+}
+
+
+def _sum_strips(v: Values) -> int:
+    """Of 32 channels, a lane each: blocks of the weights' statistic side by side."""
+    return blocks_of(v["in_features"], 32)
+
+
+WEIGHT_MEANS = Variant(
+    stage="weight_means",
+    name=ONLY,
+    file="weight_means.cu",
+    help="where scales follow from weights: the mean over the rows of magnitudes as shares of their group's largest",
+    kernels=(
+        Kernel(
+            "group_factors",
+            arguments(
+                "float* w[out_features, in_features]",
+                "double* factors",
+                "int out_features",
+                "int in_features",
+                "int group_size",
+            ),
+            grid=walk(lambda v: 32 * v["out_features"] * blocks_of(v["in_features"], v["group_size"])),
+        ),
+        Kernel(
+            "weight_sums",
+            arguments(
+                "float* w[out_features, in_features]",
+                "double* factors",
+                "double* partial",
+                "int out_features",
+                "int in_features",
+                "int group_size",
+                "int rows_of_block",
+            ),
+            grid=lambda v: _sum_strips(v) * v["chunks"],
+            block=("THREADS",),
+        ),
+        Kernel(
+            "finish_weight_means",
+            arguments(
+                "double* partial",
+                "double* weight_mean[in_features]",
+                "int out_features",
+                "int in_features",
+                "int chunks",
+            ),
+            grid=walk(lambda v: v["in_features"]),
+        ),
+    ),
+    macros={"THREADS": 512},
+    derived={
+        # As many blocks as there is room for, unless their rows get few.
+        "rows_of_block": lambda v: blocks_of(
+            v["out_features"], max(1, min(4 * MULTIPROCESSORS // _sum_strips(v), v["out_features"] // 128))
+        ),
+        "chunks": lambda v: blocks_of(v["out_features"], v["rows_of_block"]),
+    },
+    scratch={
+        "factors": lambda v: 8 * v["out_features"] * blocks_of(v["in_features"], v["group_size"]),
+        "partial": lambda v: 8 * v["chunks"] * v["in_features"],
+    },
+    tolerance=1e-12,
+    unit="fp64",
+)
