@@ -1,0 +1,187 @@
+"""The script that holds ours against a tool tells what differs, and what is a near tie: with a tool made for it."""
+
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+sys.path.append(str(ROOT / "tools"))
+import compare_tools
+from compare_tools import compare, convention_of, main, read_format, summary
+from tool_adapters import Codes
+from tool_watch import Searched, returned, watched
+
+from awq_pycuda.choices import ConventionChoice, Formula
+from awq_pycuda.errors import InputError
+from awq_pycuda.quant.conventions import CONVENTIONS, Candidate
+
+RNG = np.random.default_rng(7)
+FORM = read_format("int4_g8", CONVENTIONS[ConventionChoice.llm_awq].quantizer)
+X = (RNG.standard_normal((60, 64)) * RNG.lognormal(size=64)).astype(np.float32)
+W = RNG.standard_normal((48, 64)).astype(np.float32)  # so many that the roundings of float32 even out
+
+
+class Tensor(np.ndarray):
+    """What of a tensor is asked for."""
+
+    def detach(self):
+        return self
+
+    def cpu(self):
+        return self
+
+    def numpy(self):
+        return np.asarray(self)
+
+
+class Fake:
+    """llm-awq's search and quantizer in NumPy; `rounded` and `gain` are what may be wrong with them."""
+
+    rounded = staticmethod(np.rint)
+    gain = 1.0
+
+    def __init__(self, duo=False):
+        self.duo = duo
+
+    def quantize(self, scaled):
+        groups = scaled.reshape(len(scaled), -1, 8)
+        low, high = groups.min(axis=2), groups.max(axis=2)
+        steps = np.maximum(high - low, np.float32(1e-5)) / np.float32(15)
+        zeros = np.clip(-np.rint(low / steps), 0, 15)
+        codes = np.clip(self.rounded(groups / steps[..., None]) + zeros[..., None], 0, 15)
+        return Codes(codes.reshape(scaled.shape) - 8, steps, zeros - 8)
+
+    def product(self, x, w):
+        return x.astype(np.float64) @ w.T
+
+    def trial(self, ratio, w, x):
+        s = np.maximum(np.abs(x).mean(axis=0) ** np.float32(ratio), np.float32(1e-4))
+        if self.duo:
+            groups = np.abs(w).reshape(len(w), -1, 8)
+            means = (groups / (groups.max(axis=2, keepdims=True) + np.float32(1e-6))).reshape(w.shape).mean(axis=0)
+            s = np.maximum(s / (means ** np.float32(1 - ratio) + np.float32(1e-4)), np.float32(1e-4))
+        return s / np.sqrt(s.max() * s.min())
+
+    def loss(self, s, w, x):
+        codes, steps, zeros = self.quantize(w * s)
+        groups = (codes.reshape(*steps.shape, 8) - zeros[..., None]) * steps[..., None]
+        return self.gain * np.mean((self.product(x, w) - self.product(x, groups.reshape(w.shape) / s)) ** 2)
+
+    def search(self, w, x):
+        ratios = [index / 20 for index in range(20)]
+        scales = np.array([self.trial(ratio, w, x) for ratio in ratios])
+        errors = np.array([self.loss(s, w, x) for s in scales], np.float64)
+        grid = tuple(Candidate(ratio, duo=self.duo) for ratio in ratios)
+        return Searched(grid, scales, errors, int(np.argmin(errors)))
+
+
+def compared(tool, w=W, x=X, name="llm_awq", formula=Formula.plain):
+    return compare("layer", tool, convention_of(name, FORM, formula), w, x)
+
+
+def test_a_tool_that_does_the_same_is_the_same():
+    seen = compared(Fake())
+    assert seen.verdict == "same"
+    assert seen.theirs == seen.ours
+    assert (seen.margin, seen.different) == (0, 0)
+    assert max(seen.same_s, seen.scales) < 1e-6
+    assert seen.runner_up > 0
+    assert summary([seen]).startswith("1 of 1 layers choose the same candidate, 0 another at a near tie, 0 differ")
+
+
+def last(self, w, x):
+    return Fake.search(self, w, x)._replace(chosen=19)
+
+
+def changed(**attributes):
+    return type("Changed", (Fake,), attributes)()
+
+
+@pytest.mark.parametrize(
+    ("tool", "told"),
+    [
+        (changed(rounded=staticmethod(lambda levels: np.floor(levels + np.float32(0.51)))), "zero points differ"),
+        (changed(gain=1 + 2e-6), "errors differ at the same scales"),
+        (changed(trial=lambda self, *of: Fake.trial(self, *of) * np.float32(1 + 1e-5)), "scales differ"),
+        (changed(search=last), "another candidate, and no near tie"),
+    ],
+)
+def test_what_differs_is_told(tool, told):
+    seen = compared(tool)
+    assert told in seen.verdict
+    assert ", 1 differ; " in summary([seen, compared(Fake())])
+
+
+def test_candidates_of_one_error_are_a_near_tie():
+    same = np.where(RNG.random(X.shape) < 0.5, np.float32(1), np.float32(-1))  # every scale of every candidate is 1
+    seen = compared(changed(search=last), x=same)
+    assert (seen.theirs.gamma, seen.ours.gamma, seen.verdict) == (0.95, 0, "near tie")
+
+
+def test_rtn_that_a_tool_does_not_try_is_told_and_not_compared():
+    codes = RNG.integers(-7, 8, W.shape).astype(np.float32)
+    codes[:, ::8], codes[:, 1::8] = -7, 8  # of each group, so that 16 codes are just what RTN has
+    seen = compared(Fake(duo=True), w=codes, name="autoawq", formula=Formula.duo)
+    assert seen.rtn
+    assert seen.verdict.endswith("; RTN is better")
+
+
+def test_another_grid_is_refused():
+    with pytest.raises(InputError, match=r"layer: the tool tries 0, .*; allowed: 0, 0.05$"):
+        compare("layer", Fake(), replace(convention_of("llm_awq", FORM, Formula.plain), gammas=(0.0, 0.05)), W, X)
+
+
+def test_a_search_is_watched_by_its_local_variables():
+    def quantizer(scaled):
+        return scaled
+
+    def search():
+        best_scales, best = None, float("inf")
+        for index in range(3):
+            ratio = index / 2
+            scales = np.array([1.0 + ratio, 2.0]).view(Tensor)
+            quantizer(scales)
+            quantizer(scales)  # of a second layer
+            loss = abs(ratio - 0.5)
+            if loss < best:
+                best, best_scales = loss, scales
+        return best_scales
+
+    with watched("search", "quantizer") as searches, returned("quantizer") as held:
+        pass
+    assert (searches, held) == ([], {})
+    with watched("search", "quantizer") as searches:
+        search()
+        quantizer(1)
+        search()
+    assert len(searches) == 2
+    first = searches[0]
+    assert [each.gamma for each in first.candidates] == [0, 0.5, 1]
+    assert (first.errors.tolist(), first.chosen) == ([0.5, 0, 0.5], 1)
+    assert first.scales.tolist() == [[1, 2], [1.5, 2], [2, 2]]
+    with returned("quantizer") as held:
+        quantizer(5)
+    assert held == {"scaled": 5}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--format", "int4"], "--format=int4: allowed: int and 2 to 8 bits"),
+        (["--format", "int9_g8"], "bits=9: allowed:"),
+        (["--format", "int4_g128_sym"], "--format=int4_g128_sym: its symmetric branch ends in an UnboundLocalError"),
+        (["--formula", "duo"], "--formula=duo: allowed: plain"),
+    ],
+)
+def test_what_cannot_be_is_one_line(tmp_path, capsys, arguments, told):
+    assert main(["--tool", "llm_awq", "--layers", str(tmp_path / "none.h5"), *arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {told}")
+
+
+def test_a_tool_that_is_not_installed_is_told():
+    assert set(compare_tools.ADAPTERS) == {each.name for each in ConventionChoice} - {"day58"}
+    with pytest.raises(InputError, match="not installed; allowed: its package, or --source"):
+        type("None", (compare_tools.ADAPTERS["autoawq"],), {"package": "no-such-package"}).find(None)
