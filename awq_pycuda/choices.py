@@ -67,6 +67,13 @@ class Objective(Enum):
     output = "output"
 
 
+class Statistic(Enum):
+    """What an input channel's scale is made of: the mean of |x| over the tokens, or the largest."""
+
+    abs_mean = "abs_mean"
+    abs_max = "abs_max"
+
+
 class Formula(Enum):
     """What scales are made of: the activations' statistic to the power of gamma, divided by one of the weights.
 

@@ -23,6 +23,7 @@ from awq_pycuda.choices import (
     Formula,
     Normalization,
     Objective,
+    Statistic,
     StepDtype,
     Ties,
     WeightScale,
@@ -143,6 +144,7 @@ class SearchConfig:
     """Scale search, see `quant.conventions.Convention`; None, but for `where`, is as the convention has it."""
 
     objective: Objective | None = None
+    statistic: Statistic | None = None
     formula: Formula | None = None
     betas: list[float] | None = None
     normalization: Normalization | None = None
@@ -253,6 +255,7 @@ ALLOWED: dict[str, str] = {
     "quant.least_step": f"a finite number from 0{_AS_CONVENTION}",
     "quant.zero_step": _choices(ZeroStep) + _AS_CONVENTION,
     "search.objective": _choices(Objective) + _AS_CONVENTION,
+    "search.statistic": _choices(Statistic) + _AS_CONVENTION,
     "search.formula": _choices(Formula) + _AS_CONVENTION,
     "search.betas": _EXPONENTS + _AS_CONVENTION,
     "search.normalization": _choices(Normalization) + _AS_CONVENTION,
@@ -353,6 +356,7 @@ def settled(config: Config) -> Config:
     search = replace(
         asked,
         objective=asked.objective or tool.objective,
+        statistic=asked.statistic or tool.statistic,
         formula=formula,
         normalization=asked.normalization or tool.normalization,
     )

@@ -92,7 +92,7 @@ struct Candidate {
 // its threads through the channels, from turn `part` on; what follows from all channels each block works out for
 // itself. `rule` holds the floor of the statistic, the clamps of `mean`, the logarithm of the least power, and the
 // bounds of any scale.
-__device__ __forceinline__ void make_candidate(const float* abs_mean, const float* sq_mean, const Candidate& of,
+__device__ __forceinline__ void make_candidate(const float* statistics, const float* sq_mean, const Candidate& of,
                                                const double* rule, float* s, double* importance, int in_features,
                                                bool by_mean, int part, int makers) {
     const double floor = rule[0], lower = rule[1], upper = rule[2], least = rule[3];
@@ -105,7 +105,7 @@ __device__ __forceinline__ void make_candidate(const float* abs_mean, const floa
     if (asks_weights) {
         double2 ends = make_double2(-INFINITY, -INFINITY);
         for (int k = threadIdx.x; k < in_features; k += THREADS) {
-            const double statistic = abs_mean[k];
+            const double statistic = statistics[k];
             if (statistic == 0.0 && by_mean) continue;
             const double power = statistic == 0.0 && of_all ? least : power_of(statistic, k);
             ends = make_double2(fmax(ends.x, power), fmax(ends.y, -power));
@@ -118,7 +118,7 @@ __device__ __forceinline__ void make_candidate(const float* abs_mean, const floa
         float most = -INFINITY, fewest = INFINITY;  // of live channels; `fewest` is 0 where there are dead ones
 #pragma unroll 4
         for (int k = threadIdx.x; k < in_features; k += THREADS) {
-            const float statistic = abs_mean[k];
+            const float statistic = statistics[k];
             if (statistic != 0.0f) most = fmaxf(most, statistic);
             fewest = fminf(fewest, statistic);
         }
@@ -140,7 +140,7 @@ __device__ __forceinline__ void make_candidate(const float* abs_mean, const floa
         double2 sum_and_count = make_double2(0.0, 0.0);
         int turn = 0;
         for (int k = threadIdx.x; k < in_features; k += THREADS, ++turn) {
-            const double statistic = abs_mean[k];
+            const double statistic = statistics[k];
             if (statistic == 0.0) continue;
             const double relative = exp(power_of(statistic, k) - centre);
             if (turn == part) kept = relative;
@@ -157,7 +157,7 @@ __device__ __forceinline__ void make_candidate(const float* abs_mean, const floa
     for (int turn = part; turn * THREADS < in_features; turn += makers) {
         const int k = turn * THREADS + static_cast<int>(threadIdx.x);
         if (k >= in_features) break;
-        const double statistic = abs_mean[k];
+        const double statistic = statistics[k];
         const bool nothing = statistic == 0.0 && of_all;
         double relative = kept;
         if (nothing)
@@ -205,7 +205,7 @@ __device__ unsigned blocks_done;  // of the kernel of errors, whose last block c
 
 // Blocks: parts of the channels fastest, then candidates.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-    candidates(const float* __restrict__ abs_mean, const float* __restrict__ sq_mean,
+    candidates(const float* __restrict__ statistics, const float* __restrict__ sq_mean,
                const double* __restrict__ weight_mean, const double* __restrict__ gamma,
                const double* __restrict__ beta, const signed char* __restrict__ duo, const double* __restrict__ rule,
                float* __restrict__ candidate_s, double* __restrict__ importance, int in_features, int by_mean,
@@ -213,7 +213,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     in_turn();
     const int part = blockIdx.x % makers, g = blockIdx.x / makers;
     const Size row = static_cast<Size>(g) * in_features;
-    make_candidate(abs_mean, sq_mean, {gamma[g], beta[g], duo[g] != 0, weight_mean}, rule, candidate_s + row,
+    make_candidate(statistics, sq_mean, {gamma[g], beta[g], duo[g] != 0, weight_mean}, rule, candidate_s + row,
                    importance + row, in_features, by_mean != 0, part, makers);
 }
 

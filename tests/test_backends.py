@@ -89,6 +89,20 @@ def test_stats_of_special_channels(backend):
     np.testing.assert_allclose(backend.read(means[1]), np.square(exact).mean(0), rtol=1e-6, atol=1.5e-45)
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_largest_magnitude_is_exact(backend, shape):
+    x = uniform(*shape) * np.logspace(-3, 3, shape[1], dtype=np.float32)
+    x[:, 0] = -1e-45  # the smallest denormal
+    x[:, -1] = -0.0
+    x[shape[0] // 2, shape[1] // 2] = np.inf
+    found = poisoned(backend, shape[1:])
+    backend.find_abs_max(put(backend, x), found)
+    assert same_bits(backend.read(found), np.abs(x).max(0))
+    x[0, shape[1] // 2] = np.nan
+    backend.find_abs_max(put(backend, x), found)
+    assert np.flatnonzero(np.isnan(backend.read(found))).tolist() == [shape[1] // 2]
+
+
 # --- quantize_awq -------------------------------------------------------------------------------------------------
 
 
@@ -199,7 +213,7 @@ def with_relu(backend, x, quantized, inv_s, bias):
     """What a pass makes of handles of a layer: its product, and its relu."""
     shape = (x.shape[0], quantized.codes.shape[0])
     y, out = poisoned(backend, shape), poisoned(backend, shape)
-    unused = dict.fromkeys(("w", "abs_mean", "sq_mean", "error", "s", "trial"))
+    unused = dict.fromkeys(("w", "abs_mean", "sq_mean", "abs_max", "error", "s", "trial"))
     layer = Layer(x=x, bias=bias, inv_s=inv_s, quantized=quantized, y=y, out=out, outputs=0, **unused)
     for stage in stages_of(backend, CONVENTIONS[ConventionChoice.day58])[4:]:
         stage.call(backend, layer, None)

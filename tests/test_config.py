@@ -226,6 +226,7 @@ def test_the_hash_is_of_the_config_as_the_user_writes_it(compose):
         },
         "search": {
             "objective": "output",
+            "statistic": "abs_mean",
             "formula": "plain",
             "normalization": "sqrt_max_min",
             **dict.fromkeys(("betas", "clamp", "floor", "least_power", "identity", "ties")),

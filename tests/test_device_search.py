@@ -7,8 +7,9 @@ import pytest
 from conftest import make_backend, same_bits
 
 from awq_pycuda.backends.cpu import CpuBackend
-from awq_pycuda.choices import Normalization, Objective
+from awq_pycuda.choices import Normalization, Objective, Statistic
 from awq_pycuda.engine.arrays import allocate
+from awq_pycuda.engine.stages import STAGES
 from awq_pycuda.engine.verify import relative_error
 from awq_pycuda.kernels import table
 from awq_pycuda.layers.inputs import LayerSpec
@@ -16,6 +17,7 @@ from awq_pycuda.quant.conventions import Convention
 from awq_pycuda.quant.format import Format
 from awq_pycuda.quant.quantized import Quantized, dequantize, quantize, steps_of
 
+STATISTICS = STAGES[0]
 DEVICES = ["host", pytest.param("cuda", marks=pytest.mark.gpu)]  # host: the kernels, compiled for the CPU
 
 
@@ -38,7 +40,7 @@ def searched(backend, spec, chosen):
     """The curve, the scales, their reciprocals and the steps, as the stages leave them."""
     with backend:
         (layer,) = allocate(backend, [spec], chosen).layers
-        backend.accum_stats(layer.x, layer.abs_mean, layer.sq_mean)
+        STATISTICS.call(backend, layer, chosen)
         for handle in (layer.error, layer.s, layer.inv_s, layer.quantized.steps):
             backend.write(handle, np.full_like(backend.read(handle), np.nan))
         backend.compute_s(layer, chosen)
@@ -100,6 +102,17 @@ def test_the_device_finds_what_the_host_finds(
     assert same_but_for_a_last_bit(s, host_s)
     assert same_bits(inv_s, 1 / s)
     assert same_bits(steps, steps_of(spec.weight, s, chosen.quantizer).steps)
+
+
+@pytest.mark.parametrize("name", DEVICES)
+def test_the_largest_magnitudes_are_searched_where_they_are_the_statistic(name, worst):
+    spec = layer_of(6, 100, dead=[7])
+    by_mean, chosen = (convention(14, 10, statistic=statistic) for statistic in Statistic)
+    error, s, *_ = searched(make_backend(name, search_diag="any"), spec, chosen)
+    exact, host_s, *_ = searched(CpuBackend(), spec, chosen)
+    worst(f"{name} search (any)", relative_error(error, exact), table.find("search_diag", "any").tolerance)
+    assert same_but_for_a_last_bit(s, host_s)
+    assert relative_error(s, searched(CpuBackend(), spec, by_mean)[1]) > 0.01
 
 
 BY_VARIANT = [("narrow", None, 11), ("rows", None, 11), ("groups", 128, 5), ("any", 10, 7)]

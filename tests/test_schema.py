@@ -91,7 +91,7 @@ def contents(path):
 RUNS = {
     "plain": [],
     "all of it": ["save=full", "verify=true", "quant.group_size=8"],
-    "by output": ["search=output", "verify=true"],
+    "by output": ["search=output", "search.statistic=abs_max", "verify=true"],
     "few bits": ["save=full", "verify=true", "quant=int4_g128", "quant.symmetric=false", "inputs.holdout=0.3"],
     "FP4": ["save=full", "quant=nvfp4", "verify=true"],
     "clipped": ["clip=groups", "quant=int4_g128", "verify=true"],

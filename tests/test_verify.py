@@ -28,6 +28,7 @@ def layer(request, compose):
     arrays = {name: getattr(result, name).copy() for name in ("abs_mean", "sq_mean")}
     bias = np.linspace(-1, 1, 40, dtype=np.float32)
     arrays["quantized"] = result.quantized.map(np.copy)
+    arrays["abs_max"] = np.abs(kept.x[0]).max(axis=0)
     arrays |= {"x": kept.x[0], "w": kept.w[0], "y": kept.y[0], "bias": bias, "found": result.search}
     return Convention(gammas=(0.2,), objective=config.search.objective), arrays | {
         "out": np.maximum(kept.y[0] + bias, 0)
@@ -59,6 +60,7 @@ def set_code(arrays, change):
 FAULTS = {
     "abs_mean": lambda a: a["abs_mean"].__imul__(1.0001),
     "sq_mean": lambda a: a["sq_mean"].__imul__(1.0001),
+    "abs_max": lambda a: a["abs_max"].__imul__(1 - np.float32(2**-24)),
     "scale_b": lambda a: a["quantized"].steps.__imul__(1.0001),
     "codes_off_tie": lambda a: set_code(a, lambda code: code - 1 if code > 0 else code + 1),
     "codes_off_by_more_than_1": lambda a: set_code(a, lambda code: -code),

@@ -10,6 +10,7 @@ from typing import Any, Generic, Self, TypeVar
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from awq_pycuda.choices import Statistic
 from awq_pycuda.kernels.variant import Device
 from awq_pycuda.quant.conventions import Convention
 from awq_pycuda.quant.quantized import Quantized
@@ -81,9 +82,9 @@ class Held(Generic[H]):
 class Layer(Generic[H]):
     """A layer's arrays, allocated once and written by every pass: the stages know a layer by this alone.
 
-    Shapes: `x` (M, K), the activations; `w` (N, K); `bias` (N,); `abs_mean`, `sq_mean`, `s` and `inv_s` (K,); `error`
-    (G,) float64, the curve of the search; `out` (M, N); `outputs` = M·N. `y` (M, N), what is before relu, is work space
-    that layers share. `held` is there where the weights are clipped.
+    Shapes: `x` (M, K), the activations; `w` (N, K); `bias` (N,); `abs_mean`, `sq_mean`, `abs_max`, which is made
+    where it is asked for, `s` and `inv_s` (K,); `error` (G,) float64, the curve of the search; `out` (M, N); `outputs`
+    = M·N. `y` (M, N), what is before relu, is work space that layers share. `held` is there where weights are clipped.
     """
 
     x: H
@@ -91,6 +92,7 @@ class Layer(Generic[H]):
     bias: H | None
     abs_mean: H
     sq_mean: H
+    abs_max: H
     error: H
     s: H
     inv_s: H
@@ -100,6 +102,10 @@ class Layer(Generic[H]):
     trial: Trial[H]
     outputs: int
     held: Held[H] | None = None
+
+    def statistic(self, of: Statistic) -> H:
+        """What scales are made of, (K,)."""
+        return {Statistic.abs_mean: self.abs_mean, Statistic.abs_max: self.abs_max}[of]
 
     @property
     def fitted(self) -> tuple[H, H]:
@@ -186,6 +192,10 @@ class Backend(ABC, Generic[H]):
     @abstractmethod
     def accum_stats(self, x: H, abs_mean: H, sq_mean: H) -> None:
         """Mean of |x| and of x² over the tokens: (M, K) to (K,) and (K,)."""
+
+    @abstractmethod
+    def find_abs_max(self, x: H, abs_max: H) -> None:
+        """The largest |x| over the tokens: (M, K) to (K,); NaN where there is one."""
 
     @abstractmethod
     def compute_s(self, layer: Layer[H], convention: Convention) -> None:

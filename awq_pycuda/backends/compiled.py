@@ -49,6 +49,16 @@ class CompiledCpuBackend(CpuBackend):
         with np.errstate(over="ignore"):
             abs_mean[...], sq_mean[...] = totals / x.shape[0]
 
+    def find_abs_max(self, x: Array, abs_max: Array) -> None:
+        """See `Backend.find_abs_max`."""
+
+        def of_block(block: slice) -> NDArray[np.int32]:
+            found = np.zeros(x.shape[1], np.int32)
+            loops.raise_to_magnitudes(x[block], found)
+            return found
+
+        np.max(map_row_blocks(of_block, x.shape), axis=0, out=abs_max.view(np.int32))
+
     def compute_scale_b(self, w: Array, s: Array, quantized: Quantized[Array]) -> None:
         """See `Backend.compute_scale_b`."""
         if not quantized.format.is_plain:

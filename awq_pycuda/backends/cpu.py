@@ -115,6 +115,10 @@ class CpuBackend(HostStages[Array]):
             totals = np.sum(map_row_blocks(sums, x.shape), axis=0) / x.shape[0]
             abs_mean[...], sq_mean[...] = totals
 
+    def find_abs_max(self, x: Array, abs_max: Array) -> None:
+        """See `Backend.find_abs_max`."""
+        np.max(map_row_blocks(lambda block: np.abs(x[block]).max(axis=0), x.shape), axis=0, out=abs_max)
+
     def quantize_awq(self, w: Array, s: Array, quantized: Quantized[Array]) -> None:
         """See `Backend.quantize_awq`."""
         quantize(w, s, quantized)

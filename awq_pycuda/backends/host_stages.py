@@ -31,7 +31,7 @@ class HostStages(Backend[H]):
         """See `Backend.compute_s`."""
         abs_mean, sq_mean = self.on_host(layer.abs_mean), self.on_host(layer.sq_mean)
         refuse_overflow(abs_mean, sq_mean)
-        statistic = {"abs_mean": abs_mean, "sq_mean": sq_mean}[convention.statistic]
+        statistic = self.on_host(layer.statistic(convention.statistic))
         of_weights = weight_means(self.on_host(layer.w), convention.quantizer) if convention.asks_weights else None
         scales = candidates(convention, statistic, of_weights)
         if convention.objective is Objective.diag:

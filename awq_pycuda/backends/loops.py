@@ -86,6 +86,14 @@ def add_statistics(x: Array, sums: Array) -> None:
             sums[1, k] += value * value
 
 
+@_compiled(_ROWS, types.Array(types.int32, 1, "C"))
+def raise_to_magnitudes(x: Array, top: Array) -> None:
+    """Raises (K,) bits of floats to those of the largest |x| over (rows, K) activations: see `_step`."""
+    for m in range(x.shape[0]):
+        for k in range(x.shape[1]):
+            top[k] = max(top[k], _bits(abs(x[m, k])))
+
+
 @_compiled(_ROWS, _ROWS, _ROWS, _INT, _F4, types.Array(_F8, 1, "C"), fastmath=_SUMS)
 def add_diag_errors(w: Array, scales: Array, weights: Array, size: int, largest: np.float32, errors: Array) -> None:
     """Adds `Σ_n Σ_k weights[g, k] · (rint(U) - U)² · step²`, U = |W·s_g| / step, to the (G,) errors of candidates.

@@ -71,6 +71,10 @@ def _of_search(curve: Curve, exact: Exact, left: Left) -> dict[str, float]:
     }
 
 
+def _of_statistics(exact: Exact, left: Left, _: Any) -> dict[str, float]:
+    return {name: relative_error(values, exact.statistics[name]) for name, values in left.items()}
+
+
 def _of_codes(exact: Exact, left: Left, _: Any) -> dict[str, float]:
     off_tie, off_by_more = code_errors(exact.quantized(left["codes"]), exact.w, exact.s)
     return {"codes_off_tie": off_tie, "codes_off_by_more_than_1": off_by_more}
@@ -89,10 +93,14 @@ CASES = (
         lambda backend, layer, *_: backend.accum_stats(layer.x, layer.abs_mean, layer.sq_mean),
         ("x",),
         ("abs_mean", "sq_mean"),
-        lambda exact, left, _: {
-            name: relative_error(left[name], mean)
-            for name, mean in zip(("abs_mean", "sq_mean"), exact.means, strict=True)
-        },
+        _of_statistics,
+    ),
+    Case(
+        "find_abs_max",
+        lambda backend, layer, *_: backend.find_abs_max(layer.x, layer.abs_max),
+        ("x",),
+        ("abs_max",),
+        _of_statistics,
     ),
     Case(
         DIAG_SEARCH,

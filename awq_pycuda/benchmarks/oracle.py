@@ -13,7 +13,7 @@ from awq_pycuda.benchmarks.shapes import Shape
 from awq_pycuda.engine.exact_curve import Curve, exact_curve
 from awq_pycuda.engine.exact_format import dequantized, exact_codes, exact_steps
 from awq_pycuda.engine.exact_scales import exact_scales
-from awq_pycuda.engine.verify import exact_means, exact_product
+from awq_pycuda.engine.verify import exact_product, exact_statistics
 from awq_pycuda.parallel import map_row_blocks
 from awq_pycuda.quant.conventions import Candidate, Convention
 from awq_pycuda.quant.quantized import Quantized, Steps
@@ -83,26 +83,24 @@ class Exact:
         return self.y + np.float32(1 / 64) * self._drawn(3, self.shape.tokens, self.shape.out_features)
 
     @cached_property
-    def means(self) -> tuple[Array, Array]:
-        """(K,) means of |x| and x² in float64."""
-        return exact_means(self.x)
+    def statistics(self) -> dict[str, Array]:
+        """(K,) each, in float64."""
+        return exact_statistics(self.x)
 
     @property
     def abs_mean(self) -> Array:
         """(K,) float32."""
-        return self.means[0].astype(np.float32)
+        return self.statistics["abs_mean"].astype(np.float32)
 
     @property
     def sq_mean(self) -> Array:
         """(K,) float32."""
-        return self.means[1].astype(np.float32)
+        return self.statistics["sq_mean"].astype(np.float32)
 
     @cached_property
     def s(self) -> Array:
         """(K,) float32."""
-        return exact_scales(
-            dict(zip(("abs_mean", "sq_mean"), self.means, strict=True)), Candidate(_GAMMA), self.convention
-        ).astype(np.float32)
+        return exact_scales(self.statistics, Candidate(_GAMMA), self.convention).astype(np.float32)
 
     @property
     def inv_s(self) -> Array:

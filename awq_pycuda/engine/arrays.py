@@ -50,6 +50,7 @@ def layer_arrays(specs: Sequence[LayerSpec], index: int, convention: Convention)
         "w": Array((n, k)),
         "abs_mean": Array((k,), together="statistics"),
         "sq_mean": Array((k,), together="statistics"),
+        "abs_max": Array((k,), together="statistics"),
         "error": Array((convention.grid.size,), np.float64),
         "s": Array((k,), together="scales"),
         "inv_s": Array((k,), together="scales"),
@@ -165,6 +166,9 @@ def _held_out(backend: Backend[H], spec: LayerSpec, made: Mapping[str, H], run: 
     return HeldOut(x, made["held-out y"], made["held-out reference"], made.get("held-out out"))
 
 
+_OF_LAYER = ("x", "w", "abs_mean", "sq_mean", "abs_max", "error", "s", "inv_s", "y", "out")
+
+
 def as_layer(made: Mapping[str, H], form: Format, outputs: int) -> Layer[H]:
     """A layer of the handles of its table: `layer_arrays`, and `x` where it has none of its own."""
     parts = [part.name for part in fields(Quantized) if part.name in made]
@@ -176,7 +180,7 @@ def as_layer(made: Mapping[str, H], form: Format, outputs: int) -> Layer[H]:
         quantized=own,
         trial=Trial(made["trial s"], made["trial inv_s"], trial, made["trial y"], made["reference"]),
         outputs=outputs,
-        **{name: made[name] for name in ("x", "w", "abs_mean", "sq_mean", "error", "s", "inv_s", "y", "out")},
+        **{name: made[name] for name in _OF_LAYER},
     )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from awq_pycuda.backends.base import Backend, H, Held, Layer
+from awq_pycuda.choices import Statistic
 from awq_pycuda.engine.arrays import HeldOut, Run
 from awq_pycuda.engine.verify import check_layer
 from awq_pycuda.layers.inputs import LayerSpec
@@ -40,6 +41,7 @@ def collect(
         tokens=spec.tokens,
         abs_mean=abs_mean,
         sq_mean=sq_mean,
+        abs_max=own(layer.abs_max) if convention.statistic is Statistic.abs_max else None,
         search=search_result(convention, own(layer.error), own(layer.s)),
         objective=convention.objective.name,
         quantized=kept.map(own),
@@ -141,6 +143,7 @@ def verify(backend: Backend[H], layer: Layer[H], result: LayerResult, convention
         bias=None if layer.bias is None else read(layer.bias),
         abs_mean=result.abs_mean,
         sq_mean=result.sq_mean,
+        abs_max=result.abs_max,
         found=result.search,
         quantized=layer.quantized.map(read),
         y=read(layer.y),

@@ -40,7 +40,7 @@ def exact_scales(statistics: Mapping[str, NDArray[Any]], candidate: Candidate, c
         candidate: of the grid.
         convention: of the run.
     """
-    statistic = statistics[convention.statistic]
+    statistic = statistics[convention.statistic.name]
     dead, by_mean = statistic == 0, convention.normalization is Normalization.mean
     if candidate.is_rtn or (by_mean and dead.all()):
         return np.ones_like(statistic)

@@ -52,7 +52,7 @@ def required_bytes(run: RunSpec, device: Device | None) -> tuple[int, int]:
 def _result(spec: LayerSpec, form: Format, keeps_codes: bool) -> int:
     """The host's copies of a layer's statistics, scales and steps, and of its codes where they are asked for."""
     n, k = spec.out_features, spec.in_features
-    return 4 * (3 * k + n * _of_groups(form, k)) + (n * k if keeps_codes else 0)
+    return 4 * (4 * k + n * _of_groups(form, k)) + (n * k if keeps_codes else 0)
 
 
 def _of_groups(form: Format, in_features: int) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from awq_pycuda.backends.base import Backend, Layer
+from awq_pycuda.choices import Statistic
 from awq_pycuda.quant.conventions import Convention
 from awq_pycuda.results.record import Timings
 
@@ -21,8 +22,14 @@ class Stage:
     call: Callable[[Backend[Any], Layer[Any], Convention], None]
 
 
+def _statistics(backend: Backend[Any], layer: Layer[Any], convention: Convention) -> None:
+    backend.accum_stats(layer.x, layer.abs_mean, layer.sq_mean)
+    if convention.statistic is Statistic.abs_max:
+        backend.find_abs_max(layer.x, layer.abs_max)
+
+
 STAGES = (
-    Stage("accum_stats", lambda backend, layer, _: backend.accum_stats(layer.x, layer.abs_mean, layer.sq_mean)),
+    Stage("accum_stats", _statistics),
     Stage("compute_s", lambda backend, layer, convention: backend.compute_s(layer, convention)),
     Stage("clip_weights", lambda backend, layer, convention: backend.clip_weights(layer, convention)),
     Stage("compute_scale_b", lambda backend, layer, _: backend.compute_scale_b(*layer.fitted, layer.quantized)),

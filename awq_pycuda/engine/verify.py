@@ -22,6 +22,7 @@ from awq_pycuda.quant.search import SearchResult
 TOLERANCES: dict[str, float] = {
     "abs_mean": 1e-5,
     "sq_mean": 1e-5,
+    "abs_max": 0,
     "error_curve": CURVE_TOLERANCE,
     "s": 1e-5,
     "clipped": 1e-6,
@@ -74,15 +75,16 @@ def frobenius_error(value: NDArray[Any], exact: NDArray[Any]) -> float:
     return float(error / norm)
 
 
-def exact_means(x: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(K,) means of |x| and x² of (M, K) activations."""
+def exact_statistics(x: NDArray[Any]) -> dict[str, NDArray[np.float64]]:
+    """Of (M, K) activations (K,) means of |x| and x² and the largest |x|, by the names that results have for them."""
 
     def of_rows(rows: slice) -> NDArray[np.float64]:
         own = np.abs(x[rows].astype(np.float64))
-        return np.array([own.sum(axis=0), np.square(own).sum(axis=0)])
+        return np.array([own.sum(axis=0), np.square(own).sum(axis=0), own.max(axis=0)])
 
-    abs_mean, sq_mean = np.sum(map_row_blocks(of_rows, x.shape), axis=0) / len(x)
-    return abs_mean, sq_mean
+    found = np.array(map_row_blocks(of_rows, x.shape))
+    abs_mean, sq_mean, _ = found.sum(axis=0) / len(x)
+    return {"abs_mean": abs_mean, "sq_mean": sq_mean, "abs_max": found[:, 2].max(axis=0)}
 
 
 def exact_product(x: NDArray[Any], weights: Callable[[slice], NDArray[Any]], out_features: int) -> NDArray[np.float64]:
@@ -113,6 +115,7 @@ def check_layer(
     out: NDArray[Any],
     curve: bool = True,
     held: tuple[NDArray[Any], NDArray[Any]] | None = None,
+    abs_max: NDArray[Any] | None = None,
 ) -> dict[str, float]:
     """Worst error of each stage of one layer, by the names of `TOLERANCES`; of zero points where the format has any.
 
@@ -131,8 +134,10 @@ def check_layer(
         out: (M, N) relu of the product and bias, from the run.
         curve: whether the error curve is checked, too, which takes as long for each candidate as all others together.
         held: where weights are clipped, (N, K) scaled ones after it, and (N, groups) ratios, from the run.
+        abs_max: (K,) from the run; None where it has none.
     """
-    exact = dict(zip(("abs_mean", "sq_mean"), exact_means(x), strict=True))
+    exact = exact_statistics(x)
+    given = {"abs_mean": abs_mean, "sq_mean": sq_mean} | ({} if abs_max is None else {"abs_max": abs_max})
     of_weights = {WEIGHTS: exact_weight_means(w, quantized.format)} if convention.asks_weights else {}
     form, inv_s = quantized.format, 1 / found.s.astype(np.float64)
     fitted = (w, found.s) if held is None else (held[0], np.ones_like(found.s))
@@ -143,8 +148,7 @@ def check_layer(
         return dequantized(quantized, inv_s, rows)
 
     worst = {
-        "abs_mean": relative_error(abs_mean, exact["abs_mean"]),
-        "sq_mean": relative_error(sq_mean, exact["sq_mean"]),
+        **{name: relative_error(values, exact[name]) for name, values in given.items()},
         "s": relative_error(found.s, exact_scales(exact | of_weights, found.candidate, convention)),
         "scale_b": of_steps,
         "codes_off_tie": float(off_tie),
@@ -158,10 +162,10 @@ def check_layer(
         worst["clipped"] = relative_error(held[0], exact_clipped(w, found.s, held[1], form))
     if not curve:
         return worst
-    given = {"abs_mean": abs_mean.astype(np.float64), "sq_mean": sq_mean.astype(np.float64)}
-    scales = np.array([exact_scales(given | of_weights, each, convention) for each in found.grid.candidates])
+    exactly = {name: values.astype(np.float64) for name, values in given.items()}
+    scales = np.array([exact_scales(exactly | of_weights, each, convention) for each in found.grid.candidates])
     activations = x.astype(np.float64) if convention.objective is Objective.output else None
-    exact_errors = exact_curve(w, scales, given["sq_mean"], form, activations)
+    exact_errors = exact_curve(w, scales, exactly["sq_mean"], form, activations)
     return worst | {"error_curve": curve_error(found.error, exact_errors)}
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from awq_pycuda.kernels.launches import MEANS, MULTIPROCESSORS, ONLY, arguments, blocks_of, walk
+from awq_pycuda.kernels.launches import MULTIPROCESSORS, ONLY, arguments, blocks_of, walk
 from awq_pycuda.kernels.variant import Kernel, Values, Variant
 
 CANDIDATES = Kernel(
     "candidates",
     arguments(
-        *MEANS,
+        "float* statistics[in_features]",
+        "float* sq_mean[in_features]",
         "double* weight_mean[in_features]",
         "double* gamma[candidates]",
         "double* beta[candidates]",

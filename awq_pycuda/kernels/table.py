@@ -15,6 +15,7 @@ from awq_pycuda.kernels.formats import QUANTIZE_ANY, STEPS_ANY
 from awq_pycuda.kernels.launches import (
     MEANS,
     ONLY,
+    PEAK_THREADS,
     PRODUCT,
     QMAX,
     WITH_ZEROS,
@@ -83,6 +84,8 @@ def _chunks(v: Values) -> int:
     return blocks_of(v["tokens"], v["rows_of_block"])
 
 
+_STATS_THREADS = {"THREADS": Parameter(range(256, 1025, 256), compiled=(1024, 512, 256))}
+
 # The first variant of a stage is the default.
 VARIANTS = (
     Variant(
@@ -136,7 +139,7 @@ VARIANTS = (
             ),
         ),
         macros={"LANES": _LANES},
-        parameters={"THREADS": Parameter(range(256, 1025, 256), compiled=(1024, 512, 256))},
+        parameters=_STATS_THREADS,
         derived={"THREADS": _stats_threads, "rows_of_block": _rows_of_block, "chunks": _chunks},
         scratch={"partial": lambda v: 16 * v["chunks"] * v["in_features"]},
         tolerance=2**-24,  # nothing but the rounding of the mean to float32
@@ -162,6 +165,28 @@ VARIANTS = (
         macros={"LANES": _LANES, "THREADS": WALK_THREADS},
         zeroed=("abs_mean", "sq_mean"),
         tolerance=1e-5,
+    ),
+    Variant(
+        stage="find_abs_max",
+        name=ONLY,
+        file="stats.cu",
+        help="a block to every 32 channels; of the bits of magnitudes, whose order is theirs",
+        kernels=(
+            Kernel(
+                "find_abs_max",
+                arguments(
+                    "float* x[tokens, in_features]",
+                    "float* abs_max[in_features]",
+                    "int tokens",
+                    "int in_features",
+                ),
+                grid=lambda v: blocks_of(v["in_features"], 32),
+                block=(PEAK_THREADS,),
+            ),
+        ),
+        macros={"LANES": _LANES},
+        parameters=_STATS_THREADS,
+        derived={"THREADS": _stats_threads},
     ),
     WEIGHT_MEANS,
     *DIAG_SEARCH,

@@ -18,6 +18,7 @@ from awq_pycuda.choices import (
     Formula,
     Normalization,
     Objective,
+    Statistic,
     Ties,
     ZeroOrder,
     ZeroPoint,
@@ -29,7 +30,6 @@ from awq_pycuda.quant.format import Format
 from awq_pycuda.quant.tools import DAY58, FINITE, MAX_GAMMA, TOOLS, is_clamp, is_floor, is_grid, is_least_power
 
 # What a convention may name; what is not here nothing implements, and a record that asks for it is refused.
-Statistic = Literal["abs_mean"]
 Sharing = Literal["none"]
 
 
@@ -80,7 +80,7 @@ class Convention:
     Raises an InputError for a value that nothing implements or that makes no sense: field, value and what is allowed.
 
     Attributes:
-        statistic: what the scales are made of; `abs_mean`: the mean of |x| of each input channel.
+        statistic: what the scales are made of, one number of each input channel.
         floor: the statistic counts as at least this, so that no live channel sends its scale to zero.
         gammas: the grid, in the order searched.
         betas: that of the formula `gamma_beta`, searched for each gamma.
@@ -96,7 +96,7 @@ class Convention:
         sharing: which layers share their scales; `none`: each has its own.
     """
 
-    statistic: Statistic = "abs_mean"
+    statistic: Statistic = Statistic.abs_mean
     floor: float = 1e-8
     gammas: tuple[float, ...] = DAY58
     betas: tuple[float, ...] = DAY58
@@ -160,7 +160,7 @@ def _member(kind: type[Enum]) -> Rule:
 
 
 _RULES: dict[str, Rule] = {
-    "statistic": _one_of(Statistic),
+    "statistic": _member(Statistic),
     "floor": (is_floor, "a finite number above 0"),
     "gammas": (is_grid, _EXPONENTS),
     "betas": (is_grid, _EXPONENTS),
@@ -196,6 +196,7 @@ _QUANTIZERS = {
 def _of_tool(choice: ConventionChoice) -> Convention:
     tool = TOOLS[choice]
     return Convention(
+        statistic=tool.statistic,
         floor=tool.floor,
         gammas=tool.gammas_for(tool.formula),
         formula=tool.formula,

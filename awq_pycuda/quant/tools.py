@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
-from awq_pycuda.choices import ConventionChoice, Formula, Normalization, Objective, Ties
+from awq_pycuda.choices import ConventionChoice, Formula, Normalization, Objective, Statistic, Ties
 
 MAX_GAMMA = 10.0  # of exponents: the literature searches 0 to 1; far beyond, every scale is at its clamp
 FINITE = (1e-9, 1e9)  # bounds that keep W·s, 1/s and the squared rounding errors within float32, whatever gamma
@@ -61,6 +61,7 @@ class ToolSearch:
     """
 
     objective: Objective = Objective.output
+    statistic: Statistic = Statistic.abs_mean
     normalization: Normalization = Normalization.sqrt_max_min
     formula: Formula = Formula.plain
     ties: Ties = Ties.first
@@ -79,7 +80,7 @@ _LLM_COMPRESSOR = {Formula.duo: inclusive(19), Formula.both: inclusive(10)}
 
 TOOLS = {
     ConventionChoice.day58: ToolSearch(
-        Objective.diag, Normalization.mean, ties=Ties.smaller_gamma, floor=1e-8, gammas=DAY58
+        Objective.diag, normalization=Normalization.mean, ties=Ties.smaller_gamma, floor=1e-8, gammas=DAY58
     ),
     ConventionChoice.llm_awq: ToolSearch(clips=True),
     ConventionChoice.autoawq: ToolSearch(formula=Formula.duo, clips=True),

@@ -19,7 +19,7 @@ from awq_pycuda.quant.search import SearchResult
 class LayerResult:
     """What a run leaves of one layer; arrays are the host's own copies.
 
-    `quantized` is a `Quantized` where the codes were kept.
+    `abs_max` is None where nothing asked for it, `quantized` is a `Quantized` where the codes were kept.
     """
 
     name: str
@@ -29,6 +29,7 @@ class LayerResult:
     search: SearchResult
     objective: str
     quantized: Steps[NDArray[Any]]
+    abs_max: NDArray[Any] | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     lost: Lost | None = None
     clipped: Clipped | None = None

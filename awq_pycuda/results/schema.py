@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from awq_pycuda.results.entries import Entry, entry_of
 
 NAME = "awq_pycuda"
-VERSION = 5
+VERSION = 6
 FILE_NAME = "results.h5"
 
 LAYER = "/layers/000"  # stands for every layer
@@ -106,11 +106,20 @@ TABLE: tuple[Entry, ...] = (
     Entry(f"{LAYER}/stats", "the activations by input channel"),
     Entry(f"{LAYER}/stats/abs_mean", "mean of |x| over the tokens", "f4", ("in_features",)),
     Entry(f"{LAYER}/stats/sq_mean", "mean of x^2 over the tokens", "f4", ("in_features",)),
+    Entry(
+        f"{LAYER}/stats/abs_max",
+        "largest |x| over the tokens",
+        "f4",
+        ("in_features",),
+        presence="optional",
+        since=6,
+        note="; with `search.statistic=abs_max`",
+    ),
     # Its search.
     Entry(f"{LAYER}/search", "the search for the scales"),
     Entry(
         f"{LAYER}/search/gamma",
-        "exponent of abs_mean, of each candidate in the order searched",
+        "exponent of the statistic, of each candidate in the order searched",
         "f8",
         ("gamma",),
         note="; 0 with neither `duo` nor a `beta` above 0 is RTN",
@@ -261,6 +270,7 @@ TABLE: tuple[Entry, ...] = (
         for stage, units, what, since in (
             ("abs_mean", "1", "relative error of the mean of |x|", 1),
             ("sq_mean", "1", "relative error of the mean of x²", 1),
+            ("abs_max", "1", "relative error of the largest |x|", 6),
             (
                 "error_curve",
                 "steps",

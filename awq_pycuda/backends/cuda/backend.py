@@ -178,6 +178,10 @@ class CudaBackend(HostStages[ManagedArray]):
         """See `Backend.accum_stats`; with `stats=atomic` the last bits change from run to run."""
         self._run("accum_stats", x=x, abs_mean=abs_mean, sq_mean=sq_mean)
 
+    def find_abs_max(self, x: ManagedArray, abs_max: ManagedArray) -> None:
+        """See `Backend.find_abs_max`."""
+        self._run("find_abs_max", x=x, abs_max=abs_max)
+
     def compute_s(self, layer: Layer[ManagedArray], convention: Convention) -> None:
         """See `Backend.compute_s`."""
         if self._search is None:

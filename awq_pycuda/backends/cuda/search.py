@@ -51,7 +51,7 @@ class DeviceSearch:
             table.SEARCHES[convention.objective.name],
             **({"x": layer.x} if convention.objective is Objective.output else {}),
             w=layer.w,
-            abs_mean=layer.abs_mean,
+            statistics=layer.statistic(convention.statistic),
             sq_mean=layer.sq_mean,
             weight_mean=weight_mean,
             error=layer.error,
