@@ -39,6 +39,7 @@ class Tensor(np.ndarray):
 class Fake:
     """llm-awq's search and quantizer in NumPy; `rounded` and `gain` are what may be wrong with them."""
 
+    rounding = 1e-6
     rounded = staticmethod(np.rint)
     gain = 1.0
 
@@ -105,7 +106,7 @@ def changed(**attributes):
         (changed(rounded=staticmethod(lambda levels: np.floor(levels + np.float32(0.51)))), "zero points differ"),
         (changed(gain=1 + 2e-6), "errors differ at the same scales"),
         (changed(trial=lambda self, *of: Fake.trial(self, *of) * np.float32(1 + 1e-5)), "scales differ"),
-        (changed(search=last), "another candidate, and no near tie"),
+        (changed(search=last), "another candidate at the same scales"),
     ],
 )
 def test_what_differs_is_told(tool, told):
@@ -114,10 +115,18 @@ def test_what_differs_is_told(tool, told):
     assert ", 1 differ; " in summary([seen, compared(Fake())])
 
 
-def test_candidates_of_one_error_are_a_near_tie():
-    same = np.where(RNG.random(X.shape) < 0.5, np.float32(1), np.float32(-1))  # every scale of every candidate is 1
-    seen = compared(changed(search=last), x=same)
-    assert (seen.theirs.gamma, seen.ours.gamma, seen.verdict) == (0.95, 0, "near tie")
+def test_what_only_the_last_bits_of_scales_decide_is_a_near_tie():
+    def nearly(self, ratio, w, x):
+        noise = np.random.default_rng(50 - round(20 * ratio)).uniform(-3e-7, 3e-7, w.shape[1])
+        return (Fake.trial(self, ratio, w, x) * (1 + noise)).astype(np.float32)
+
+    signs = np.where(RNG.random(X.shape) < 0.5, np.float32(1), np.float32(-1))  # every scale of every candidate is 1
+    halves = RNG.integers(-15, 15, W.shape).astype(np.float32) / 2  # of steps: at a rounding tie, every second weight
+    halves[:, ::8], halves[:, 1::8] = -7.5, 7.5
+    seen = compared(changed(trial=nearly), w=halves, x=signs)
+    assert seen.ours.gamma == 0 < seen.theirs.gamma
+    assert seen.verdict == "near tie"
+    assert seen.margin > 0
 
 
 def test_rtn_that_a_tool_does_not_try_is_told_and_not_compared():

@@ -15,7 +15,8 @@ Both work in float32, so that mathematics is compared and not the rounding of a 
 
 Ours has one candidate more where the tool has no RTN; it is left out here, and told where it would have been chosen.
 
-Exit code 1: something differs that is no near tie. 2: what was asked for cannot be.
+A choice that differs although at the tool's scales ours is the tool's is a near tie. Exit code 1: anything else that
+differs. 2: what was asked for cannot be.
 """
 
 from __future__ import annotations
@@ -49,15 +50,15 @@ ADAPTERS: dict[str, type[tool_adapters.Tool]] = {
     "llm_compressor": tool_adapters.LlmCompressor,
     "torchao": tool_adapters.TorchAo,
 }
-# Relative: of errors at the same scales; of scales in float32; and of two errors of a tool, what a few codes at a
-# rounding tie change.
-SAME_S, SCALES, NEAR_TIE = 1e-6, 5e-6, 1e-3
+SCALES = 5e-6  # relative, of float32
 
 _FORMAT = re.compile(r"int(?P<bits>\d+)_(?:g(?P<size>\d+)|row)(?P<sym>_sym)?")
 
 
 class AtWork(Protocol):
     """A tool in one format; see `tool_adapters.Tool`."""
+
+    rounding: float
 
     def search(self, w: Array, x: Array) -> Searched: ...
 
@@ -74,37 +75,41 @@ class Comparison:
         name: of the layer.
         theirs: the candidate that the tool chose.
         ours: that of ours, of the tool's candidates.
+        at_theirs: that of ours at the tool's scales; the tool's own, where only the last bits of scales differ.
         margin: how much larger the tool's error is at our choice, relative; 0 where it is the same.
         runner_up: how much larger it is at its own second best.
         different: codes, steps and zero points that differ at the tool's scales, of all candidates.
         same_s: largest relative difference of errors at the tool's scales.
         scales: largest relative difference of the scales themselves.
         own_s: that of errors where each has its own scales.
+        rounding: by how much errors at the tool's scales may differ.
         rtn: whether our RTN, which the tool does not try, has a lower error than all that it tries.
     """
 
     name: str
     theirs: Candidate
     ours: Candidate
+    at_theirs: Candidate
     margin: float
     runner_up: float
     different: int
     same_s: float
     scales: float
     own_s: float
+    rounding: float
     rtn: bool
 
     @property
     def fault(self) -> str | None:
-        """What differs and is no near tie."""
+        """What differs beyond the last bits of scales."""
         if self.different:
             return f"{self.different} codes, steps or zero points differ"
-        if not self.same_s < SAME_S:
+        if not self.same_s < self.rounding:
             return "errors differ at the same scales"
         if not self.scales < SCALES:
             return "scales differ"
-        if self.ours != self.theirs and not abs(self.margin) < NEAR_TIE:
-            return "another candidate, and no near tie"
+        if self.at_theirs != self.theirs:
+            return "another candidate at the same scales"
         return None
 
     @property
@@ -175,16 +180,19 @@ def compare(name: str, tool: AtWork, convention: Convention, w: Array, x: Array)
     second = np.partition(theirs.errors, 1)[1] if len(theirs.errors) > 1 else np.inf
     least = theirs.errors[theirs.chosen]
     at_theirs = [_at(tool, convention.quantizer, w, x, s) for s in theirs.scales]
+    same_s = np.array([error for _, error in at_theirs])
     return Comparison(
         name,
         theirs.candidates[theirs.chosen],
         theirs.candidates[chosen],
+        theirs.candidates[int(np.argmin(same_s))],
         float(theirs.errors[chosen] / least - 1),
         float(second / least - 1),
         sum(different for different, _ in at_theirs),
-        _largest(np.array([error for _, error in at_theirs]) / theirs.errors - 1),
+        _largest(same_s / theirs.errors - 1),
         _largest(scales / theirs.scales - 1),
         _largest(errors / theirs.errors - 1),
+        tool.rounding,
         bool(extra) and bool(ours.error[ours.search.grid.rtn] < errors.min()),
     )
 
@@ -211,17 +219,19 @@ def _largest(differences: Array) -> float:
 
 def _at(tool: AtWork, form: Format, w: Array, x: Array, s: Array) -> tuple[int, float]:
     """What differs between the tool's and our codes of `W·s`, and our error there, by the tool's float32 product."""
-    steps = quantized.steps_of(w, s, form)
+    scaled, ones = (w * s).astype(w.dtype), np.ones(w.shape[1], w.dtype)  # llm-compressor's duo has s in float64
+    steps = quantized.steps_of(scaled, ones, form)
     made = quantized.Quantized(codes=np.empty(w.shape, form.code_dtype), format=form, **steps.arrays)
-    quantized.quantize(w, s, made)
-    theirs = tool.quantize(w * s)
+    quantized.quantize(scaled, ones, made)
+    theirs = tool.quantize(scaled)
     pairs = [(made.codes, theirs.codes), (made.steps, theirs.steps)]
     if made.zero_points is not None:
         pairs.append((made.zero_points, np.empty(0) if theirs.zeros is None else theirs.zeros))
     different = sum(
         int(np.count_nonzero(one != other)) if one.shape == other.shape else one.size for one, other in pairs
     )
-    off = tool.product(x, w).astype(np.float64) - tool.product(x, quantized.dequantize(made, 1 / s))
+    dequantized = (quantized.dequantize(made) / s).astype(w.dtype)
+    off = tool.product(x, w).astype(np.float64) - tool.product(x, dequantized)
     return different, float(np.mean(off**2))
 
 

@@ -1,7 +1,7 @@
 """The tools' own search and quantizer, each run on one layer: PyTorch on the CPU, in float32.
 
 Nothing of a tool is written again here: its functions are imported and called on a `Linear` that has the layer's
-weights, and watched for what they hold at each trial. A tool's module that only a GPU can load is an empty one.
+weights, and watched for what they hold at each trial. What only a GPU can do is left out, and said where it is.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import sys
 import threading
 import types
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,10 +35,18 @@ class Codes(NamedTuple):
 
 
 class Tool(ABC):
-    """A tool in one format, with one formula; `module` is its module that holds the search."""
+    """A tool in one format, with one formula.
+
+    Attributes:
+        package: its name in the package index.
+        module: that holds the search.
+        formulas: that it has, its default first.
+        rounding: what float32 may leave of the errors that it computes, relative.
+    """
 
     package: str
     module: str
+    rounding: float = 1e-6
     formulas: tuple[Formula, ...] = (Formula.plain,)
 
     def __init__(self, form: Format, formula: Formula) -> None:
@@ -79,21 +89,23 @@ class Tool(ABC):
 
     def linear(self, w: Array) -> Any:
         """The layer, with weights of its own."""
-        torch = self.torch
+        made = self.torch.nn.Linear(w.shape[1], w.shape[0], bias=False).requires_grad_(False)
+        made.weight.copy_(self.torch.from_numpy(w))
+        return made
 
-        class Linear(torch.nn.Linear):  # type: ignore[misc, name-defined]
-            """A linear layer whose state is a copy, as `.cpu()` makes one of a layer on a GPU.
+    @contextmanager
+    def copying(self) -> Iterator[None]:
+        """Within it `.cpu()` copies, as it does of a tensor on a GPU.
 
-            On a CPU AutoAWQ's first trial otherwise changes the weights that it is to restore.
-            """
-
-            def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-                return {name: value.clone() for name, value in super().state_dict(*args, **kwargs).items()}
-
-        made = Linear(w.shape[1], w.shape[0], bias=False)
-        with torch.no_grad():
-            made.weight.copy_(torch.from_numpy(w.copy()))
-        return made.requires_grad_(False)
+        On a CPU AutoAWQ and GPTQModel 7.3.4 else scale the weights that they are to restore after each trial.
+        """
+        tensor = self.torch.Tensor
+        plain = tensor.cpu
+        tensor.cpu = lambda of: plain(of).clone()
+        try:
+            yield
+        finally:
+            tensor.cpu = plain
 
     def codes(self, dequantized: Any, steps: Any, zeros: Any | None) -> Codes:
         """Codes of what a pseudo-quantizer returns: (N, K) dequantized weights, (N, groups) steps and zero points."""
@@ -166,7 +178,7 @@ class AutoAwq(Tool):
 
     def search(self, w: Array, x: Array) -> Searched:
         layer = self.linear(w)
-        with watched("_compute_best_scale", "pseudo_quantize_tensor") as searches:
+        with watched("_compute_best_scale", "pseudo_quantize_tensor") as searches, self.copying():
             self._quantizer(w.shape[1])._search_best_scale(layer, layer, [layer], self.torch.from_numpy(x))
         return searches[0]
 
@@ -194,7 +206,7 @@ class GptqModel(Tool):
 
     def search(self, w: Array, x: Array) -> Searched:
         layer = self.linear(w)
-        with watched("_compute_best_scale", "_pseudo_quantize_tensor_into") as searches:
+        with watched("_compute_best_scale", "_pseudo_quantize_tensor_into") as searches, self.copying():
             self._processor()._search_best_scale(layer, layer, [layer], self.torch.from_numpy(x))
         return searches[0]
 
@@ -206,6 +218,7 @@ class TorchAo(Tool):
     """torchao: its observer with the int4 weights that run on a CPU."""
 
     package, module = "torchao", "torchao.prototype.awq.core"
+    rounding = 5e-6  # its int4 kernel sums in an order of its own: 3e-6 off an error in float64, PyTorch's product 1e-6
 
     @classmethod
     def refusal(cls, form: Format) -> str | None:
