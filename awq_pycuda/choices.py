@@ -101,6 +101,13 @@ class Ties(Enum):
     first = "first"
 
 
+class Share(Enum):
+    """Which layers have one scale for each input channel: none but itself, or all that have the same input."""
+
+    layers = "layers"
+    inputs = "inputs"
+
+
 class WeightScale(Enum):
     """Size of synthetic weights: `unit` is U(-1, 1), `he` is U(-b, b) with b = sqrt(6 / in_features)."""
 

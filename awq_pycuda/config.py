@@ -23,6 +23,7 @@ from awq_pycuda.choices import (
     Formula,
     Normalization,
     Objective,
+    Share,
     Statistic,
     StepDtype,
     Ties,
@@ -186,8 +187,8 @@ class TimingConfig:
 class Config:
     """A whole run. The defaults are those of `conf/config.yaml`, which gives the meaning of each key.
 
-    `tokens` None: all that a file holds; `library.run_pipeline` takes it as n without one. `gammas` None: the
-    convention's, see `settled`.
+    `tokens` None: all that a file holds; `library.run_pipeline` takes it as n without one. `gammas` and `share` None:
+    the convention's, see `settled`.
     """
 
     study: str = "run"
@@ -199,6 +200,7 @@ class Config:
     seed: int = 0
     backend: BackendChoice = BackendChoice.auto
     convention: ConventionChoice = ConventionChoice.day58
+    share: Share | None = None
     stats: StatsKernel = StatsKernel["deterministic"]
     threads: int | None = None
     save: Save = Save.summary
@@ -230,6 +232,7 @@ ALLOWED: dict[str, str] = {
     "seed": f"a whole number from 0 to {MAX_SEED}",
     "backend": _choices(BackendChoice),
     "convention": _choices(ConventionChoice),
+    "share": _choices(Share) + _AS_CONVENTION,
     "stats": _choices(StatsKernel),
     "threads": f"null (all cores that the process may use) or a whole number from 1 to {MAX_SIZE}",
     "save": _choices(Save),
@@ -319,6 +322,7 @@ def check(config: Config) -> None:
     need("tile", config.tile, lambda tile: tile in tiles.get(config.matmul.kernel.name, range(1, MAX_SIZE + 1)))
     need("layers", config.layers, lambda layers: count_or_all(layers, MAX_LAYERS))
     need("gammas", config.gammas, lambda gammas: gammas is None or is_grid(gammas))
+    need("share", config.share, lambda _: True)
     need("seed", config.seed, lambda seed: 0 <= seed <= MAX_SEED)
     need("threads", config.threads, lambda threads: threads is None or 1 <= threads <= MAX_SIZE)
     need("quant.group_size", config.quant.group_size, lambda size: size is None or 1 <= size <= MAX_SIZE)
@@ -362,7 +366,8 @@ def settled(config: Config) -> Config:
     )
     enabled = tool.clips if config.clip.enabled is None else config.clip.enabled
     gammas = config.gammas or list(tool.gammas_for(formula))
-    return replace(config, search=search, gammas=gammas, clip=replace(config.clip, enabled=enabled))
+    clip = replace(config.clip, enabled=enabled)
+    return replace(config, search=search, gammas=gammas, share=config.share or tool.share, clip=clip)
 
 
 @cache

@@ -146,7 +146,7 @@ def weight_means_agree(backend):
         for handle, values in zip(handles, (w, found), strict=True):
             backend.write(handle, values)
         backend._run("weight_means", w=handles[0], weight_mean=handles[1], group_size=size)
-        np.testing.assert_allclose(backend.read(handles[1]), exact_weight_means(w, Format(size)), rtol=1e-12)
+        np.testing.assert_allclose(backend.read(handles[1]), exact_weight_means([w], Format(size)), rtol=1e-12)
 
 
 def search_agrees(size, points, objective=Objective.diag, out_features=21, tokens=13):

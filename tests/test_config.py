@@ -239,6 +239,7 @@ def test_the_hash_is_of_the_config_as_the_user_writes_it(compose):
             "tokens": 512,
             "skip": ["q_", "k_", "query", "key", "Wqkv"],
         },
+        "share": "layers",
         "matmul": {"kernel": "blocked"},
         "timing": {"warmup": 1, "repeats": 3},
     }

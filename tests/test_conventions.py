@@ -2,13 +2,12 @@
 
 import itertools
 import math
-from typing import get_args
 
 import numpy as np
 import pytest
 
 from awq_pycuda.backends.cpu import CpuBackend
-from awq_pycuda.choices import ConventionChoice, Formula, Normalization, Objective, Statistic, Ties
+from awq_pycuda.choices import ConventionChoice, Formula, Normalization, Objective, Share, Statistic, Ties
 from awq_pycuda.engine.arrays import allocate
 from awq_pycuda.engine.exact_scales import WEIGHTS, exact_scales, exact_weight_means
 from awq_pycuda.engine.spec import spec_of
@@ -17,7 +16,7 @@ from awq_pycuda.engine.verify import exact_statistics
 from awq_pycuda.errors import InputError
 from awq_pycuda.layers.inputs import LayerSpec
 from awq_pycuda.quant import search
-from awq_pycuda.quant.conventions import CONVENTIONS, Candidate, Convention, Sharing
+from awq_pycuda.quant.conventions import CONVENTIONS, Candidate, Convention
 from awq_pycuda.quant.format import Format
 
 RNG = np.random.default_rng(11)
@@ -63,7 +62,7 @@ REFUSED = [
     ("objective", "diag", members(Objective)),
     ("quantizer", "int8", "a Format"),
     ("clip", "search", "None, a Clipping"),
-    ("sharing", "inputs", "none"),
+    ("share", "inputs", members(Share)),
 ]
 
 
@@ -80,7 +79,6 @@ def test_every_field_has_a_rule():
 
 def test_what_is_allowed_has_what_computes_it():
     assert set(search.NORMALIZATIONS) == set(Normalization)
-    assert get_args(Sharing) == ("none",)  # which is to do nothing
 
 
 @pytest.mark.parametrize("normalization", Normalization)
@@ -106,14 +104,14 @@ def test_the_oracle_has_every_field_s_formula_too(statistic, formula, normalizat
 def test_the_weights_statistic_is_by_group_the_last_one_full_or_not(size):
     w = RNG.standard_normal((7, 12)).astype(np.float32)
     w[:, 3], w[2] = 0, 0
-    found = search.weight_means(w, Format(size))
+    found = search.weight_means([w], Format(size))
     expected = np.zeros(12)
     for n, k in itertools.product(range(7), range(12)):
         start = k // (size or 12) * (size or 12)
         peak = max(abs(float(value)) for value in w[n, start : start + (size or 12)])
         expected[k] += abs(float(w[n, k])) / (peak + 1e-6) / 7
     np.testing.assert_allclose(found, expected, rtol=1e-12)
-    np.testing.assert_allclose(exact_weight_means(w, Format(size)), expected, rtol=1e-12)
+    np.testing.assert_allclose(exact_weight_means([w], Format(size)), expected, rtol=1e-12)
 
 
 def grid(**fields):
@@ -170,7 +168,7 @@ def test_the_search_takes_formula_and_statistic_that_the_record_names(formula, o
         (layer,) = allocate(backend, [LayerSpec("layer", 30, w, x)], convention).layers
         STAGES[0].call(backend, layer, convention)
         backend.compute_s(layer, convention)
-    statistics = exact_statistics(x) | {WEIGHTS: exact_weight_means(w, Format())}
+    statistics = exact_statistics(x) | {WEIGHTS: exact_weight_means([w], Format())}
     chosen = search.best(convention, layer.error)
     expected = exact_scales(statistics, convention.grid.candidates[chosen], convention)
     np.testing.assert_allclose(layer.s, expected, rtol=1e-5)

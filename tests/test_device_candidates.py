@@ -54,7 +54,7 @@ def test_the_weights_statistic_is_the_host_s(name, shape, size, worst):
     found = of_weights(make_backend(name), w, size)
     worst(
         f"{name} weight_means",
-        relative_error(found, weight_means(w, Format(size))),
+        relative_error(found, weight_means([w], Format(size))),
         table.find("weight_means").tolerance,
     )
     assert found[0] == 0
@@ -79,7 +79,7 @@ def test_the_scales_of_every_candidate_are_the_oracle_s(name, normalization, lim
     every += [(Formula.duo, 1, 0.5), (Formula.gamma_beta, 0.7, 0)]
     with make_backend(name) as backend:
         for spec in (odd_layer(), layer_of(3, 37, dead=range(37))):
-            statistics = {WEIGHTS: exact_weight_means(spec.weight, rule.quantizer)}
+            statistics = {WEIGHTS: exact_weight_means([spec.weight], rule.quantizer)}
             for formula, gamma, beta in every:
                 alone = dataclasses.replace(rule, formula=formula, gammas=(gamma,), betas=(beta,))
                 (layer,) = allocate(backend, [spec], alone).layers
@@ -127,7 +127,7 @@ def test_of_candidates_with_one_error_the_host_s_is_chosen(name, ties):
     error, s, *_ = searched(make_backend(name), spec, chosen)
     assert (error == 0).all()
     statistics = {"abs_mean": np.abs(spec.activations.astype(np.float64)).mean(axis=0)}
-    statistics[WEIGHTS] = exact_weight_means(spec.weight, chosen.quantizer)
+    statistics[WEIGHTS] = exact_weight_means([spec.weight], chosen.quantizer)
     first = Candidate(0.25 if ties is Ties.smaller_gamma else 0.75, 1.0)
     assert same_but_for_a_last_bit(s, exact_scales(statistics, first, chosen))
 

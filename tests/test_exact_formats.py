@@ -211,7 +211,7 @@ def test_what_float32_leaves_open_of_a_curve_is_little(form):
 
 def test_codes_at_ties_may_all_go_the_other_way_in_an_output():
     w, x, ones = np.array([[-7.5, 0.4, -7.5, 0]]), np.array([[1, -2.5, 1, 1]]), np.ones((1, 4))
-    curve = exact_curve(w, ones, x[0] ** 2, Format(2, 4, divisor=Divisor.half_range), x)
+    curve = exact_curve([w], ones, x[0] ** 2, Format(2, 4, divisor=Divisor.half_range), x)
     for sevens in (0, 1, 2):  # in place of -8
         assert curve_error(np.array([float(sevens**2)]), curve) < 1e-9
     assert curve_error(np.array([4.1]), curve) > 1e-3

@@ -119,11 +119,14 @@ def test_a_file_has_what_the_table_says_and_nothing_else(tmp_path, given):
 
 
 def test_the_full_file_leaves_nothing_of_the_table_out(tmp_path):
-    """Only what a failed run says of itself, and what a GPU tells."""
+    """Only what a failed run says of itself, what a GPU tells, and who shares: see test_sharing.py."""
     made = [make_run(tmp_path / name, "layers=1", *RUNS[name]) for name in RUNS]
     found = {path for file in made for path in contents(file)}
     of_gpu = {entry.path for entry in schema.under(schema.CONDITIONS)}
-    assert {entry.path for entry in schema.TABLE} - found == {"/@error"} | of_gpu
+    assert {entry.path for entry in schema.TABLE} - found == {
+        "/@error",
+        f"{schema.LAYER}/search/@shares_s_with",
+    } | of_gpu
 
 
 def test_what_a_gpu_tells_is_stored_and_read(tmp_path, monkeypatch):

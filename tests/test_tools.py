@@ -124,7 +124,7 @@ def test_scales_and_their_order_are_the_tool_s(tool):
     w, x = layer()
     chosen = convention(tool)
     x_mean, w_mean = means(w, x)
-    of_weights = search.weight_means(w, chosen.quantizer) if chosen.asks_weights else None
+    of_weights = search.weight_means([w], chosen.quantizer) if chosen.asks_weights else None
     found = search.candidates(chosen, x_mean, of_weights)
     expected = np.array([tool_scales(x_mean, w_mean, *each) for each in tries(tool)])
     rtn_added = tool in ("autoawq", "gptqmodel")  # of whose own candidates none is RTN

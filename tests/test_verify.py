@@ -101,7 +101,7 @@ def test_the_exact_curve_of_outputs_is_the_mean_of_squared_differences():
     w, x, s = random.uniform(-1, 1, (5, 7)), random.normal(size=(6, 7)), np.linspace(0.5, 2, 7)
     steps = np.abs(w * s).max(axis=1, keepdims=True) / 127
     output = x @ (np.rint(w * s / steps) * steps / s).T
-    low, high, units = exact_curve(w, s[None, :], np.square(x).mean(axis=0), Format(), x)
+    low, high, units = exact_curve([w], s[None, :], np.square(x).mean(axis=0), Format(), x)
     assert low == high
     np.testing.assert_allclose(low, np.mean((x @ w.T - output) ** 2), rtol=1e-12)
     np.testing.assert_allclose(units**2, np.mean((x**2 / s**2) @ np.broadcast_to(steps**2, w.shape).T), rtol=1e-12)
@@ -110,22 +110,22 @@ def test_the_exact_curve_of_outputs_is_the_mean_of_squared_differences():
 def test_a_curve_without_errors_leaves_no_room_for_any():
     w, scales, ones, zeros = np.zeros((2, 4)), np.ones((2, 4)), np.ones(4), np.zeros(4)
     for weights, sq_mean in ((w, ones), (w + 1, zeros)):
-        assert curve_error(np.zeros(2), exact_curve(weights, scales, sq_mean, Format())) == 0
-        assert curve_error(np.array([0, 1e-9]), exact_curve(weights, scales, sq_mean, Format())) > 1
-    assert np.isnan(curve_error(np.array([np.nan, 0]), exact_curve(w + 1, scales, ones, Format())))
+        assert curve_error(np.zeros(2), exact_curve([weights], scales, sq_mean, Format())) == 0
+        assert curve_error(np.array([0, 1e-9]), exact_curve([weights], scales, sq_mean, Format())) > 1
+    assert np.isnan(curve_error(np.array([np.nan, 0]), exact_curve([w + 1], scales, ones, Format())))
 
 
 @pytest.mark.parametrize("side", [-1, 1])
 def test_a_code_at_a_tie_may_go_either_way_in_an_output(side):
     """It changes the sign of what rounding takes, and so how that meets the rounding of another channel."""
     w, x, ones = np.array([[127.0, 2.5 + side * 1e-6, 3.3]]), np.array([[0.0, 1.0, 1.0]]), np.ones((1, 3))
-    curve = exact_curve(w, ones, x[0] ** 2, Format(), x)
+    curve = exact_curve([w], ones, x[0] ** 2, Format(), x)
     ways = [(code - 2.5 + (3 - 3.3)) ** 2 for code in (2, 3)]
     assert curve_error(np.array([ways[side > 0]]), curve) < 1e-5
     assert curve_error(np.array([ways[side < 0]]), curve) < 1e-5
     assert curve_error(np.array([1.1 * max(ways)]), curve) > 1e-2
     w[0, 1] = 2.7  # far from a tie: the other way is a fault
-    assert curve_error(np.array([1.0]), exact_curve(w, ones, x[0] ** 2, Format(), x)) > 0.1
+    assert curve_error(np.array([1.0]), exact_curve([w], ones, x[0] ** 2, Format(), x)) > 0.1
 
 
 def test_sound_layers_of_outliers_with_codes_at_ties_pass(compose):
@@ -164,6 +164,6 @@ def test_the_oracle_knows_a_last_group_that_is_not_full():
     quantized = Quantized(steps, form, codes=codes)
     assert code_errors(quantized, w, s) == (0, 0)
     error = np.sum((quantized.codes * np.repeat(steps, [3, 3, 1], axis=1) - w * s) ** 2 @ (1 / s**2))
-    assert curve_error(np.array([error]), exact_curve(w, s[None, :], np.ones(7), form)) < 1e-12
+    assert curve_error(np.array([error]), exact_curve([w], s[None, :], np.ones(7), form)) < 1e-12
     quantized.codes[0, 6] -= np.sign(quantized.codes[0, 6])
     assert code_errors(quantized, w, s) == (1, 0)

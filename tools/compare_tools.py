@@ -210,7 +210,7 @@ def _place(candidates: Iterable[Candidate], wanted: Candidate) -> int:
 def _scales(convention: Convention, w: Array, x: Array) -> Array:
     """Ours of every candidate: (G, K)."""
     abs_mean = np.abs(x).mean(axis=0, dtype=np.float64).astype(np.float32)
-    return search.candidates(convention, abs_mean, search.weight_means(w, convention.quantizer))
+    return search.candidates(convention, abs_mean, search.weight_means([w], convention.quantizer))
 
 
 def _largest(differences: Array) -> float:

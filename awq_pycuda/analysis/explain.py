@@ -78,7 +78,10 @@ def _figures(found: Explained) -> Iterator[str]:
         if not math.isnan(after):
             removed = error_removed(figure(f"{own}mse", math.nan), figure(f"{rtn}mse", math.nan))
             yield f"{label}: RTN {before:.2f} dB, AWQ {after:.2f} dB, which removes {percent(removed)} of the error"
-    yield f"search by {record.objective}: gamma {_chosen(record)} of {record.gamma.size} candidates"
+    of_others = (
+        f", one for the outputs of layers {printable(record.shares_s_with)}, too" if record.shares_s_with else ""
+    )
+    yield f"search by {record.objective}: gamma {_chosen(record)} of {record.gamma.size} candidates{of_others}"
     if record.gamma.size > 1 and np.isfinite(record.error).all():
         first, last = (f"{record.gamma[index]:g}" for index in (0, -1))
         yield f"  error from gamma {first} to {last}: {_bars(record.error)}"

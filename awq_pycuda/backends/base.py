@@ -85,6 +85,9 @@ class Layer(Generic[H]):
     Shapes: `x` (M, K), the activations; `w` (N, K); `bias` (N,); `abs_mean`, `sq_mean`, `abs_max`, which is made
     where it is asked for, `s` and `inv_s` (K,); `error` (G,) float64, the curve of the search; `out` (M, N); `outputs`
     = M·N. `y` (M, N), what is before relu, is work space that layers share. `held` is there where weights are clipped.
+
+    A layer may lead others that have its input: then `searched` (rows of all, K) are its weights and theirs one below
+    the other, and its `s`, `inv_s` and `error` are the `followers`' as well; these do not lead. Else `searched` is `w`.
     """
 
     x: H
@@ -101,7 +104,10 @@ class Layer(Generic[H]):
     out: H
     trial: Trial[H]
     outputs: int
+    searched: H
     held: Held[H] | None = None
+    followers: tuple[Layer[H], ...] = ()
+    leads: bool = True
 
     def statistic(self, of: Statistic) -> H:
         """What scales are made of, (K,)."""
@@ -159,6 +165,10 @@ class Backend(ABC, Generic[H]):
         """New float arrays that the same side always needs at the same time, so that they can move as one."""
 
     @abstractmethod
+    def rows(self, handle: H, rows: slice) -> H:
+        """These rows of a matrix, from one to another, as an array of its own in the same memory."""
+
+    @abstractmethod
     def write(self, handle: H, values: NDArray[Any]) -> None:
         """Copies host values into the array."""
 
@@ -201,7 +211,8 @@ class Backend(ABC, Generic[H]):
     def compute_s(self, layer: Layer[H], convention: Convention) -> None:
         """Searches the scales as the convention says: from the statistics and the weights to `error`, `s` and `inv_s`.
 
-        Nothing else of the layer changes but its `trial`.
+        Of a layer that leads others, for the error of all of their outputs. Nothing else of the layers changes but
+        their `trial`.
 
         Raises:
             FloatingPointError: the activations overflow, so that no error can be told.

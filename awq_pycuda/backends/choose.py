@@ -131,6 +131,13 @@ def settle_search(stage: str, layers: Sequence[Mapping[str, int]], device: Devic
     return list(dict.fromkeys(told))
 
 
+def no_device_search(form: Format, shares: bool) -> str | None:
+    """Why the kernels cannot search in a format, in a few words; `shares`: whether layers share their scales."""
+    if shares and form.has_tensor_scale:
+        return f"to its kernels layers that share s are one matrix, with one factor for {form.step_dtype.name} steps"
+    return None
+
+
 def choose_backend(
     wanted: BackendChoice,
     variants: Mapping[str, str],
@@ -138,6 +145,7 @@ def choose_backend(
     convention: Convention,
     search: SearchPlace,
     weights: int,
+    shares: bool = False,
 ) -> tuple[Backend[Any], dict[str, str], SearchPlace, str]:
     """The backend asked for, not yet entered; what runs there, and one line that says what that is and why.
 
@@ -148,6 +156,7 @@ def choose_backend(
         convention: of the run, whose format and candidates not every kernel takes.
         search: where scales are to be searched.
         weights: of all layers.
+        shares: whether layers share their scales.
 
     Returns:
         The backend, the variants, where scales are searched, and the line.
@@ -170,6 +179,11 @@ def choose_backend(
     from awq_pycuda.backends.cuda.device import open_gpu
 
     settled, told = settle_variants(variants, tile, form, open_gpu().limits)
+    if search is not SearchPlace.host and (without := no_device_search(form, shares)):
+        if search is SearchPlace.device:
+            raise InputError(f"search.where=device: {without}; allowed here: auto, host")
+        search = SearchPlace.host
+        told.append(f"search on the host (auto: {without})")
     backend = CudaBackend({"TILE": tile}, settled, search is SearchPlace.host)
     reason = "as asked" if wanted is BackendChoice.cuda else "auto: a driver and a device are there"
     return backend, settled, search, "; ".join([f"backend cuda ({reason}): {backend.device()['name']}", *told])

@@ -65,6 +65,10 @@ class CpuBackend(HostStages[Array]):
         """See `Backend.empty_together`."""
         return [self.empty(shape) for shape in shapes]
 
+    def rows(self, handle: Array, rows: slice) -> Array:
+        """See `Backend.rows`."""
+        return handle[rows]
+
     def write(self, handle: Array, values: Array) -> None:
         """See `Backend.write`."""
         self.from_host(handle, values)
@@ -184,8 +188,8 @@ class CpuBackend(HostStages[Array]):
             signal, noise = np.sum(map_row_blocks(sums, reference.shape), axis=0)
         return float(signal), float(noise)
 
-    def _output_errors(self, layer: Layer[Array], scales: Array) -> NDArray[np.float64]:
-        """Mean of `(X·(Ŵ/s − W)ᵀ)²` for each candidate; one that overflows has an error of inf.
+    def _output_sums(self, layer: Layer[Array], scales: Array) -> NDArray[np.float64]:
+        """Σ of `(X·(Ŵ/s − W)ᵀ)²` for each candidate.
 
         The product of the difference instead of the difference of two products, and a block of it at a time: nothing
         of all rows is ever in memory.
@@ -210,8 +214,8 @@ class CpuBackend(HostStages[Array]):
 
         with np.errstate(over="ignore", invalid="ignore"):
             sums = map_numbers(noise, len(scales) * blocks)
-        errors = np.array(sums).reshape(len(scales), blocks).sum(axis=1) / layer.outputs
-        return np.where(np.isfinite(errors), errors, np.inf)
+        errors: NDArray[np.float64] = np.array(sums).reshape(len(scales), blocks).sum(axis=1)
+        return errors
 
     def _differences(
         self, w: Array, s: Array, inv_s: Array, form: Format, tensor_scale: np.floating[Any], out: Array

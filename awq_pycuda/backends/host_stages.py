@@ -32,12 +32,18 @@ class HostStages(Backend[H]):
         abs_mean, sq_mean = self.on_host(layer.abs_mean), self.on_host(layer.sq_mean)
         refuse_overflow(abs_mean, sq_mean)
         statistic = self.on_host(layer.statistic(convention.statistic))
-        of_weights = weight_means(self.on_host(layer.w), convention.quantizer) if convention.asks_weights else None
+        members = (layer, *layer.followers)
+        of_weights = None
+        if convention.asks_weights:
+            of_weights = weight_means([self.on_host(each.w) for each in members], convention.quantizer)
         scales = candidates(convention, statistic, of_weights)
+        # One layer after another, not their weights as one matrix: FP4 may have a factor for each matrix.
         if convention.objective is Objective.diag:
-            errors = self._diag_errors(layer, scales, sq_mean)
+            errors = np.sum([self._diag_errors(each, scales, sq_mean) for each in members], axis=0)
         else:
-            errors = self._output_errors(layer, scales)
+            errors = np.sum([self._output_sums(each, scales) for each in members], axis=0)
+            errors /= sum(each.outputs for each in members)
+            errors[~np.isfinite(errors)] = np.inf
         s = scales[best(convention, errors)]
         self.from_host(layer.error, errors)
         self.from_host(layer.s, s)
@@ -69,8 +75,8 @@ class HostStages(Backend[H]):
         """See `diag_errors`."""
         return diag_errors(self.on_host(layer.w), scales, sq_mean, layer.quantized.format)
 
-    def _output_errors(self, layer: Layer[H], scales: NDArray[Any]) -> NDArray[np.float64]:
-        """Mean of `(X·Wᵀ − Y)²` for each candidate's Y; a candidate that overflows has an error of inf."""
+    def _output_sums(self, layer: Layer[H], scales: NDArray[Any]) -> NDArray[np.float64]:
+        """Σ of `(X·Wᵀ − Y)²` for each candidate's Y; not finite for one that overflows."""
         trial = layer.trial
         self.matmul_reference(layer.x, layer.w, trial.reference)
         errors = np.empty(len(scales))
@@ -79,5 +85,4 @@ class HostStages(Backend[H]):
                 self.from_host(trial.s, s)
                 self.from_host(trial.inv_s, 1 / s)
                 _, errors[index] = self.trial_sums(layer)
-        errors /= layer.outputs
-        return np.where(np.isfinite(errors), errors, np.inf)
+        return errors

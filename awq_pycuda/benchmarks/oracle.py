@@ -143,7 +143,7 @@ class Exact:
         return self._curve(self.x.astype(np.float64))
 
     def _curve(self, x: Array | None) -> Curve:
-        return exact_curve(self.w, self.scales, self.sq_mean.astype(np.float64), self.convention.quantizer, x)
+        return exact_curve([self.w], self.scales, self.sq_mean.astype(np.float64), self.convention.quantizer, x)
 
     @cached_property
     def scales(self) -> Array:

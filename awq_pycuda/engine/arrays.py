@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from awq_pycuda.backends.base import Backend, H, Held, Layer, Trial
+from awq_pycuda.choices import Share
 from awq_pycuda.layers.inputs import LayerSpec, Uniform
 from awq_pycuda.quant.conventions import Convention
 from awq_pycuda.quant.format import Format
@@ -36,8 +38,26 @@ class Array:
         return math.prod(self.shape) * (4 if self.dtype is None else np.dtype(self.dtype).itemsize)
 
 
+def sharing(specs: Sequence[LayerSpec], index: int, convention: Convention) -> tuple[int, ...]:
+    """The layers that have the scales of layer `index`, itself among them, in their order; the first leads them."""
+    if convention.share is not Share.inputs:
+        return (index,)
+    given = specs[index].input_of
+    first = index if given is None else given
+    return (first, *(other for other, spec in enumerate(specs) if spec.input_of == first))
+
+
+def searched_rows(specs: Sequence[LayerSpec], index: int, convention: Convention) -> int:
+    """Rows of weights that the search of layer `index` sees: of all layers that it leads; 0 where another leads it."""
+    members = sharing(specs, index, convention)
+    return sum(specs[member].out_features for member in members) if members[0] == index else 0
+
+
 def layer_arrays(specs: Sequence[LayerSpec], index: int, convention: Convention) -> dict[str, Array]:
-    """The arrays of layer `index`, by name."""
+    """The arrays of layer `index`, by name.
+
+    Of layers that share their scales the first one has all that is of the search, and `searched`, the weights of all.
+    """
     spec, form = specs[index], convention.quantizer
     m, n, k = spec.tokens, spec.out_features, spec.in_features
     steps = (n, form.groups(k))
@@ -46,14 +66,18 @@ def layer_arrays(specs: Sequence[LayerSpec], index: int, convention: Convention)
         kept["zero_points"] = Array(steps)
     if form.has_tensor_scale:
         kept["tensor_scale"] = Array((1,))
-    arrays = {
-        "w": Array((n, k)),
-        "abs_mean": Array((k,), together="statistics"),
-        "sq_mean": Array((k,), together="statistics"),
-        "abs_max": Array((k,), together="statistics"),
+    rows = searched_rows(specs, index, convention)
+    search = {
+        "w" if rows == n else "searched": Array((rows, k)),
         "error": Array((convention.grid.size,), np.float64),
         "s": Array((k,), together="scales"),
         "inv_s": Array((k,), together="scales"),
+    }
+    arrays = {
+        "abs_mean": Array((k,), together="statistics"),
+        "sq_mean": Array((k,), together="statistics"),
+        "abs_max": Array((k,), together="statistics"),
+        **(search if rows else {}),
         **kept,
         "y": Array((m, n), shared=True),
         "out": Array((m, n)),
@@ -131,7 +155,11 @@ def allocate(backend: Backend[H], specs: Sequence[LayerSpec], convention: Conven
         made = dict(_made(backend, layer_arrays(specs, index, convention), shared))
         if spec.activations is not None and spec.input_of is None:
             _fill(backend, made["x"], spec.activations)
-        _fill(backend, made["w"], spec.weight)
+        members = sharing(specs, index, convention)
+        if len(members) == 1:
+            _fill(backend, made["w"], spec.weight)
+        else:
+            made |= _in_common(backend, specs, members, index, made.get("searched"), run)
         if spec.bias is not None:
             _fill(backend, made["bias"], spec.bias)
         if "held ones" in made:
@@ -144,7 +172,32 @@ def allocate(backend: Backend[H], specs: Sequence[LayerSpec], convention: Conven
         run.held_out.append(_held_out(backend, spec, made, run))
         run.chain_outputs.append(made.get("chain output"))
         run.chain_activations.append(made.get("chain activations"))
+    for index, layer in enumerate(run.layers):
+        first, *others = sharing(specs, index, convention)
+        followers = [run.layers[other] for other in others] if index == first else []
+        run.layers[index] = replace(layer, followers=tuple(followers), leads=index == first)
     return run
+
+
+def _in_common(
+    backend: Backend[H], specs: Sequence[LayerSpec], members: Sequence[int], index: int, searched: H | None, run: Run[H]
+) -> dict[str, H]:
+    """What layer `index` has of the arrays that it shares with the other `members`; `run` has the layers before it.
+
+    The first one fills the weights of all, `searched`, which only it has.
+    """
+    rows = [specs[member].out_features for member in members]
+    places = [slice(stop - each, stop) for stop, each in zip(itertools.accumulate(rows), rows, strict=True)]
+    found: dict[str, H] = {}
+    if searched is not None:
+        for member, place in zip(members, places, strict=True):
+            _write(backend, backend.rows(searched, place), specs[member].weight)
+        backend.freeze(searched)
+    else:
+        leader = run.layers[members[0]]
+        searched = leader.searched
+        found |= {"s": leader.s, "inv_s": leader.inv_s, "error": leader.error}
+    return {**found, "w": backend.rows(searched, places[members.index(index)])}
 
 
 def _held_out(backend: Backend[H], spec: LayerSpec, made: Mapping[str, H], run: Run[H]) -> HeldOut[H] | None:
@@ -180,6 +233,9 @@ def as_layer(made: Mapping[str, H], form: Format, outputs: int) -> Layer[H]:
         quantized=own,
         trial=Trial(made["trial s"], made["trial inv_s"], trial, made["trial y"], made["reference"]),
         outputs=outputs,
+        searched=made.get("searched", made["w"]),
+        followers=(),
+        leads=True,
         **{name: made[name] for name in _OF_LAYER},
     )
 
@@ -199,8 +255,12 @@ def _made(backend: Backend[H], arrays: dict[str, Array], shared: dict[tuple[str,
 
 
 def _fill(backend: Backend[H], handle: H, source: Uniform | NDArray[np.float32]) -> None:
+    _write(backend, handle, source)
+    backend.freeze(handle)
+
+
+def _write(backend: Backend[H], handle: H, source: Uniform | NDArray[np.float32]) -> None:
     if isinstance(source, Uniform):
         backend.init(handle, source.seed, source.subsequence, source.row_gain(), source.col_gain())
     else:
         backend.write(handle, source)
-    backend.freeze(handle)

@@ -21,7 +21,12 @@ from awq_pycuda.results.record import LayerResult
 
 
 def collect(
-    backend: Backend[H], spec: LayerSpec, layer: Layer[H], convention: Convention, keeps_codes: bool
+    backend: Backend[H],
+    spec: LayerSpec,
+    layer: Layer[H],
+    convention: Convention,
+    keeps_codes: bool,
+    shares_s_with: tuple[int, ...] = (),
 ) -> LayerResult:
     """The host's own copies of what a pass left of a layer; of its codes only where they are asked for.
 
@@ -46,6 +51,7 @@ def collect(
         objective=convention.objective.name,
         quantized=kept.map(own),
         clipped=None if held is None else _clipped(backend, held, convention),
+        shares_s_with=shares_s_with,
     )
 
 
@@ -131,14 +137,20 @@ def _of_trial(backend: Backend[H], layer: Layer[H], s: NDArray[Any]) -> float:
     return noise
 
 
-def verify(backend: Backend[H], layer: Layer[H], result: LayerResult, convention: Convention) -> None:
-    """Compares a layer of the last pass with the oracle; `result.verify` gets the worst error of each stage."""
-    read = backend.read
+def verify(backend: Backend[H], run: Run[H], index: int, result: LayerResult, convention: Convention) -> None:
+    """Compares layer `index` of the last pass with the oracle; `result.verify` gets the worst error of each stage.
+
+    A curve that layers share is the first one's to check.
+    """
+    read, layer = backend.read, run.layers[index]
+    members = sorted({index, *result.shares_s_with})
     backend.dequantize_tiled(layer.x, layer.quantized, layer.inv_s, layer.y)
     result.verify = check_layer(
         convention,
         x=read(layer.x),
         w=read(layer.w),
+        searched=[read(run.layers[member].w) for member in members],
+        curve=layer.leads,
         held=None if layer.held is None else (read(layer.held.weights), read(layer.held.ratio)),
         bias=None if layer.bias is None else read(layer.bias),
         abs_mean=result.abs_mean,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -60,30 +61,37 @@ class _Candidate(NamedTuple):
 
 
 def exact_curve(
-    w: NDArray[Any], scales: NDArray[Any], sq_mean: NDArray[Any], form: Format, x: NDArray[Any] | None = None
+    weights: Sequence[NDArray[Any]],
+    scales: NDArray[Any],
+    sq_mean: NDArray[Any],
+    form: Format,
+    x: NDArray[Any] | None = None,
 ) -> Curve:
     """The objective of each candidate, as far as rounding leaves it open, and what it is measured by.
 
     Args:
-        w: (N, K) weights.
+        weights: (N, K) of each layer whose scales are searched for, one or several that share them.
         scales: (G, K) candidates in float64.
         sq_mean: (K,) mean of x² in float64.
         form: the format of the run.
         x: (M, K) activations in float64 for the objective `output`; without them it is `diag`.
     """
     factors, importance = grouped(scales, form), grouped(sq_mean / scales**2, form, 0)
-    of_tensor = tensor_scales_of(w, scales, form).tolist()
-    candidates = [_Candidate(*each) for each in zip(factors, importance, of_tensor, strict=True)]
 
-    def of_rows(rows: slice) -> Floats:
-        weights = grouped(w[rows], form)
+    def of_rows(w: NDArray[Any], candidates: Sequence[_Candidate], rows: slice) -> Floats:
+        values = grouped(w[rows], form)
         if x is None and _is_odd(form):  # of whose rounding the sign does not matter
-            np.abs(weights, out=weights)
-        space = np.empty((2, *weights.shape))
-        return np.array([_squares(weights, space, of, form, x) for of in candidates])
+            np.abs(values, out=values)
+        space = np.empty((2, *values.shape))
+        return np.array([_squares(values, space, of, form, x) for of in candidates])
 
-    found = np.sum(map_row_blocks(of_rows, w.shape), axis=0)
-    exact, lowered, raised, units = found.T / (1 if x is None else len(w))
+    sums: list[Floats] = []
+    for w in weights:
+        of_tensor = tensor_scales_of(w, scales, form).tolist()
+        own = [_Candidate(*each) for each in zip(factors, importance, of_tensor, strict=True)]
+        sums += map_row_blocks(partial(of_rows, w, own), w.shape)
+    found = np.sum(sums, axis=0)
+    exact, lowered, raised, units = found.T / (1 if x is None else sum(map(len, weights)))
     if x is not None:
         exact, lowered, raised = exact / len(x), lowered / len(x), raised / len(x)
     return Curve(np.maximum(0, exact - lowered), exact + raised, np.sqrt(units))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,18 +17,20 @@ from awq_pycuda.quant.format import Format
 WEIGHTS = "weights"  # the name of the weights' statistic among the others
 
 
-def exact_weight_means(w: NDArray[Any], form: Format) -> NDArray[np.float64]:
-    """(K,) mean over the rows of (N, K) weights of `|w|` over 1e-6 more than the largest of the row's group."""
-    size = form.size(w.shape[1])
+def exact_weight_means(weights: Sequence[NDArray[Any]], form: Format) -> NDArray[np.float64]:
+    """(K,) mean over the rows of all (N, K) weights of `|w|` over 1e-6 more than the largest of the row's group."""
+    channels = weights[0].shape[1]
+    size = form.size(channels)
 
-    def of_rows(rows: slice) -> NDArray[np.float64]:
-        sums = np.empty(w.shape[1])
-        for start in range(0, w.shape[1], size):
+    def of_rows(w: NDArray[Any], rows: slice) -> NDArray[np.float64]:
+        sums = np.empty(channels)
+        for start in range(0, channels, size):
             group = np.abs(w[rows, start : start + size].astype(np.float64))
             sums[start : start + size] = (group / (group.max(axis=1)[:, None] + 1e-6)).sum(axis=0)
         return sums
 
-    means: NDArray[np.float64] = np.sum(map_row_blocks(of_rows, w.shape), axis=0) / len(w)
+    sums = [each for w in weights for each in map_row_blocks(partial(of_rows, w), w.shape)]
+    means: NDArray[np.float64] = np.sum(sums, axis=0) / sum(map(len, weights))
     return means
 
 

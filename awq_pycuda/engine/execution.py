@@ -20,7 +20,8 @@ from awq_pycuda.backends.choose import choose_backend, settle_search
 from awq_pycuda.checkpoints import folders as checkpoints
 from awq_pycuda.choices import Objective
 from awq_pycuda.config import Config, Export, FileInputs, Save, SearchPlace, SyntheticInputs
-from awq_pycuda.engine.memory import kernel_sizes, required_bytes
+from awq_pycuda.engine.arrays import sharing
+from awq_pycuda.engine.memory import required_bytes, search_sizes
 from awq_pycuda.engine.pipeline import Pipeline
 from awq_pycuda.engine.spec import RunSpec, spec_of
 from awq_pycuda.engine.verify import TOLERANCES
@@ -66,12 +67,13 @@ def prepared(spec: RunSpec) -> Prepared:
         shapes = [(layer.name, (layer.out_features, layer.in_features)) for layer in spec.layers]
         checkpoints.refuse_misfit(spec.export, form, shapes)
     weights = sum(layer.out_features * layer.in_features for layer in spec.layers)
+    shares = any(len(sharing(spec.layers, index, spec.convention)) > 1 for index in range(len(spec.layers)))
     backend, variants, search, reason = choose_backend(
-        spec.backend, spec.variants, spec.tile, spec.convention, spec.search, weights
+        spec.backend, spec.variants, spec.tile, spec.convention, spec.search, weights, shares
     )
     limits = None if search is SearchPlace.host else backend.limits
     if limits is not None and spec.convention.objective is Objective.output:  # one of its variants is much faster
-        sizes = [kernel_sizes(layer, spec.convention) for layer in spec.layers]
+        sizes = search_sizes(spec.layers, spec.convention)
         told = settle_search(table.SEARCHES[Objective.output.name], sizes, limits)
         reason = "; ".join([reason, *told])
     return Prepared(replace(spec, variants=variants, search=search), backend, reason)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from awq_pycuda.choices import Objective, StepDtype
 from awq_pycuda.config import Export, Save, SearchPlace
-from awq_pycuda.engine.arrays import kept_bytes
+from awq_pycuda.engine.arrays import kept_bytes, searched_rows
 from awq_pycuda.engine.spec import RunSpec
 from awq_pycuda.kernels import table
 from awq_pycuda.kernels.variant import Device
@@ -44,7 +46,7 @@ def required_bytes(run: RunSpec, device: Device | None) -> tuple[int, int]:
     steps = [step, checking, 2 * codes, _exporting(run)]  # in the end codes are in the file's image and its bytes, too
     if device is not None:
         read = sum(_read_on_host(spec, convention.quantizer, run.verify, searching) for spec in specs)
-        return kept + max(_scratch(spec, run, device) for spec in specs), read + results + blocks + max(steps)
+        return kept + _scratch(run, device), read + results + blocks + max(steps)
     steps += [_stage(spec, convention.quantizer) for spec in specs]
     return 0, kept + results + max(blocks + max(steps), *(_drawing(spec) for spec in specs))
 
@@ -180,17 +182,29 @@ def kernel_sizes(spec: LayerSpec, convention: Convention) -> dict[str, int]:
     }
 
 
-def _scratch(spec: LayerSpec, run: RunSpec, device: Device) -> int:
-    """What the kernels of one stage share between them: the workspace of the stage that needs most."""
-    sizes = kernel_sizes(spec, run.convention) | {"TILE": run.tile, "memory_bytes": device.memory_bytes}
-    searching: tuple[str, ...] = ()
+def search_sizes(specs: Sequence[LayerSpec], convention: Convention) -> list[dict[str, int]]:
+    """The sizes that the kernels of each search of a run follow from: those of layers that share it are one matrix."""
+    found = []
+    for index, spec in enumerate(specs):
+        if rows := searched_rows(specs, index, convention):
+            found.append(kernel_sizes(spec, convention) | {"out_features": rows})
+    return found
+
+
+def _scratch(run: RunSpec, device: Device) -> int:
+    """What the kernels of one stage share between them: the workspace of the stage and layer that need most."""
+    layers = [kernel_sizes(spec, run.convention) for spec in run.layers]
+    sizes = dict.fromkeys((stage for stage in table.stages() if stage not in table.OF_SEARCHES), layers)
     if run.search is not SearchPlace.host:
         searching = table.SEARCHES[run.convention.objective.name], *run.convention.asks_weights * ("weight_means",)
+        sizes |= dict.fromkeys(searching, search_sizes(run.layers, run.convention))
     needed = [0]
-    for stage in (stage for stage in table.stages() if stage in searching or stage not in table.OF_SEARCHES):
-        for variant in table.candidates(stage, run.variants.get(stage)):
-            values = variant.complete(sizes)
-            if variant.obstacle(values, device) is None:
-                needed.append(sum(nbytes(values) for nbytes in variant.scratch.values()))
-                break
+    for stage, of_stage in sizes.items():
+        for each in of_stage:
+            given = each | {"TILE": run.tile, "memory_bytes": device.memory_bytes}
+            for variant in table.candidates(stage, run.variants.get(stage)):
+                values = variant.complete(given)
+                if variant.obstacle(values, device) is None:
+                    needed.append(sum(nbytes(values) for nbytes in variant.scratch.values()))
+                    break
     return max(needed)

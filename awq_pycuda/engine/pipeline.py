@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from awq_pycuda.backends.base import Backend, H, Layer, Mark, Unrecordable
 from awq_pycuda.engine import evaluation
-from awq_pycuda.engine.arrays import Run, allocate
+from awq_pycuda.engine.arrays import Run, allocate, sharing
 from awq_pycuda.engine.spec import RunSpec
 from awq_pycuda.engine.stages import Stage, stages_of
 from awq_pycuda.engine.verify import refuse_beyond_tolerance
@@ -158,7 +158,10 @@ class Pipeline(Generic[H]):
         """The result of a layer, from the arrays that the last pass left."""
         spec = self.spec
         with self._naming(index):
-            found = evaluation.collect(self.backend, spec.layers[index], layer, spec.convention, spec.keeps_codes)
+            others = tuple(each for each in sharing(spec.layers, index, spec.convention) if each != index)
+            found = evaluation.collect(
+                self.backend, spec.layers[index], layer, spec.convention, spec.keeps_codes, others
+            )
         self.layers[index : index + 1] = [found]
 
     def _measure(self) -> None:
@@ -170,6 +173,6 @@ class Pipeline(Generic[H]):
         assert self.handles is not None
         for index, result in enumerate(self.layers):
             on_progress("verify", index, len(self.spec.layers))
-            evaluation.verify(self.backend, self.handles.layers[index], result, self.spec.convention)
+            evaluation.verify(self.backend, self.handles, index, result, self.spec.convention)
         for result in self.layers:
             refuse_beyond_tolerance(result.name, result.verify)

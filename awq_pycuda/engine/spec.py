@@ -80,7 +80,7 @@ def spec_of(config: Config) -> RunSpec:
 def _convention_of(config: Config) -> Convention:
     """The convention that the config names, with what it asks to be otherwise."""
     of_tool = CONVENTIONS[config.convention]
-    given: dict[str, Any] = {"gammas": config.gammas, **vars(config.search)}
+    given: dict[str, Any] = {"gammas": config.gammas, "share": config.share, **vars(config.search)}
     del given["where"]
     asked = {name: value for name, value in given.items() if value is not None}
     asked |= {name: tuple(value) for name, value in asked.items() if isinstance(value, list)}

@@ -28,9 +28,15 @@ def _statistics(backend: Backend[Any], layer: Layer[Any], convention: Convention
         backend.find_abs_max(layer.x, layer.abs_max)
 
 
+def _search(backend: Backend[Any], layer: Layer[Any], convention: Convention) -> None:
+    """Searches the scales; those of a layer that another leads are there already."""
+    if layer.leads:
+        backend.compute_s(layer, convention)
+
+
 STAGES = (
     Stage("accum_stats", _statistics),
-    Stage("compute_s", lambda backend, layer, convention: backend.compute_s(layer, convention)),
+    Stage("compute_s", _search),
     Stage("clip_weights", lambda backend, layer, convention: backend.clip_weights(layer, convention)),
     Stage("compute_scale_b", lambda backend, layer, _: backend.compute_scale_b(*layer.fitted, layer.quantized)),
     Stage("quantize_awq", lambda backend, layer, _: backend.quantize_awq(*layer.fitted, layer.quantized)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -114,6 +114,7 @@ def check_layer(
     y: NDArray[Any],
     out: NDArray[Any],
     curve: bool = True,
+    searched: Sequence[NDArray[Any]] = (),
     held: tuple[NDArray[Any], NDArray[Any]] | None = None,
     abs_max: NDArray[Any] | None = None,
 ) -> dict[str, float]:
@@ -133,12 +134,14 @@ def check_layer(
         y: (M, N) product from the run.
         out: (M, N) relu of the product and bias, from the run.
         curve: whether the error curve is checked, too, which takes as long for each candidate as all others together.
+        searched: (rows, K) weights of every layer that has these scales; empty for `w` alone.
         held: where weights are clipped, (N, K) scaled ones after it, and (N, groups) ratios, from the run.
         abs_max: (K,) from the run; None where it has none.
     """
     exact = exact_statistics(x)
     given = {"abs_mean": abs_mean, "sq_mean": sq_mean} | ({} if abs_max is None else {"abs_max": abs_max})
-    of_weights = {WEIGHTS: exact_weight_means(w, quantized.format)} if convention.asks_weights else {}
+    searched = searched or [w]
+    of_weights = {WEIGHTS: exact_weight_means(searched, quantized.format)} if convention.asks_weights else {}
     form, inv_s = quantized.format, 1 / found.s.astype(np.float64)
     fitted = (w, found.s) if held is None else (held[0], np.ones_like(found.s))
     of_steps, of_zeros = step_errors(quantized, *fitted)
@@ -165,7 +168,7 @@ def check_layer(
     exactly = {name: values.astype(np.float64) for name, values in given.items()}
     scales = np.array([exact_scales(exactly | of_weights, each, convention) for each in found.grid.candidates])
     activations = x.astype(np.float64) if convention.objective is Objective.output else None
-    exact_errors = exact_curve(w, scales, exactly["sq_mean"], form, activations)
+    exact_errors = exact_curve(searched, scales, exactly["sq_mean"], form, activations)
     return worst | {"error_curve": curve_error(found.error, exact_errors)}
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from awq_pycuda.choices import (
     Formula,
     Normalization,
     Objective,
+    Share,
     Statistic,
     Ties,
     ZeroOrder,
@@ -28,9 +29,6 @@ from awq_pycuda.errors import InputError
 from awq_pycuda.quant.clipping import Clipping
 from awq_pycuda.quant.format import Format
 from awq_pycuda.quant.tools import DAY58, FINITE, MAX_GAMMA, TOOLS, is_clamp, is_floor, is_grid, is_least_power
-
-# What a convention may name; what is not here nothing implements, and a record that asks for it is refused.
-Sharing = Literal["none"]
 
 
 class Candidate(NamedTuple):
@@ -93,7 +91,7 @@ class Convention:
         objective: what the search minimises.
         quantizer: the format that candidates are quantized in.
         clip: how scaled weights are clipped before they are quantized; None: not at all.
-        sharing: which layers share their scales; `none`: each has its own.
+        share: which layers have the same scales, searched for the error of all of their outputs.
     """
 
     statistic: Statistic = Statistic.abs_mean
@@ -109,7 +107,7 @@ class Convention:
     objective: Objective = Objective.diag
     quantizer: Format = field(default_factory=Format)
     clip: Clipping | None = None
-    sharing: Sharing = "none"
+    share: Share = Share.layers
 
     def __post_init__(self) -> None:
         for name, (rule, allowed) in _RULES.items():
@@ -151,10 +149,6 @@ Rule = tuple[Callable[[Any], bool], str]
 _EXPONENTS = f"at least one number from 0 to {MAX_GAMMA:g}"
 
 
-def _one_of(names: Any) -> Rule:
-    return lambda value: isinstance(value, str) and value in get_args(names), ", ".join(get_args(names))
-
-
 def _member(kind: type[Enum]) -> Rule:
     return lambda value: isinstance(value, kind), ", ".join(map(str, kind))
 
@@ -173,7 +167,7 @@ _RULES: dict[str, Rule] = {
     "objective": _member(Objective),
     "quantizer": (lambda value: isinstance(value, Format), "a Format"),
     "clip": (lambda value: value is None or isinstance(value, Clipping), "None, a Clipping"),
-    "sharing": _one_of(Sharing),
+    "share": _member(Share),
 }
 
 _LLM_AWQ = Format(symmetric=False, include_zero=False, least_range=1e-5)
@@ -205,6 +199,7 @@ def _of_tool(choice: ConventionChoice) -> Convention:
         objective=tool.objective,
         quantizer=_QUANTIZERS[choice],
         clip=Clipping() if tool.clips else None,
+        share=tool.share,
     )
 
 

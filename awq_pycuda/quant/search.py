@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -61,10 +62,13 @@ class SearchResult:
         return math.nan if self.grid.rtn is None else float(self.error[self.grid.rtn])
 
 
-def weight_means(w: NDArray[Any], form: Format) -> NDArray[np.float64]:
-    """(K,) mean over the rows of (N, K) weights of `|w| / (max|w| + 1e-6)`, the maximum that of the weight's group."""
+def weight_means(weights: Sequence[NDArray[Any]], form: Format) -> NDArray[np.float64]:
+    """(K,) mean of `|w| / (max|w| + 1e-6)`, the maximum that of the weight's group, over the rows of (N, K) weights.
 
-    def of_block(block: slice) -> NDArray[np.float64]:
+    Layers that share their scales have one mean, over the rows of all.
+    """
+
+    def of_block(w: NDArray[Any], block: slice) -> NDArray[np.float64]:
         magnitude = w[block].astype(np.float64)
         np.abs(magnitude, out=magnitude)
         for _, part in form.parts(magnitude):
@@ -72,7 +76,8 @@ def weight_means(w: NDArray[Any], form: Format) -> NDArray[np.float64]:
         total: NDArray[np.float64] = magnitude.sum(axis=0)
         return total
 
-    means: NDArray[np.float64] = np.sum(map_row_blocks(of_block, w.shape), axis=0) / len(w)
+    sums = [each for w in weights for each in map_row_blocks(partial(of_block, w), w.shape)]
+    means: NDArray[np.float64] = np.sum(sums, axis=0) / sum(map(len, weights))
     return means
 
 

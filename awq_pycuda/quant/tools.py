@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
-from awq_pycuda.choices import ConventionChoice, Formula, Normalization, Objective, Statistic, Ties
+from awq_pycuda.choices import ConventionChoice, Formula, Normalization, Objective, Share, Statistic, Ties
 
 MAX_GAMMA = 10.0  # of exponents: the literature searches 0 to 1; far beyond, every scale is at its clamp
 FINITE = (1e-9, 1e9)  # bounds that keep W·s, 1/s and the squared rounding errors within float32, whatever gamma
@@ -69,6 +69,7 @@ class ToolSearch:
     gammas: Exponents = AWQ20
     grids: Mapping[Formula, Exponents] | None = None
     clips: bool = False
+    share: Share = Share.inputs
 
     def gammas_for(self, formula: Formula) -> Exponents:
         """The tool's own grid with this formula."""
@@ -80,11 +81,16 @@ _LLM_COMPRESSOR = {Formula.duo: inclusive(19), Formula.both: inclusive(10)}
 
 TOOLS = {
     ConventionChoice.day58: ToolSearch(
-        Objective.diag, normalization=Normalization.mean, ties=Ties.smaller_gamma, floor=1e-8, gammas=DAY58
+        Objective.diag,
+        normalization=Normalization.mean,
+        ties=Ties.smaller_gamma,
+        floor=1e-8,
+        gammas=DAY58,
+        share=Share.layers,
     ),
     ConventionChoice.llm_awq: ToolSearch(clips=True),
     ConventionChoice.autoawq: ToolSearch(formula=Formula.duo, clips=True),
     ConventionChoice.llm_compressor: ToolSearch(formula=Formula.duo, gammas=inclusive(20), grids=_LLM_COMPRESSOR),
-    ConventionChoice.torchao: ToolSearch(),
+    ConventionChoice.torchao: ToolSearch(share=Share.layers),
     ConventionChoice.gptqmodel: ToolSearch(formula=Formula.duo, clips=True),
 }

@@ -26,7 +26,8 @@ class LayerRecord:
     """One finished layer; `metrics` is empty where a failed run has none.
 
     `gamma`, `beta`, `duo` and `error` are (G,) float64, of which `chosen` is an index; `beta` is NaN where none was
-    searched, `duo` 1 where 1 - gamma was a power of the weights, else 0.
+    searched, `duo` 1 where 1 - gamma was a power of the weights, else 0. `shares_s_with` are the numbers of the other
+    layers that have this search, such as `001 002`.
     """
 
     index: int
@@ -43,6 +44,7 @@ class LayerRecord:
     error_chosen: float
     error_rtn: float
     objective: str
+    shares_s_with: str
     metrics: Mapping[str, float]
 
 
@@ -157,6 +159,9 @@ def _read_layer(file: File, layer: int) -> LayerRecord:
     channels = channels_of(file, layer)["s"].size
     if channels != own["in_features"]:
         raise UnreadableError(f"{where}: {own['in_features']} in_features, but {channels} scales")
+    shares_s_with = ""
+    if "shares_s_with" in file.attributes(search, layer):
+        shares_s_with = file.attribute(f"{search}/@shares_s_with", layer)
     figures = file.attributes(schema.METRICS, layer).items()
     return LayerRecord(
         index=layer,
@@ -166,6 +171,7 @@ def _read_layer(file: File, layer: int) -> LayerRecord:
         error=error,
         chosen=chosen,
         **{name: file.attribute(f"{search}/@{name}", layer) for name in _OF_SEARCH},
+        shares_s_with=shares_s_with,
         metrics={name: float(value) for name, value in figures if isinstance(value, int | float)},
     )
 

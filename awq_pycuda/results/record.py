@@ -19,7 +19,8 @@ from awq_pycuda.quant.search import SearchResult
 class LayerResult:
     """What a run leaves of one layer; arrays are the host's own copies.
 
-    `abs_max` is None where nothing asked for it, `quantized` is a `Quantized` where the codes were kept.
+    `abs_max` is None where nothing asked for it, `quantized` is a `Quantized` where the codes were kept;
+    `shares_s_with` are the numbers of the other layers of which `search` is the search, too.
     """
 
     name: str
@@ -33,6 +34,7 @@ class LayerResult:
     metrics: dict[str, float] = field(default_factory=dict)
     lost: Lost | None = None
     clipped: Clipped | None = None
+    shares_s_with: tuple[int, ...] = ()
     verify: dict[str, float] = field(default_factory=dict)
 
     @property

@@ -148,6 +148,15 @@ TABLE: tuple[Entry, ...] = (
     Entry(f"{LAYER}/search/@error_chosen", "the objective of the chosen candidate", "f8"),
     Entry(f"{LAYER}/search/@error_rtn", "the objective of plain round-to-nearest", "f8"),
     Entry(f"{LAYER}/search/@objective", "what the errors are errors of: `diag` or `output`", "str"),
+    Entry(
+        f"{LAYER}/search/@shares_s_with",
+        "the other layers that have these scales, such as `001 002`: the errors are of all of their outputs, and each "
+        "of these layers has the same search",
+        "str",
+        presence="optional",
+        since=6,
+        note="; with `share=inputs`",
+    ),
     # Its scales.
     Entry(f"{LAYER}/scales", "what was chosen"),
     Entry(f"{LAYER}/scales/s", "AWQ scale per input channel", "f4", ("in_features",)),
@@ -274,7 +283,8 @@ TABLE: tuple[Entry, ...] = (
             (
                 "error_curve",
                 "steps",
-                "error of the search's curve in quantization steps; older files have it for `diag` only",
+                "error of the search's curve in quantization steps; of layers that share it the first one has it, of "
+                "older files those with `diag` only",
                 1,
             ),
             ("s", "1", "relative error of the scales", 1),

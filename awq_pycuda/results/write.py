@@ -60,6 +60,8 @@ def _of_layer(layer: LayerResult, tolerances: Mapping[str, float]) -> dict[str, 
         "search/@objective": layer.objective,
         "scales/s": search.s,
     }
+    if layer.shares_s_with:
+        values["search/@shares_s_with"] = " ".join(f"{other:03d}" for other in layer.shares_s_with)
     if not of_row:
         values["group"] = np.arange(groups)
     values["scales/scale_b"] = quantized.steps[:, 0] if of_row else quantized.steps

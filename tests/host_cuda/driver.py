@@ -6,9 +6,11 @@ A device's address is the address of the NumPy array that holds the data between
 from __future__ import annotations
 
 import atexit
+import itertools
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -24,6 +26,7 @@ from host_cuda.device import HostDevice, Launch
 T = TypeVar("T")
 
 _arrays: dict[int, np.ndarray | None] = {0: None}  # all that kernels can be given, by address
+_places = itertools.count(-1, -1)  # what stands for the addresses of parts of arrays
 
 
 class ManagedArray:
@@ -34,6 +37,14 @@ class ManagedArray:
         self.array.view(np.uint8)[...] = 0xFF
         self.shape, self.dtype, self.pointer = self.array.shape, self.array.dtype, self.array.ctypes.data
         _arrays[self.pointer] = self.array
+
+    def rows(self, rows: slice) -> ManagedArray:
+        """See `memory.ManagedArray.rows`; to kernels an array of its own, also where the rows begin with the first."""
+        found = copy(self)
+        found.array = self.array[rows]
+        found.shape, found.pointer = found.array.shape, next(_places)
+        _arrays[found.pointer] = found.array
+        return found
 
     def to_device(self, stream: Stream) -> None: ...
 

@@ -146,6 +146,12 @@ class CudaBackend(HostStages[ManagedArray]):
         self._arrays += arrays
         return arrays
 
+    def rows(self, handle: ManagedArray, rows: slice) -> ManagedArray:
+        """See `Backend.rows`."""
+        found = handle.rows(rows)
+        self._arrays.append(found)
+        return found
+
     def write(self, handle: ManagedArray, values: NDArray[Any]) -> None:
         """See `Backend.write`."""
         handle.to_host(self.stream)

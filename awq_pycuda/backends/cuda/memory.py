@@ -95,6 +95,12 @@ class ManagedArray:
         """Says that nobody writes the allocation any more, so that the driver keeps a copy on either side."""
         self._allocation.freeze()
 
+    def rows(self, rows: slice) -> ManagedArray:
+        """These rows of a matrix, from one to another: in the same allocation, with which they move."""
+        start, stop, _ = rows.indices(self.shape[0])
+        offset = self.pointer - self._allocation.pointer + start * self.array.strides[0]
+        return ManagedArray(self._allocation, offset, (stop - start, *self.shape[1:]), self.dtype)
+
     def free(self) -> None:
         """Lets go of the memory, which goes with the last of its arrays; this one must not be used again."""
         del self.array, self._allocation

@@ -45,12 +45,13 @@ class DeviceSearch:
 
     def compute_s(self, layer: Layer[ManagedArray], convention: Convention) -> None:
         """See `Backend.compute_s`."""
-        of_format = self._of_format(layer.quantized.format, layer.w.shape[1])
-        weight_mean = self._weight_mean(layer.w, of_format) if convention.asks_weights else None
+        w = layer.searched
+        of_format = self._of_format(layer.quantized.format, w.shape[1])
+        weight_mean = self._weight_mean(w, of_format) if convention.asks_weights else None
         self._launch(
             table.SEARCHES[convention.objective.name],
             **({"x": layer.x} if convention.objective is Objective.output else {}),
-            w=layer.w,
+            w=w,
             statistics=layer.statistic(convention.statistic),
             sq_mean=layer.sq_mean,
             weight_mean=weight_mean,
