@@ -207,7 +207,8 @@ def test_layers_of_inputs_of_their_own_are_as_ever(compose, whole):
 
 def test_files_tell_who_shares(cli, split, tmp_path):
     given = (*split, "quant=int4_row", "share=inputs", f"hydra.run.dir={tmp_path}", "backend=cpu")
-    assert cli(*given)[::2] == (0, "")
+    code, out, err = cli(*given)
+    assert (code, err, "; one s for all layers of an input (inputs: 2, layers: 5)\n" in out) == (0, "", True)
     found = explain(tmp_path / "results.h5", "k", 3)
     assert any(re.fullmatch("search by diag: .*, one for the outputs of layers 000 005, too", line) for line in found)
     with h5py.File(tmp_path / "results.h5") as file:

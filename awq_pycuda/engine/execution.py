@@ -67,16 +67,17 @@ def prepared(spec: RunSpec) -> Prepared:
         shapes = [(layer.name, (layer.out_features, layer.in_features)) for layer in spec.layers]
         checkpoints.refuse_misfit(spec.export, form, shapes)
     weights = sum(layer.out_features * layer.in_features for layer in spec.layers)
-    shares = any(len(sharing(spec.layers, index, spec.convention)) > 1 for index in range(len(spec.layers)))
+    inputs = {sharing(spec.layers, index, spec.convention) for index in range(len(spec.layers))}
+    shared = [len(members) for members in inputs if len(members) > 1]
     backend, variants, search, reason = choose_backend(
-        spec.backend, spec.variants, spec.tile, spec.convention, spec.search, weights, shares
+        spec.backend, spec.variants, spec.tile, spec.convention, spec.search, weights, bool(shared)
     )
+    told = [f"one s for all layers of an input (inputs: {len(shared)}, layers: {sum(shared)})"] if shared else []
     limits = None if search is SearchPlace.host else backend.limits
     if limits is not None and spec.convention.objective is Objective.output:  # one of its variants is much faster
         sizes = search_sizes(spec.layers, spec.convention)
-        told = settle_search(table.SEARCHES[Objective.output.name], sizes, limits)
-        reason = "; ".join([reason, *told])
-    return Prepared(replace(spec, variants=variants, search=search), backend, reason)
+        told += settle_search(table.SEARCHES[Objective.output.name], sizes, limits)
+    return Prepared(replace(spec, variants=variants, search=search), backend, "; ".join([reason, *told]))
 
 
 class FreeMemory:
