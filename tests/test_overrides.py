@@ -10,6 +10,7 @@ from awq_pycuda.engine import execution
 from awq_pycuda.sweeps import isolation
 from awq_pycuda.sweeps.hydra_errors import groups
 from awq_pycuda.sweeps.messages import Checked, Outcome
+from awq_pycuda.sweeps.overrides import check_overrides
 
 REFUSED = {
     # Hydra casts, or crashes.
@@ -112,6 +113,10 @@ def test_two_values_of_one_key_are_refused(cli, tmp_path, arguments):
     assert code == 2
     assert f"{arguments[-1]}: a second value of its key, beside {arguments[-2]}; allowed: one of them" in err
     assert files_under(tmp_path / "work") == []
+
+
+def test_a_name_may_have_a_digit_before_its_underscore():
+    check_overrides(["quant.step_dtype=e8m0_up"])
 
 
 @pytest.mark.parametrize(

@@ -187,7 +187,7 @@ def _check_value(override: Override, text: str) -> None:
     if override.value_type is ValueType.GLOB_CHOICE_SWEEP:
         raise refusal
     # Hydra's grammar takes 1_6 for 16. Names in ${...} may be of any form.
-    if kind is not str and re.search(r"\d_", re.sub(r"\$\{.*\}", "", text.partition("=")[2])):
+    if kind is not str and re.search(r"\d_\d", re.sub(r"\$\{.*\}", "", text.partition("=")[2])):
         raise refusal
     for value in _elements(override):
         if _refers(value):
