@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # pandas takes a second to import; --help and bad input do wi
 
 PATHS = "result files and folders"
 FOLDER = "a folder that can be written to"
+KEYS = "a column of the table of layers, such as format, recipe, name, or a config key"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,10 +75,29 @@ class ExplainOptions:
     top: int = option("COUNT", "how many channels and groups are named", "a whole number from 1", whole(1), 4)
 
 
+@dataclass(frozen=True, kw_only=True)
+class TableOptions:
+    """What the command line of a table sets."""
+
+    rows: str = option("KEY", "what has a row for each value", KEYS, nonempty, "format")
+    columns: str = option("KEY", "what has a column for each value", KEYS, nonempty, "recipe")
+    figure: str = option(
+        "NAME", "what the cells hold", "a figure of a layer, such as output_sqnr_db", nonempty, "error_removed"
+    )
+    over: str = option(
+        "WORD",
+        "which one of the layers' figures; below_0 counts those that are",
+        "median, mean, lowest, highest, below_0",
+        nonempty,
+        "median",
+    )
+
+
 USAGE = f"""\
 Usage: python -m awq_pycuda.analyze PATH... [out=report]
        python -m awq_pycuda.analyze compare A B [key=value ...]
        python -m awq_pycuda.analyze explain FILE LAYER [top=4]
+       python -m awq_pycuda.analyze table PATH... [rows=format] [columns=recipe] [figure=error_removed] [over=median]
 
 Reads result files, and folders that are searched for files named *.h5 or *.hdf5 (hidden ones are not). What cannot be
 read is named and left out. Needs no GPU, and nothing but the files.
@@ -96,6 +116,10 @@ The third says on one screen where the error of a layer, given by name or number
 output channels and groups hold how much of it, with input channels taken as uncorrelated.
 
 {describe(ExplainOptions)}
+The fourth prints a table in Markdown: one figure over the layers of all complete runs, by two keys, in brackets on
+held-out tokens.
+
+{describe(TableOptions)}
 {SYNTAX}
 Exit codes: 0 done, 1 fail_on has found something or writing failed, 2 bad input, 128 + number stopped by a signal.
 """
@@ -109,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _work(arguments: Sequence[str]) -> int:
-    commands = {"compare": _compare, "explain": _explain}
+    commands = {"compare": _compare, "explain": _explain, "table": _table}
     command = commands.get(arguments[0]) if arguments else None
     return command(arguments[1:]) if command else _analyze(arguments)
 
@@ -189,6 +213,18 @@ def _explain(arguments: Sequence[str]) -> int:
     console = make_console()
     for line in explain(paths[0], layer, options.top):
         console.print(line, soft_wrap=True, markup=False)
+    return 0
+
+
+def _table(arguments: Sequence[str]) -> int:
+    options, paths = parse(TableOptions, arguments, PATHS)
+    if not paths:
+        raise InputError(f"PATH: no value; allowed: {PATHS}")
+    from awq_pycuda.analysis.tables import table
+
+    console = make_console()
+    for line in list(table(_collect(paths), options.rows, options.columns, options.figure, options.over)):
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
     return 0
 
 

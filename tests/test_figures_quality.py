@@ -150,6 +150,6 @@ def test_they_are_among_the_files(sweep, tmp_path):
 
 def test_of_equally_frequent_grids_the_finest_is_drawn():
     curves = pd.DataFrame({"run": list("abbbcc"), "gamma": [0, 0, 0.5, 1, 0, 1]})
-    kept, note = figures_search._same_grid(curves)
+    kept, note = figures_search.same_grid(curves)
     assert set(kept["run"]) == {"b"}
     assert note.startswith("1 of 3 runs")

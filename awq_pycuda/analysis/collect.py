@@ -18,6 +18,7 @@ import pandas as pd
 
 from awq_pycuda.analysis.derived import DERIVED, derived
 from awq_pycuda.analysis.frames import frame, joined, labels
+from awq_pycuda.analysis.recipes import format_name, recipe_name
 from awq_pycuda.errors import InputError
 from awq_pycuda.hdf5 import UnreadableError
 from awq_pycuda.hdf5_worker import ask
@@ -39,7 +40,8 @@ _SPREADS = (*_QUARTILES, *(f"{name}_{part}" for name in _OVER_LAYERS for part in
 _ONLY_IN_RUNS = ("config", *_ORIGIN, *_SPREADS)
 _RUN_COLUMNS = (
     *("run", "path", "status", "error", "created", "backend", "device_name", "config_hash", "study"),
-    *("pipeline_ms", "cold_ms", "held_down", "layers_finished", "clock", "launched", "gamma_grid_size", *_ONLY_IN_RUNS),
+    *("pipeline_ms", "cold_ms", "held_down", "layers_finished", "clock", "launched"),
+    *("gamma_grid_size", "format", "recipe", *_ONLY_IN_RUNS),
 )
 _OF_LAYER = (
     *("name", "tokens", "in_features", "out_features"),
@@ -251,6 +253,8 @@ def _run_row(run: str, result: ResultFile) -> dict[str, Any]:
         "clock": _clock(result),
         "launched": result.launched,
         "gamma_grid_size": len({0, *gammas}) if gammas and _is_grid(gammas) else None,  # 0 is always searched
+        "format": format_name(config),
+        "recipe": recipe_name(config),
         "config": json.dumps(config, sort_keys=True),
         **{name: root.get(name) for name in _ORIGIN},
         **{column_of(key): _shown(value) for key, value in config.items() if key != "study"},

@@ -23,6 +23,7 @@ from awq_pycuda.analysis import (
     figures_product,
     figures_quality,
     figures_search,
+    figures_sweep,
     figures_time,
 )
 from awq_pycuda.analysis.collect import Collection
@@ -39,6 +40,8 @@ _STEMS = {
     "product_rate": figures_product.product_rate,
     "curves_by_grid": figures_quality.curves_by_grid,
     "propagation_by_sweep": figures_quality.propagation_by_sweep,
+    "held_out": figures_sweep.held_out,
+    "curves_by_sweep": figures_sweep.curves_by_sweep,
 }
 _AGAINST = {  # and the swept key
     "time_against_": figures_time.times_against,
@@ -50,8 +53,9 @@ def write_figures(collection: Collection, folder: Path) -> tuple[list[Path], lis
     """Writes every figure that the complete runs have data for; removes an earlier call's that they have none for.
 
     They are error_curves, channel_scales, sqnr, propagation, stage_times, roofline, product_rate, curves_by_grid,
-    propagation_by_sweep, and for each swept key time_against_<key> and error_removed_against_<key>. Many runs are shown
-    as medians and quartiles; each figure says in its second line what it shows.
+    propagation_by_sweep, held_out, curves_by_sweep, and for each swept key time_against_<key> and
+    error_removed_against_<key>. Many runs are shown as medians and quartiles; each figure says in its second line what
+    it shows.
 
     Args:
         collection: what to draw.

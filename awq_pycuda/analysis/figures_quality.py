@@ -39,7 +39,8 @@ def error_removed_against(collection: Collection) -> Iterator[tuple[str, Callabl
     The share of RTN's output MSE that AWQ removes, of a run as the median over its layers: a sum would show the last
     ones alone where the activations grow from layer to layer. A line for each combination of the other swept keys
     where they are few, with a band from the lowest seed to the highest, or of the layers' quartiles where no seed is
-    swept; medians and quartiles over all runs where they are many. Keys that change nothing are left out.
+    swept; medians and quartiles over all runs where they are many. A second panel has the same on held-out tokens,
+    where there are any. Keys that change nothing are left out.
     """
     layers = complete_layers(collection)
     layers = layers[np.isfinite(layers["error_removed"].astype(float))]
@@ -48,9 +49,12 @@ def error_removed_against(collection: Collection) -> Iterator[tuple[str, Callabl
     keys = swept_keys(collection)
     removed = removed_medians(collection)
     by_run = complete_runs(collection).set_index("run").assign(removed=removed)[np.isfinite(removed)]
+    by_run["held_out"] = layers.groupby("run")["held_out_error_removed"].median()
     layers = layers[layers["run"].isin(by_run.index)]
     # A row per layer, and not per run, where the layers are all that spreads.
-    by_layer = by_run.loc[layers["run"]].assign(removed=layers["error_removed"].to_numpy(float))
+    by_layer = by_run.loc[layers["run"]].assign(
+        removed=layers["error_removed"].to_numpy(), held_out=layers["held_out_error_removed"].to_numpy()
+    )
     for key, along in keys.items():
         others = [other for other in keys if other not in (key, "seed")]
         if key != "seed" and _matters(by_run, key, [other for other in keys if other != key]):
@@ -93,36 +97,42 @@ def _figure(
         note = "Medians over the layers, bands between their quartiles."
     if along and not _equal(rows, [key, *along]):
         note += f" Along with {key_name(key)} changes {', '.join(map(key_name, along))}."
-    figure = look.new_figure(6.8, 4.0, f"Output error that AWQ removes, against {key_name(key)}", note)
-    panel = figure.subplots()
+    shown = {"removed": "the tokens searched on", "held_out": "held-out tokens"}
+    if not np.isfinite(rows["held_out"]).any():
+        del shown["held_out"]
+    title = f"Output error that AWQ removes, against {key_name(key)}"
+    figure = look.new_figure(6.8 if len(shown) == 1 else 9.6, 4.0, title, note)
+    axes = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
+    labels = _sorted(rows, others, combinations) if few else []
+    for panel, (column, tokens) in zip(axes, shown.items(), strict=True):
+        panel.set_title(tokens if len(shown) > 1 else "")
+        _against(panel, rows, column, key, [combinations == label for label in labels], seeds)
+        panel.set_xlabel(" = ".join(map(key_name, [key, *along])) if _equal(rows, [key, *along]) else key_name(key))
+    axes[0].set_ylabel("error removed against RTN")
+    axes[0].yaxis.set_major_formatter(_Share(1))
+    if len(labels) > 1:
+        handles = [look.handle(series, label, **_series_style(series)) for series, label in enumerate(labels)]
+        look.legend_below(figure, handles)
+    return figure
+
+
+def _against(panel: Axes, rows: pd.DataFrame, column: str, key: str, groups: Sequence[pd.Series], seeds: bool) -> None:
+    """One panel: a line for each of the groups of rows; without any, quartiles over all of them."""
     to_scale = numeric(rows[key])
     order = in_order(rows[key])
     x = rows[key].astype(float) if to_scale else rows[key].map(format_value).map(order.index).astype(float)
-    if few:
-        labels = _sorted(rows, others, combinations)
-        for series, label in enumerate(labels):
-            mine = combinations == label
-            beside = 0.0 if to_scale else 0.6 * ((series + 0.5) / len(labels) - 0.5)
-            shares = (0.0, 0.5, 1.0) if seeds else QUARTILES
-            spread = rows["removed"][mine].groupby(x[mine]).quantile(list(shares)).unstack()
-            _line(panel, spread, series, to_scale, beside)
-        if len(labels) > 1:
-            handles = [look.handle(series, label, **_series_style(series)) for series, label in enumerate(labels)]
-            look.legend_below(figure, handles)
-    else:
-        spread = rows["removed"].groupby(x).quantile(list(QUARTILES)).unstack()
-        _line(panel, spread, 0, to_scale, 0.0)
+    shares = (0.0, 0.5, 1.0) if groups and seeds else QUARTILES
+    for series, mine in enumerate(groups or [pd.Series(True, rows.index)]):
+        beside = 0.6 * ((series + 0.5) / len(groups) - 0.5) if groups and not to_scale else 0.0
+        spread = rows.loc[mine, column].groupby(x[mine]).quantile(list(shares)).unstack()
+        _line(panel, spread, series, to_scale, beside)
     panel.axhline(0, color=look.BLACK, linewidth=0.9, linestyle=":")
-    panel.set_xlabel(" = ".join(map(key_name, [key, *along])) if _equal(rows, [key, *along]) else key_name(key))
-    panel.set_ylabel("error removed against RTN")
-    panel.yaxis.set_major_formatter(_Share(1))
     if to_scale:
         look.scale_to(panel, "x", x)
         look.value_ticks(panel, sorted(set(x)))
     else:
         look.category_ticks(panel, "x", [shorten(text, 28) for text in order], 12)
         panel.set_xlim(-0.5, len(order) - 0.5)
-    return figure
 
 
 def _equal(runs: pd.DataFrame, keys: Sequence[str]) -> bool:

@@ -50,14 +50,14 @@ def error_curves(collection: Collection) -> Figure | None:
     curves = curves[np.isfinite(curves["error_relative"]) & (curves["error_relative"] > 0)].sort_values("gamma")
     if curves["gamma"].nunique() < 2:
         return None
-    rtn = _where_rtn_is(curves)
+    rtn = where_rtn_is(curves)
     labels = layer_labels(complete_layers(collection))
     groups = variants(collection, look.MOST_SERIES)
     if len(groups) == 1:
         curves = curves[curves["run"] == groups[0].runs[0]]
         return _curves_of_layers(curves, labels, f"{who(collection, groups)} {rtn}; {_RING}")
     if len(labels) > _MOST_PANELS:
-        curves, runs = _same_grid(curves)
+        curves, runs = same_grid(curves)
         medians = curves.groupby(["layer", "gamma"], as_index=False)["error_relative"].median()
         medians["chosen"] = medians["error_relative"] == medians.groupby("layer")["error_relative"].transform("min")
         note = f"Medians over {runs}. {rtn}; a ring marks the lowest point of a layer's medians."
@@ -68,13 +68,14 @@ def error_curves(collection: Collection) -> Figure | None:
     return _curves_of_many(curves, labels)
 
 
-def _where_rtn_is(curves: pd.DataFrame) -> str:
+def where_rtn_is(curves: pd.DataFrame) -> str:
+    """Where plain rounding stands in a figure of these curves."""
     if curves["duo"].any() or (curves["beta"] > 0).any():
         return "1 is RTN; of candidates with one γ the best"
     return "γ = 0 is RTN"
 
 
-def _same_grid(curves: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+def same_grid(curves: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     """The curves of the runs that searched the most frequent grid: medians need the same γ in all of them.
 
     Of grids that are equally frequent the finest says the most.
@@ -164,9 +165,9 @@ def _curves_of_variants(curves: pd.DataFrame, labels: dict[int, str], groups: li
 
 def _curves_of_many(curves: pd.DataFrame, labels: dict[int, str]) -> Figure:
     """A panel per layer: median and quartiles over the runs, and above it how often each γ was chosen."""
-    curves, runs = _same_grid(curves)
+    curves, runs = same_grid(curves)
     labels = {layer: labels[layer] for layer in labels if layer in set(curves["layer"])}  # others have another grid
-    note = f"By layer, over {runs}. {_where_rtn_is(curves)}."
+    note = f"By layer, over {runs}. {where_rtn_is(curves)}."
     figure, above, below = _panels(len(labels), note, shares=True)
     gammas = np.unique(curves["gamma"])
     width = 0.7 * np.diff(gammas).min() if gammas.size > 1 else 0.2

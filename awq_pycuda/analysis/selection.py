@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from awq_pycuda.analysis.collect import Collection, natural
 from awq_pycuda.analysis.derived import DERIVED
+from awq_pycuda.analysis.recipes import PARTS
 from awq_pycuda.names import shorten, without_shared
 from awq_pycuda.results import schema
 from awq_pycuda.spread import Spread, no_signal
@@ -145,12 +146,23 @@ def families(labels: dict[int, str]) -> dict[str, list[int]]:
 def swept_keys(collection: Collection) -> dict[str, list[str]]:
     """The swept columns, each with those that change along with it and so tell nothing more, such as `tokens` with `n`.
 
-    Lists of gammas give way to their number where that tells them apart.
+    Lists of gammas give way to their number where that tells them apart, several keys of a format or of a recipe to its
+    name. The format comes first.
     """
     table = complete_runs(collection)
     counted = "gammas" in collection.swept and table["gamma_grid_size"].nunique() == table["gammas"].nunique()
     keys = ["gamma_grid_size" if key == "gammas" and counted else key for key in collection.swept]
+    for name, starts in PARTS.items():
+        parts = [key for key in keys if key.startswith(starts)]
+        if len(parts) > 1 and _as_many(table, [name]) == _as_many(table, parts) == _as_many(table, [name, *parts]):
+            keys = list(dict.fromkeys(name if key in parts else key for key in keys))
+    keys.sort(key=lambda key: key != "format")
     return without_copies(table, keys)
+
+
+def _as_many(table: pd.DataFrame, columns: Sequence[str]) -> int:
+    """How many combinations of these columns' values there are."""
+    return len(table[list(columns)].map(format_value).drop_duplicates())
 
 
 def without_copies(table: pd.DataFrame, columns: Sequence[str]) -> dict[str, list[str]]:
