@@ -16,7 +16,16 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from awq_pycuda import Format, quantize
 from awq_pycuda.analysis.collect import Collection, collect
+from awq_pycuda.choices import Element, StepDtype
+
+FORMATS = {
+    "int8 row": Format(symmetric=False),
+    "int4 g128": Format(128, bits=4, symmetric=False),
+    "nvfp4": Format(16, bits=4, element=Element.e2m1, step_dtype=StepDtype.e4m3),
+    "mxfp4": Format(32, bits=4, element=Element.e2m1, step_dtype=StepDtype.e8m0),
+}
 
 
 def read(study: str) -> Collection:
@@ -201,8 +210,84 @@ def minilm_kinds() -> str:
     return table(["layer", "error removed, %", "γ chosen", "RTN dB"], rows)
 
 
+def formats_gamma() -> str:
+    """What the γ chosen at one format costs at another: AWQ, on the tokens searched on."""
+    found = read("formats")
+    runs = found.runs[found.runs["recipe"] == "AWQ"].set_index("format")["run"]
+    errors = {
+        form: found.curves[found.curves["run"] == run].pivot(index="layer", columns="gamma", values="error").to_numpy()
+        for form, run in runs.items()
+    }
+    rows = []
+    for searched, of_search in errors.items():
+        chosen = of_search.argmin(1)
+        cells = []
+        for used, error in errors.items():
+            own, taken = error.argmin(1), np.take_along_axis(error, chosen[:, None], 1)[:, 0]
+            more = 100 * (taken / error.min(1) - 1)
+            cell = f"{(chosen != own).sum()}: {spread(more, 0)} %, {(taken > error[:, 0]).sum()}"
+            cells.append("" if used == searched else cell)
+        median = np.median(found.layers.loc[found.layers["run"] == runs[searched], "gamma_chosen"])
+        rows.append([searched, number(median, 2), *cells])
+    return table(["γ searched at", "its median", *(f"used at {form}" for form in errors)], rows)
+
+
+def formats_first_token() -> str:
+    """What the first of the 384 tokens searched on holds of RTN's output error in the MLP's second layers."""
+    with h5py.File("minilm.h5") as file:
+        named = {str(layer.attrs["name"]): layer for layer in file["layers"].values()}
+        layers = [
+            (layer["weight"][:], layer["activations"][:384])
+            for name, layer in named.items()
+            if name.endswith(".output.dense") and "attention" not in name
+        ]
+    rows = []
+    for name, form in FORMATS.items():
+        shares = []
+        for w, x in layers:
+            squared = np.square(x @ (quantize(w, format=form).dequantize() - w).T).sum(1)
+            shares.append(100 * float(squared[0] / squared.sum()))
+        rows.append([name, *(f"{number(share)} %" for share in shares)])
+    largest = [f"{np.abs(x[0]).max():.1f}, {np.abs(x[1:]).max():.1f}" for _, x in layers]
+    rows.append(["largest \\|x\\| of the first token, of all others", *largest])
+    return table(["RTN", *(f"block {block}" for block in range(len(layers)))], rows)
+
+
+def formats_steps() -> str:
+    """AWQ by element, group and the type of the steps: γ, error removed and SQNR, medians over the layers."""
+    layers = read("formats_steps").layers
+    layers["steps"] = [
+        "int4, float32 and zero points" if element == "int" else f"fp4, {dtype}"
+        for element, dtype in zip(layers["quant.element"], layers["quant.step_dtype"], strict=True)
+    ]
+    sizes = sorted(layers["quant.group_size"].unique())
+    rows = []
+    for steps, mine in layers.groupby("steps", sort=False):
+        cells = []
+        for size in sizes:
+            of_size = mine[mine["quant.group_size"] == size]
+            removed, others = (100 * of_size[name].median() for name in ("error_removed", "held_out_error_removed"))
+            decibels = of_size["held_out_output_sqnr_db"].median()
+            gamma = number(of_size["gamma_chosen"].median(), 2)
+            cells.append(f"{gamma}; {number(removed)} ({number(others)}) %; {number(decibels)} dB")
+        rows.append([str(steps), *cells])
+    return table(["element, steps", *(f"groups of {size}" for size in sizes)], rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
-    make.__name__: make for make in (outliers, outliers_normal, gamma_grid, minilm_grids, depth, minilm, minilm_kinds)
+    make.__name__: make
+    for make in (
+        outliers,
+        outliers_normal,
+        gamma_grid,
+        minilm_grids,
+        depth,
+        minilm,
+        minilm_kinds,
+        formats_gamma,
+        formats_steps,
+        formats_first_token,
+    )
 }
 
 
