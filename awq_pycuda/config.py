@@ -166,6 +166,7 @@ class ClipConfig:
     least: float = 0.5
     tokens: int = 512
     skip: list[str] = field(default_factory=lambda: ["q_", "k_", "query", "key", "Wqkv"])
+    joint: bool = False
 
 
 @dataclass
@@ -273,6 +274,7 @@ ALLOWED: dict[str, str] = {
     "clip.least": "a number from 0 to below 1",
     "clip.tokens": f"a whole number from 1 to {MAX_SIZE}",
     "clip.skip": "a list of parts of layers' names, such as [q_proj,k_proj]",
+    "clip.joint": "true where weights are clipped, false",
     "matmul.kernel": _choices(MatmulKernel),
     "timing.warmup": f"a whole number from 0 to {MAX_PASSES}",
     "timing.repeats": f"a whole number from 1 to {MAX_PASSES}",
@@ -340,6 +342,9 @@ def check(config: Config) -> None:
     need("clip.least", config.clip.least, lambda least: 0 <= least < 1)
     need("clip.tokens", config.clip.tokens, lambda tokens: 1 <= tokens <= MAX_SIZE)
     need("clip.skip", config.clip.skip, all)
+    need("clip.joint", config.clip.joint, lambda _: True)
+    if config.clip.joint and not _clips(config):
+        raise refuse("clip.joint", "true", "clip.enabled=false")
     need("timing.warmup", config.timing.warmup, lambda warmup: 0 <= warmup <= MAX_PASSES)
     need("timing.repeats", config.timing.repeats, lambda repeats: 1 <= repeats <= MAX_PASSES)
     if isinstance(config.inputs, FileInputs) and config.inputs.path == MISSING:
@@ -353,6 +358,11 @@ def check(config: Config) -> None:
         need("inputs.factor_min", inputs.factor_min, lambda low: 0 < low <= inputs.factor_max)
 
 
+def _clips(config: Config) -> bool:
+    """Whether weights are clipped: as asked, else as the convention has it."""
+    return TOOLS[config.convention].clips if config.clip.enabled is None else config.clip.enabled
+
+
 def settled(config: Config) -> Config:
     """The same checked config, with what its convention searches where that was left open: results tell it by value."""
     asked, tool = config.search, TOOLS[config.convention]
@@ -364,9 +374,8 @@ def settled(config: Config) -> Config:
         formula=formula,
         normalization=asked.normalization or tool.normalization,
     )
-    enabled = tool.clips if config.clip.enabled is None else config.clip.enabled
     gammas = config.gammas or list(tool.gammas_for(formula))
-    clip = replace(config.clip, enabled=enabled)
+    clip = replace(config.clip, enabled=_clips(config))
     return replace(config, search=search, gammas=gammas, share=config.share or tool.share, clip=clip)
 
 

@@ -16,6 +16,7 @@ from awq_pycuda.choices import ConventionChoice, Formula
 from awq_pycuda.config import BackendChoice, Config, Export, FileInputs, check, settled
 from awq_pycuda.config_text import as_yaml
 from awq_pycuda.engine.arrays import allocate
+from awq_pycuda.engine.evaluation import found_by
 from awq_pycuda.engine.execution import alone_in, attempt, describe, prepared, refuse_failed, store, validate
 from awq_pycuda.engine.spec import spec_of
 from awq_pycuda.engine.stages import UP_TO_CODES
@@ -24,7 +25,7 @@ from awq_pycuda.layers.inputs import LayerSpec
 from awq_pycuda.quant.conventions import CONVENTIONS, Convention
 from awq_pycuda.quant.format import Format
 from awq_pycuda.quant.quantized import Quantized, dequantize
-from awq_pycuda.quant.search import SearchResult, search_result
+from awq_pycuda.quant.search import SearchResult
 from awq_pycuda.results.record import RunRecord
 
 __all__ = [
@@ -139,7 +140,7 @@ def quantize(
         (layer,) = allocate(device, layers, convention).layers
         for stage in UP_TO_CODES:
             stage.call(device, layer, convention)
-        search = search_result(convention, device.read(layer.error).copy(), device.read(layer.s).copy())
+        search = found_by(device, layer, convention)
         return QuantizedLayer(layer.quantized.map(lambda handle: device.read(handle).copy()), search)
 
 

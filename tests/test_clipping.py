@@ -67,7 +67,7 @@ def plainly(w, s, x, form, ratios):
 def test_every_group_gets_the_ratio_of_its_least_error(form, tokens):
     w, s, x = layer(tokens=tokens)
     ratios = Clipping().ratios
-    found = find_ratios(w, s, x, form, ratios)
+    found = find_ratios(w, s, x, form, ratios).everywhere
     errors = plainly(w, s, x, form, ratios)
     chosen = np.array([list(ratios.astype(np.float32)).index(ratio) for ratio in found.ratio.ravel()])
     picked = np.take_along_axis(errors.reshape(-1, len(ratios)), chosen[:, None], 1)[:, 0]
@@ -98,7 +98,7 @@ def test_what_is_judged_is_what_is_stored(form):
     """Of NVFP4, too, whose largest weight, which little signal reaches, sets the factor of the whole matrix."""
     w, s, x = layer()
     x[:, np.abs(w * s).max(axis=0).argmax()] /= 100
-    found = find_ratios(w, s, x, form, Clipping().ratios)
+    found = find_ratios(w, s, x, form, Clipping().ratios).everywhere
     off = (codes_of(w, s, found.ratio, form) - w * s).astype(np.float64)
     size = form.size(40)
     parts = [(x / s)[:, start : start + size] @ off[:, start : start + size].T for start in range(0, 40, size)]
@@ -108,7 +108,9 @@ def test_what_is_judged_is_what_is_stored(form):
 
 def test_no_ratio_is_better_than_none_where_nothing_is_lost():
     w = np.array([[7, -3, 1], [0, 0, 0]], np.float32)
-    found = find_ratios(w, np.ones(3, np.float32), np.eye(3, dtype=np.float32), Format(None, 4), Clipping().ratios)
+    found = find_ratios(
+        w, np.ones(3, np.float32), np.eye(3, dtype=np.float32), Format(None, 4), Clipping().ratios
+    ).everywhere
     assert found.ratio.tolist() == [[1], [1]]  # of equals the first
     assert (found.error[0], found.error_chosen) == (0, 0)
 
@@ -134,7 +136,7 @@ def test_threads_do_not_change_a_bit():
     found = []
     for threads in (1, 3):
         with use_threads(threads):
-            found.append(find_ratios(w, s, x, Format(64, 4), (1, 0.8)))
+            found.append(find_ratios(w, s, x, Format(64, 4), (1, 0.8)).everywhere)
     assert np.array_equal(found[0].ratio, found[1].ratio)
     assert found[0].error.tolist() == found[1].error.tolist()
 
@@ -170,7 +172,9 @@ def test_a_run_clips_what_its_layers_names_allow(compose, tmp_path, backend, kin
             assert found.clipped is None
             assert "unclipped_output_mse" not in found.metrics
             continue
-        again = find_ratios(plan.weight, found.search.s, plan.activations, spec.convention.quantizer, Clipping().ratios)
+        again = find_ratios(
+            plan.weight, found.search.s, plan.activations, spec.convention.quantizer, Clipping().ratios
+        ).everywhere
         assert np.array_equal(found.clipped.ratio, again.ratio)
         assert found.verify["clipped"] <= 1e-6
         assert found.metrics["output_mse"] < found.metrics["unclipped_output_mse"]

@@ -238,6 +238,7 @@ def test_the_hash_is_of_the_config_as_the_user_writes_it(compose):
             "least": 0.5,
             "tokens": 512,
             "skip": ["q_", "k_", "query", "key", "Wqkv"],
+            "joint": False,
         },
         "share": "layers",
         "matmul": {"kernel": "blocked"},

@@ -95,6 +95,7 @@ RUNS = {
     "few bits": ["save=full", "verify=true", "quant=int4_g128", "quant.symmetric=false", "inputs.holdout=0.3"],
     "FP4": ["save=full", "quant=nvfp4", "verify=true"],
     "clipped": ["clip=groups", "quant=int4_g128", "verify=true"],
+    "clipped jointly": ["clip=joint", "quant=int4_g128", "verify=true"],
     "duo": ["search.formula=both", "verify=true"],
     "two exponents": ["search.formula=gamma_beta", "verify=true"],
 }

@@ -135,7 +135,7 @@ ALIKE = [("cpu", *each) for each in itertools.product(FORMATS, ("diag", "output"
 )
 def test_the_error_is_the_sum_over_layers_each_with_its_own_factor_of_steps(compose, split, name, quant, search):
     asked = (f"quant={quant}", "quant.group_size=4", f"search={search}", "verify=true")
-    on_host = no_device_search(spec_of(compose(*asked)).convention.quantizer, shares=True) is not None
+    on_host = no_device_search(spec_of(compose(*asked)).convention, shares=True) is not None
     shared, alone = (left_by(name, compose(*split, *asked, f"share={how}"), on_host) for how in ("inputs", "layers"))
     for members in GROUPS.values():
         errors = np.array([alone[member].search.error for member in members])

@@ -81,19 +81,23 @@ def _figures(found: Explained) -> Iterator[str]:
     of_others = (
         f", one for the outputs of layers {printable(record.shares_s_with)}, too" if record.shares_s_with else ""
     )
-    yield f"search by {record.objective}: gamma {_chosen(record)} of {record.gamma.size} candidates{of_others}"
+    chosen = _candidate(record, record.chosen)
+    yield f"search by {record.objective}: gamma {chosen} of {record.gamma.size} candidates{of_others}"
     if record.gamma.size > 1 and np.isfinite(record.error).all():
         first, last = (f"{record.gamma[index]:g}" for index in (0, -1))
         yield f"  error from gamma {first} to {last}: {_bars(record.error)}"
+        if found.unclipped is not None and np.isfinite(found.unclipped).all():
+            best = _candidate(record, int(found.unclipped.argmin()))
+            yield f"  without clipping gamma {best}: {_bars(found.unclipped)}"
 
 
-def _chosen(record: LayerRecord) -> str:
-    """The chosen gamma, and what else its candidate had."""
-    if record.chosen < 0:
+def _candidate(record: LayerRecord, index: int) -> str:
+    """The gamma of a candidate, and what else it had; below 0 the one chosen, of which only the gamma is known."""
+    if index < 0:
         return f"{record.gamma_chosen:g}"
-    beta = record.beta[record.chosen]
-    of_weights = " with duo" if record.duo[record.chosen] else "" if math.isnan(beta) else f" and beta {beta:g}"
-    return f"{record.gamma_chosen:g}{of_weights}"
+    beta = record.beta[index]
+    of_weights = " with duo" if record.duo[index] else "" if math.isnan(beta) else f" and beta {beta:g}"
+    return f"{record.gamma[index]:g}{of_weights}"
 
 
 def _bars(values: Array) -> str:

@@ -88,6 +88,7 @@ class Layer(Generic[H]):
 
     A layer may lead others that have its input: then `searched` (rows of all, K) are its weights and theirs one below
     the other, and its `s`, `inv_s` and `error` are the `followers`' as well; these do not lead. Else `searched` is `w`.
+    So is `unclipped` (G,) float64, the curve without clipping, where that is searched jointly and clips any of them.
     """
 
     x: H
@@ -105,6 +106,7 @@ class Layer(Generic[H]):
     trial: Trial[H]
     outputs: int
     searched: H
+    unclipped: H | None = None
     held: Held[H] | None = None
     followers: tuple[Layer[H], ...] = ()
     leads: bool = True
@@ -212,7 +214,7 @@ class Backend(ABC, Generic[H]):
         """Searches the scales as the convention says: from the statistics and the weights to `error`, `s` and `inv_s`.
 
         Of a layer that leads others, for the error of all of their outputs. Nothing else of the layers changes but
-        their `trial`.
+        their `trial` and, where clipping is searched jointly, `unclipped` and all of their `held` but the weights.
 
         Raises:
             FloatingPointError: the activations overflow, so that no error can be told.
@@ -220,7 +222,10 @@ class Backend(ABC, Generic[H]):
 
     @abstractmethod
     def clip_weights(self, layer: Layer[H], convention: Convention) -> None:
-        """Clips the scaled weights of a layer that has `held`, which it fills; of another it does nothing."""
+        """Clips the scaled weights of a layer that has `held`, which it fills; of another it does nothing.
+
+        After a joint search the ratios are there, and only the weights are left to make.
+        """
 
     @abstractmethod
     def compute_scale_b(self, w: H, s: H, quantized: Quantized[H]) -> None:

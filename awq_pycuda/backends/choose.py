@@ -131,8 +131,11 @@ def settle_search(stage: str, layers: Sequence[Mapping[str, int]], device: Devic
     return list(dict.fromkeys(told))
 
 
-def no_device_search(form: Format, shares: bool) -> str | None:
-    """Why the kernels cannot search in a format, in a few words; `shares`: whether layers share their scales."""
+def no_device_search(convention: Convention, shares: bool) -> str | None:
+    """Why the kernels cannot search for a convention, in a few words; `shares`: whether layers share their scales."""
+    form = convention.quantizer
+    if convention.clip is not None and convention.clip.joint:
+        return "its kernels clip no weights, as clip.joint=true asks of each candidate"
     if shares and form.has_tensor_scale:
         return f"to its kernels layers that share s are one matrix, with one factor for {form.step_dtype.name} steps"
     return None
@@ -179,7 +182,7 @@ def choose_backend(
     from awq_pycuda.backends.cuda.device import open_gpu
 
     settled, told = settle_variants(variants, tile, form, open_gpu().limits)
-    if search is not SearchPlace.host and (without := no_device_search(form, shares)):
+    if search is not SearchPlace.host and (without := no_device_search(convention, shares)):
         if search is SearchPlace.device:
             raise InputError(f"search.where=device: {without}; allowed here: auto, host")
         search = SearchPlace.host

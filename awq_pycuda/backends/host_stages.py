@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from awq_pycuda.backends.base import Backend, H, Layer
+from awq_pycuda.backends.base import Backend, H, Held, Layer
 from awq_pycuda.choices import Objective
-from awq_pycuda.quant.clipping import clipped, find_ratios
+from awq_pycuda.quant.clipping import Clipped, clipped, find_ratios
 from awq_pycuda.quant.conventions import Convention
+from awq_pycuda.quant.joint import search_jointly
 from awq_pycuda.quant.quantized import Quantized, steps_of
 from awq_pycuda.quant.search import best, candidates, diag_errors, refuse_overflow, weight_means
 
@@ -38,7 +39,9 @@ class HostStages(Backend[H]):
             of_weights = weight_means([self.on_host(each.w) for each in members], convention.quantizer)
         scales = candidates(convention, statistic, of_weights)
         # One layer after another, not their weights as one matrix: FP4 may have a factor for each matrix.
-        if convention.objective is Objective.diag:
+        if layer.unclipped is not None:
+            errors = self._search_jointly(layer, layer.unclipped, convention, scales)
+        elif convention.objective is Objective.diag:
             errors = np.sum([self._diag_errors(each, scales, sq_mean) for each in members], axis=0)
         else:
             errors = np.sum([self._output_sums(each, scales) for each in members], axis=0)
@@ -49,21 +52,35 @@ class HostStages(Backend[H]):
         self.from_host(layer.s, s)
         self.from_host(layer.inv_s, 1 / s)
 
+    def _search_jointly(
+        self, layer: Layer[H], unclipped: H, convention: Convention, scales: NDArray[Any]
+    ) -> NDArray[np.float64]:
+        """The error of each candidate with its clipping; stores what it is without, and how the best one clips."""
+        members = (layer, *layer.followers)
+        of_members = [(self.on_host(each.w), each.held is not None) for each in members]
+        found = search_jointly(convention, of_members, scales, self.on_host(layer.x), self.on_host(layer.sq_mean))
+        self.from_host(unclipped, found.unclipped)
+        for each, how in zip(members, found.clipped, strict=True):
+            if each.held is not None:
+                self._keep(each.held, how)
+        return found.error
+
     def clip_weights(self, layer: Layer[H], convention: Convention) -> None:
         """See `Backend.clip_weights`."""
         if layer.held is None:
             return
         assert convention.clip is not None
-        w, s, x = (self.on_host(handle) for handle in (layer.w, layer.s, layer.x))
-        form = layer.quantized.format
-        found = find_ratios(w, s, convention.clip.of(x), form, convention.clip.ratios)
-        for handle, values in (
-            (layer.held.weights, clipped(w, s, found.ratio, form)),
-            (layer.held.ratio, found.ratio),
-            (layer.held.error, found.error),
-            (layer.held.error_chosen, np.array([found.error_chosen])),
-        ):
-            self.from_host(handle, values)
+        w, s, form = self.on_host(layer.w), self.on_host(layer.s), layer.quantized.format
+        if layer.unclipped is None:
+            x = convention.clip.of(self.on_host(layer.x))
+            self._keep(layer.held, find_ratios(w, s, x, form, convention.clip.ratios).everywhere)
+        self.from_host(layer.held.weights, clipped(w, s, self.on_host(layer.held.ratio), form))
+
+    def _keep(self, held: Held[H], found: Clipped) -> None:
+        """Stores how the weights are clipped."""
+        self.from_host(held.ratio, found.ratio)
+        self.from_host(held.error, found.error)
+        self.from_host(held.error_chosen, np.array([found.error_chosen]))
 
     def compute_scale_b(self, w: H, s: H, quantized: Quantized[H]) -> None:
         """See `Backend.compute_scale_b`."""

@@ -53,6 +53,13 @@ def searched_rows(specs: Sequence[LayerSpec], index: int, convention: Convention
     return sum(specs[member].out_features for member in members) if members[0] == index else 0
 
 
+def _is_joint(specs: Sequence[LayerSpec], index: int, convention: Convention) -> bool:
+    """Whether the scales of layer `index` are searched jointly with clipping, its own or that of who shares them."""
+    members = sharing(specs, index, convention)
+    jointly = convention.clip is not None and convention.clip.joint
+    return jointly and any(convention.clips(specs[member].name) for member in members)
+
+
 def layer_arrays(specs: Sequence[LayerSpec], index: int, convention: Convention) -> dict[str, Array]:
     """The arrays of layer `index`, by name.
 
@@ -73,6 +80,8 @@ def layer_arrays(specs: Sequence[LayerSpec], index: int, convention: Convention)
         "s": Array((k,), together="scales"),
         "inv_s": Array((k,), together="scales"),
     }
+    if _is_joint(specs, index, convention):
+        search["unclipped"] = search["error"]
     arrays = {
         "abs_mean": Array((k,), together="statistics"),
         "sq_mean": Array((k,), together="statistics"),
@@ -197,6 +206,7 @@ def _in_common(
         leader = run.layers[members[0]]
         searched = leader.searched
         found |= {"s": leader.s, "inv_s": leader.inv_s, "error": leader.error}
+        found |= {} if leader.unclipped is None else {"unclipped": leader.unclipped}
     return {**found, "w": backend.rows(searched, places[members.index(index)])}
 
 
@@ -230,6 +240,7 @@ def as_layer(made: Mapping[str, H], form: Format, outputs: int) -> Layer[H]:
     return Layer(
         bias=made.get("bias"),
         held=None if held is None else Held(**held),
+        unclipped=made.get("unclipped"),
         quantized=own,
         trial=Trial(made["trial s"], made["trial inv_s"], trial, made["trial y"], made["reference"]),
         outputs=outputs,

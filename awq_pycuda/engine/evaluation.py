@@ -16,7 +16,7 @@ from awq_pycuda.layers.inputs import LayerSpec
 from awq_pycuda.quant import metrics
 from awq_pycuda.quant.clipping import Clipped
 from awq_pycuda.quant.conventions import Convention
-from awq_pycuda.quant.search import refuse_overflow, search_result
+from awq_pycuda.quant.search import SearchResult, refuse_overflow, search_result
 from awq_pycuda.results.record import LayerResult
 
 
@@ -47,12 +47,18 @@ def collect(
         abs_mean=abs_mean,
         sq_mean=sq_mean,
         abs_max=own(layer.abs_max) if convention.statistic is Statistic.abs_max else None,
-        search=search_result(convention, own(layer.error), own(layer.s)),
+        search=found_by(backend, layer, convention),
         objective=convention.objective.name,
         quantized=kept.map(own),
         clipped=None if held is None else _clipped(backend, held, convention),
         shares_s_with=shares_s_with,
     )
+
+
+def found_by(backend: Backend[H], layer: Layer[H], convention: Convention) -> SearchResult:
+    """The host's own copy of what the search left of a layer."""
+    unclipped = None if layer.unclipped is None else backend.read(layer.unclipped).copy()
+    return search_result(convention, backend.read(layer.error).copy(), backend.read(layer.s).copy(), unclipped)
 
 
 def _clipped(backend: Backend[H], held: Held[H], convention: Convention) -> Clipped:
@@ -150,6 +156,7 @@ def verify(backend: Backend[H], run: Run[H], index: int, result: LayerResult, co
         x=read(layer.x),
         w=read(layer.w),
         searched=[read(run.layers[member].w) for member in members],
+        clips=[run.layers[member].held is not None for member in members],
         curve=layer.leads,
         held=None if layer.held is None else (read(layer.held.weights), read(layer.held.ratio)),
         bias=None if layer.bias is None else read(layer.bias),

@@ -123,7 +123,7 @@ def _squares(
     zeros = zeros_of(found, steps, form)
     to_levels(levels, steps, zeros, form)
     rounded(levels, zeros, form, code, may_clip=not ends_at_its_largest(form))
-    units = _units(found, steps, zeros, form)
+    units = units_of(found, steps, zeros, form)
     # Roundings of one size that know nothing of each other make in an output the sum of their squares.
     of_units = float(np.sum(np.maximum(units, SMALLEST_NORMAL) ** 2 @ of.importance.sum(axis=1)))
     others = _Others(weights, of, form, found, steps, zeros)
@@ -133,7 +133,7 @@ def _squares(
         of_groups = np.einsum("rgk,rgk,gk->rg", code, code, of.importance) * steps**2
         return float(np.sum(of_groups)), *_sums([others.contributions(of_groups)]), of_units
     code -= levels
-    ties = _ties(levels, code, steps, zeros, form, CURVE_TOLERANCE * np.maximum(1, units / steps))
+    ties = codes_at_ties(levels, code, steps, zeros, form, CURVE_TOLERANCE * np.maximum(1, units / steps))
     code *= steps[:, :, None]
     code /= of.s
     output = x @ ungrouped(code, x.shape[1]).T
@@ -141,7 +141,7 @@ def _squares(
     return float(np.vdot(output, output)), *_sums(changes), of_units
 
 
-def _units(of: Extents, steps: Floats, zeros: Floats | None, form: Format) -> Floats:
+def units_of(of: Extents, steps: Floats, zeros: Floats | None, form: Format) -> Floats:
     """What the errors of groups are measured by: a step, where there is anything to round.
 
     Float32's errors grow with what is rounded. Where that is more than 127 steps, as of a range far from 0, a part in
@@ -204,7 +204,7 @@ class _Others:
                 columns = x[:, group * size : (group + 1) * size]
                 for at in _pieces(np.flatnonzero(self.groups == group), len(x)):
                     own = columns @ error[at, : columns.shape[1]].T
-                    found[at] = _squared(own, output[:, self.rows[at]])
+                    found[at] = changed_squares(own, output[:, self.rows[at]])
             changes.append(found)
         return _ends(changes, len(self.rows))
 
@@ -221,13 +221,13 @@ def _pieces(places: NDArray[Any], tokens: int) -> Iterator[NDArray[Any]]:
     return (places[start : start + size] for start in range(0, len(places), size))
 
 
-def _squared(own: Floats, output: Floats) -> Floats:
+def changed_squares(own: Floats, output: Floats) -> Floats:
     """By how much the squares of (M, places) outputs change where these are added to them: (places,)."""
     changes: Floats = np.einsum("mp,mp->p", own, 2 * output + own)
     return changes
 
 
-class _Ties(NamedTuple):
+class Ties(NamedTuple):
     """(places,) each: where codes may be others, and what that adds to scaled weights."""
 
     rows: NDArray[Any]
@@ -236,7 +236,9 @@ class _Ties(NamedTuple):
     change: Floats
 
 
-def _ties(levels: Floats, off: Floats, steps: Floats, zeros: Floats | None, form: Format, margin: Floats) -> _Ties:
+def codes_at_ties(
+    levels: Floats, off: Floats, steps: Floats, zeros: Floats | None, form: Format, margin: Floats
+) -> Ties:
     """The codes that levels have if they are less, or more, by (rows, groups) margins; `off`: what codes add to levels.
 
     Only where a level is far enough from its code is another one near.
@@ -251,10 +253,10 @@ def _ties(levels: Floats, off: Floats, steps: Floats, zeros: Floats | None, form
         tie = np.flatnonzero(other != code)
         rows, groups, within = (index[tie] for index in at)
         found.append((rows, groups, within, (other[tie] - code[tie]) * steps[rows, groups]))
-    return _Ties(*map(np.concatenate, zip(*found, strict=True)))
+    return Ties(*map(np.concatenate, zip(*found, strict=True)))
 
 
-def _of_ties(ties: _Ties, s: Floats, x: NDArray[Any], output: Floats) -> tuple[Floats, Floats]:
+def _of_ties(ties: Ties, s: Floats, x: NDArray[Any], output: Floats) -> tuple[Floats, Floats]:
     """What codes at ties may take from the squares of outputs, and add: (2, places) each alone, (2, rows) in pairs.
 
     There are few but by the divisor `half_range`, where the largest weight of a group is at one.
@@ -265,7 +267,7 @@ def _of_ties(ties: _Ties, s: Floats, x: NDArray[Any], output: Floats) -> tuple[F
     change = (ties.change / s[ties.groups, ties.within])[real]
     alone = [np.empty(0)]
     for part in _pieces(np.arange(len(rows)), len(x)):
-        alone.append(_squared(x[:, channels[part]] * change[part], output[:, rows[part]]))
+        alone.append(changed_squares(x[:, channels[part]] * change[part], output[:, rows[part]]))
     pairs = [np.zeros(2)]
     for row in np.flatnonzero(np.bincount(rows) > 1):
         at = rows == row

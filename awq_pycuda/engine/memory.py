@@ -85,11 +85,12 @@ def _read_on_host(spec: LayerSpec, form: Format, verify: bool, searching: bool) 
 def _kept_blocks(spec: LayerSpec, convention: Convention, searching: bool, on_device: bool) -> int:
     """The blocks that every thread keeps from call to call: `parallel.scratch`, for the stages on the host."""
     m, n, k = spec.tokens, spec.out_features, spec.in_features
-    arrays = 0 if not searching else 3 if convention.objective is Objective.diag else 1
+    jointly = _is_joint(spec, convention)
+    arrays = 0 if not searching else 3 if convention.objective is Objective.diag and not jointly else 1
     kept = arrays * working_elements((n, k))
     if not on_device:
         kept = max(kept, min(n, product_rows(n) * host_threads()) * k if n >= m else 0)
-        if convention.objective is Objective.output:
+        if convention.objective is Objective.output and not jointly:
             kept = max(kept, _trial_rows(spec, convention) * (k + m))
     return 4 * kept
 
@@ -114,7 +115,9 @@ def _host_step(spec: LayerSpec, convention: Convention, searching: bool, on_devi
     candidates += rounding * block
     making_steps = 4 * n * _of_groups(convention.quantizer, k)
     trials = 0
-    if convention.objective is Objective.output and not on_device:
+    if _is_joint(spec, convention):
+        trials = 4 * k * convention.grid.size + _judging(spec, convention)
+    elif convention.objective is Objective.output and not on_device:
         # All candidates, and of the blocks at work magnitudes in float32 or products in float64.
         of_row = max(4 * k, rounding * k, 8 * spec.tokens)
         trials = 8 * k * convention.grid.size + of_row * _trial_rows(spec, convention)
@@ -126,13 +129,38 @@ def _clipping(spec: LayerSpec, convention: Convention) -> int:
     if convention.clip is None or not convention.clips(spec.name):
         return 0
     n, k, form = spec.out_features, spec.in_features, convention.quantizer
-    tokens = len(range(0, spec.tokens, max(1, spec.tokens // convention.clip.tokens)))
+    tokens = _looked_at(spec, convention)
     size, block = form.size(k), working_elements((n, k))
-    # Activations and their products, in float64 on the way; of the blocks at work weights as they are clipped, rounded
+    # Activations and their products, made in float64; then, of the blocks at work, weights as they are clipped, rounded
     # and compared, and what becomes of the outputs.
-    factors = 12 * form.groups(k) * size * min(size, tokens) + 16 * tokens * k
+    products = form.groups(k) * size * min(size, tokens)
     outputs = block * min(size, tokens) // size
-    return factors + (24 + (_ROUNDING_BYTES if form.is_e2m1 else 0)) * block + 8 * outputs
+    comparing = (12 + (_ROUNDING_BYTES if form.is_e2m1 else 0)) * block + 4 * outputs
+    choosing = 4 * tokens * k + 4 * products + max(8 * (tokens * k + products), comparing)
+    return max(choosing, 4 * n * k + 8 * block)  # in the end all weights are held, before they are stored
+
+
+def _looked_at(spec: LayerSpec, convention: Convention) -> int:
+    """The tokens that shares are chosen by."""
+    assert convention.clip is not None
+    return len(range(0, spec.tokens, max(1, spec.tokens // convention.clip.tokens)))
+
+
+def _is_joint(spec: LayerSpec, convention: Convention) -> bool:
+    """Whether the layer's scales are searched jointly with its clipping."""
+    return convention.clip is not None and convention.clip.joint and convention.clips(spec.name)
+
+
+def _judging(spec: LayerSpec, convention: Convention) -> int:
+    """What a joint search makes on the host for a candidate and lets go of, beside what it keeps of the best one."""
+    n, k, form = spec.out_features, spec.in_features, convention.quantizer
+    rows = min(n, product_rows(n) * host_threads())
+    # Scaled weights and what is added to them; beside these magnitudes, or how they are rounded, and then squares in
+    # float64 or a product.
+    making = max(4, _ROUNDING_BYTES if form.is_e2m1 else 0) * k
+    judged = 4 * spec.tokens if convention.objective is Objective.output else 8 * k
+    ratios = 12 * n * form.groups(k)
+    return ratios + max(_clipping(spec, convention), (8 * k + max(making, judged)) * rows)
 
 
 def _stage(spec: LayerSpec, form: Format) -> int:
@@ -168,7 +196,23 @@ def _checking(spec: LayerSpec, convention: Convention) -> int:
     # The nearest number of FP4 is looked up. Many of its codes are so far from what they stand for that a tie may be.
     looking_up = 0 if not form.is_e2m1 else 4 * block if by_output else 2 * block
     curve += m * k + max(m * block // k, looking_up) if by_output else looking_up
-    return 8 * max(means, product, compared, codes, curve)
+    joint = _checking_jointly(spec, convention) if _is_joint(spec, convention) else 0
+    return 8 * max(means, product, compared, codes, curve, joint)
+
+
+def _checking_jointly(spec: LayerSpec, convention: Convention) -> int:
+    """verify: numbers that the oracle of a joint search has in float64."""
+    m, n, k, form = spec.tokens, spec.out_features, spec.in_features, convention.quantizer
+    tokens, block = _looked_at(spec, convention), working_elements((n, k))
+    assert convention.clip is not None
+    # Of each group what it may become at every ratio: limits, ends, steps and zero points, by how these were rounded.
+    fits = (1 if form.step_dtype is StepDtype.fp32 else 3) * (1 if form.symmetric else 3)
+    options = 9 * fits * convention.clip.ratios.size * form.groups(k) * block // k
+    activations = 3 * tokens * k + (2 * m * k if convention.objective is Objective.output else 0)
+    # Scaled weights, held ones, what rounding adds and what all adds, where float32 may have come to something else of
+    # these, too, and what becomes of the outputs.
+    of_weights = (7 if fits == 1 else 10) * block
+    return activations + options + of_weights + block * tokens // form.size(k) + m * block // k
 
 
 def kernel_sizes(spec: LayerSpec, convention: Convention) -> dict[str, int]:

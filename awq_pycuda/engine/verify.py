@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from awq_pycuda.choices import Objective
 from awq_pycuda.engine.exact_curve import CURVE_TOLERANCE, curve_error, exact_curve
 from awq_pycuda.engine.exact_format import SMALLEST_NORMAL, code_errors, dequantized, exact_clipped, step_errors
+from awq_pycuda.engine.exact_joint import exact_joint_curve
 from awq_pycuda.engine.exact_scales import WEIGHTS, exact_scales, exact_weight_means
 from awq_pycuda.parallel import map_row_blocks, product_by_blocks
 from awq_pycuda.quant.conventions import Convention
@@ -115,6 +116,7 @@ def check_layer(
     out: NDArray[Any],
     curve: bool = True,
     searched: Sequence[NDArray[Any]] = (),
+    clips: Sequence[bool] = (),
     held: tuple[NDArray[Any], NDArray[Any]] | None = None,
     abs_max: NDArray[Any] | None = None,
 ) -> dict[str, float]:
@@ -135,6 +137,7 @@ def check_layer(
         out: (M, N) relu of the product and bias, from the run.
         curve: whether the error curve is checked, too, which takes as long for each candidate as all others together.
         searched: (rows, K) weights of every layer that has these scales; empty for `w` alone.
+        clips: of each of these layers whether it is clipped, where that is searched jointly.
         held: where weights are clipped, (N, K) scaled ones after it, and (N, groups) ratios, from the run.
         abs_max: (K,) from the run; None where it has none.
     """
@@ -169,7 +172,13 @@ def check_layer(
     scales = np.array([exact_scales(exactly | of_weights, each, convention) for each in found.grid.candidates])
     activations = x.astype(np.float64) if convention.objective is Objective.output else None
     exact_errors = exact_curve(searched, scales, exactly["sq_mean"], form, activations)
-    return worst | {"error_curve": curve_error(found.error, exact_errors)}
+    if found.unclipped is None:
+        return worst | {"error_curve": curve_error(found.error, exact_errors)}
+    assert convention.clip is not None
+    layers = list(zip(searched, clips or [True], strict=True))
+    joint = exact_joint_curve(layers, scales, exactly["sq_mean"], form, x, convention.clip, convention.objective)
+    both = curve_error(found.unclipped, exact_errors), curve_error(found.error, joint)
+    return worst | {"error_curve": float(np.max(both))}
 
 
 def refuse_beyond_tolerance(layer: str, worst: Mapping[str, float]) -> None:

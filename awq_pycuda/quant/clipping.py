@@ -28,12 +28,14 @@ class Clipping:
         least: ratios above this are tried.
         tokens: so many tokens or up to twice as many are looked at, evenly apart; of fewer all.
         skip: layers whose names contain one of these are left as they are.
+        joint: whether each candidate of the search for scales is judged with clipping; see `quant.joint`.
     """
 
     grid: int = 20
     least: float = 0.5
     tokens: int = 512
     skip: tuple[str, ...] = ("q_", "k_", "query", "key", "Wqkv")
+    joint: bool = False
 
     def __post_init__(self) -> None:
         rules = {
@@ -77,7 +79,38 @@ class Clipped:
     error_chosen: float
 
 
-def find_ratios(w: Array, s: Array, x: Array, form: Format, ratios: Sequence[float] | NDArray[np.float64]) -> Clipped:
+@dataclass(frozen=True)
+class Ratios:
+    """The ratio of every group, and the errors that it was chosen by: sums over groups of means over tokens.
+
+    Attributes:
+        tried: (R,) float64, the first one 1.
+        ratio: (N, groups), the first of those tried with the lowest error.
+        error: (R,) float64, summed over rows, all groups at one ratio.
+        of_rows: (N,) float64, each group at its own ratio.
+        unclipped: (N,) float64, all groups at the first ratio.
+    """
+
+    tried: NDArray[np.float64]
+    ratio: Array
+    error: NDArray[np.float64]
+    of_rows: NDArray[np.float64]
+    unclipped: NDArray[np.float64]
+
+    @property
+    def everywhere(self) -> Clipped:
+        """What there is to tell if all rows are clipped."""
+        return self.where(np.ones(len(self.ratio), bool))
+
+    def where(self, rows: NDArray[np.bool]) -> Clipped:
+        """What there is to tell if only these of the (N,) rows are clipped."""
+        count = len(rows)
+        ratio = np.where(rows[:, None], self.ratio, self.ratio.dtype.type(1))
+        chosen = np.where(rows, self.of_rows, self.unclipped).sum() / count
+        return Clipped(self.tried, ratio, self.error / count, float(chosen))
+
+
+def find_ratios(w: Array, s: Array, x: Array, form: Format, tried: Sequence[float] | NDArray[np.float64]) -> Ratios:
     """Chooses a ratio for each group of each row by the error of the group's own part of the outputs.
 
     That is `mean_t (Σ_k x[t,k]/s[k] · (Ŵ − W·s)[n,k])²` with k in the group and Ŵ the quantized `clip(W·s, ±limit)`.
@@ -90,7 +123,7 @@ def find_ratios(w: Array, s: Array, x: Array, form: Format, ratios: Sequence[flo
         s: (K,) AWQ scale per input channel.
         x: (T, K) activations, those that are looked at.
         form: the format to come.
-        ratios: (R,), the first one 1.
+        tried: (R,) ratios, the first one 1.
 
     Returns:
         In the dtype of `w`.
@@ -100,25 +133,27 @@ def find_ratios(w: Array, s: Array, x: Array, form: Format, ratios: Sequence[flo
     tensor_scale = tensor_scales(w, s[None, :], form)[0]
     never = (column_peaks(w) * s).max() if form.has_tensor_scale else np.inf
     ratio = np.ones((w.shape[0], form.groups(w.shape[1])), w.dtype)
+    of_rows, unclipped = np.empty((2, len(w)))
 
-    def of_block(block: slice) -> tuple[NDArray[np.float64], float]:
+    def of_block(block: slice) -> NDArray[np.float64]:
         scaled = w[block] * s
-        parts = form.parts(scaled)
-        peaks = _peaks(parts)
+        peaks = largest_of_groups(scaled, form)
         least = np.full(peaks.shape, np.inf)
-        sums = np.empty(len(ratios))
-        for index, each in enumerate(ratios):
+        sums = np.empty(len(tried))
+        for index, each in enumerate(tried):
             limits = np.where(peaks == never, peaks, peaks * w.dtype.type(each))
             errors = _errors(scaled, limits, factors, form, tensor_scale) / len(x)
             sums[index] = errors.sum()
+            if index == 0:
+                unclipped[block] = errors.sum(axis=1)
             better = errors < least
             least[better] = errors[better]
             ratio[block][better] = each
-        return sums, float(least.sum())
+        of_rows[block] = least.sum(axis=1)
+        return sums
 
-    found = map_row_blocks(of_block, w.shape)
-    total = np.sum([sums for sums, _ in found], axis=0) / w.shape[0]
-    return Clipped(np.asarray(ratios, np.float64), ratio, total, sum(chosen for _, chosen in found) / w.shape[0])
+    error = np.sum(map_row_blocks(of_block, w.shape), axis=0)
+    return Ratios(np.asarray(tried, np.float64), ratio, error, of_rows, unclipped)
 
 
 def _factor(activations: Array) -> tuple[Array, bool]:
@@ -145,13 +180,26 @@ def _errors(
     tensor_scale: np.floating[Any],
 ) -> NDArray[np.float64]:
     """(rows, groups) sums over tokens of the squares of what quantization adds to a group's part of an output."""
+    made = added(scaled, limits, form, tensor_scale)
+    errors = [_squares(part, *factor) for (_, part), factor in zip(form.parts(made), factors, strict=True)]
+    return np.concatenate(errors, axis=1)
+
+
+def added(scaled: Array, limits: Array, form: Format, tensor_scale: np.floating[Any]) -> Array:
+    """What clipping and quantization add to (rows, K) scaled weights, given the (rows, groups) limits, as a new array.
+
+    Args:
+        scaled: of a block of rows.
+        limits: what the magnitudes of each group are held to.
+        form: the format to come.
+        tensor_scale: `Format.tensor_scale` of the whole matrix.
+    """
     made = clip(scaled, limits, form)
     steps, zeros = form.fit(form.parts(np.abs(made) if form.is_odd else made), tensor_scale)
     form.round(made, steps, zeros)
     form.dequantize(made, steps, zeros, made)
     made -= scaled
-    errors = [_squares(part, *factor) for (_, part), factor in zip(form.parts(made), factors, strict=True)]
-    return np.concatenate(errors, axis=1)
+    return made
 
 
 def _squares(differences: Array, factor: Array, is_product: bool) -> NDArray[np.float64]:
@@ -163,9 +211,9 @@ def _squares(differences: Array, factor: Array, is_product: bool) -> NDArray[np.
     return found
 
 
-def _peaks(scaled: Parts) -> Array:
-    """(rows, groups) largest magnitudes."""
-    found: Array = np.concatenate([np.abs(part).max(axis=2) for _, part in scaled], axis=1)
+def largest_of_groups(scaled: Array, form: Format) -> Array:
+    """(rows, groups) largest magnitudes of (rows, K) scaled weights."""
+    found: Array = np.concatenate([np.abs(part).max(axis=2) for _, part in form.parts(scaled)], axis=1)
     return found
 
 
@@ -175,7 +223,7 @@ def clipped(w: Array, s: Array, ratio: Array, form: Format) -> Array:
 
     def hold(block: slice) -> None:
         scaled = w[block] * s
-        held[block] = clip(scaled, _peaks(form.parts(scaled)) * ratio[block], form)
+        held[block] = clip(scaled, largest_of_groups(scaled, form) * ratio[block], form)
 
     map_row_blocks(hold, w.shape)
     return held

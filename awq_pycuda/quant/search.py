@@ -28,13 +28,14 @@ class SearchResult:
     """The whole error curve of one layer, and what it chose.
 
     `error` is (G,) float64, in the order of the grid, of which `chosen` is an index; `s` is (in_features,) in the dtype
-    of the statistics.
+    of the statistics. `unclipped` is (G,) float64, the errors without clipping, where it was searched jointly.
     """
 
     grid: Grid
     error: NDArray[np.float64]
     chosen: int
     s: NDArray[Any]
+    unclipped: NDArray[np.float64] | None = None
 
     @property
     def gamma(self) -> NDArray[np.float64]:
@@ -58,8 +59,9 @@ class SearchResult:
 
     @property
     def error_rtn(self) -> float:
-        """That of plain round-to-nearest; NaN where it was no candidate."""
-        return math.nan if self.grid.rtn is None else float(self.error[self.grid.rtn])
+        """That of plain round-to-nearest, which clips nothing; NaN where it was no candidate."""
+        errors = self.error if self.unclipped is None else self.unclipped
+        return math.nan if self.grid.rtn is None else float(errors[self.grid.rtn])
 
 
 def weight_means(weights: Sequence[NDArray[Any]], form: Format) -> NDArray[np.float64]:
@@ -157,9 +159,11 @@ def best(convention: Convention, error: NDArray[np.float64]) -> int:
     return int(np.lexsort((convention.ranks, error))[0])
 
 
-def search_result(convention: Convention, error: NDArray[np.float64], s: NDArray[Any]) -> SearchResult:
-    """The whole curve and what it chose: (G,) errors, and the (K,) scales of the best candidate."""
-    return SearchResult(convention.grid, error, best(convention, error), s)
+def search_result(
+    convention: Convention, error: NDArray[np.float64], s: NDArray[Any], unclipped: NDArray[np.float64] | None = None
+) -> SearchResult:
+    """The whole curve and what it chose: (G,) errors, and the (K,) scales of the best candidate; see `SearchResult`."""
+    return SearchResult(convention.grid, error, best(convention, error), s, unclipped)
 
 
 BlockErrors = Callable[[NDArray[Any], NDArray[Any], NDArray[Any], Format, NDArray[Any]], NDArray[np.float64]]

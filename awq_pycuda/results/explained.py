@@ -26,6 +26,7 @@ class Explained:
         by_row: (out_features,) the same sum.
         clipped: of it the part of clipped weights; None where nothing is clipped.
         clipped_fraction: share of the groups that are clipped.
+        unclipped: (G,) objective without clipping, where the search was joint with it.
     """
 
     record: LayerRecord
@@ -35,6 +36,7 @@ class Explained:
     by_row: Array
     clipped: float | None
     clipped_fraction: float
+    unclipped: Array | None
 
 
 def read_explained(path: Path, layer: str) -> Explained:
@@ -59,7 +61,12 @@ def read_explained(path: Path, layer: str) -> Explained:
         if place(f"{schema.LAYER}/clip", record.index) in file.found:
             clipped = file.attribute(f"{schema.LAYER}/lost/@clipped", record.index)
             share = file.attribute(f"{schema.LAYER}/clip/@clipped_fraction", record.index)
-        return Explained(record, run.config, channels, by_channel, by_row, clipped, share)
+        unclipped = None
+        if place(f"{schema.LAYER}/search/unclipped_error", record.index) in file.found:
+            unclipped = file.numbers(f"{schema.LAYER}/search/unclipped_error", record.index)
+            if unclipped.shape != record.gamma.shape:
+                raise UnreadableError(f"{place(schema.LAYER, record.index)}/search: not every gamma has both errors")
+        return Explained(record, run.config, channels, by_channel, by_row, clipped, share, unclipped)
 
     return opened(path, schema, read_layer)
 

@@ -126,6 +126,15 @@ TABLE: tuple[Entry, ...] = (
     ),
     Entry(f"{LAYER}/search/error", "the objective of each candidate", "f8", ("gamma",)),
     Entry(
+        f"{LAYER}/search/unclipped_error",
+        "the objective of each candidate without clipping, where `error` is with it",
+        "f8",
+        ("gamma",),
+        presence="optional",
+        since=5,
+        note="; with `clip.joint=true`",
+    ),
+    Entry(
         f"{LAYER}/search/beta",
         "exponent of the weights' statistic, which divides",
         "f8",
@@ -146,7 +155,7 @@ TABLE: tuple[Entry, ...] = (
     Entry(f"{LAYER}/search/@chosen", "index of the candidate with the lowest error", "i8", since=5),
     Entry(f"{LAYER}/search/@gamma_chosen", "exponent of the lowest error", "f8", better="neither"),
     Entry(f"{LAYER}/search/@error_chosen", "the objective of the chosen candidate", "f8"),
-    Entry(f"{LAYER}/search/@error_rtn", "the objective of plain round-to-nearest", "f8"),
+    Entry(f"{LAYER}/search/@error_rtn", "the objective of plain round-to-nearest, unclipped", "f8"),
     Entry(f"{LAYER}/search/@objective", "what the errors are errors of: `diag` or `output`", "str"),
     Entry(
         f"{LAYER}/search/@shares_s_with",
@@ -283,8 +292,8 @@ TABLE: tuple[Entry, ...] = (
             (
                 "error_curve",
                 "steps",
-                "error of the search's curve in quantization steps; of layers that share it the first one has it, of "
-                "older files those with `diag` only",
+                "error of the search's curve in quantization steps, of a joint search the worse of its two; of layers "
+                "that share it the first one has it, of older files those with `diag` only",
                 1,
             ),
             ("s", "1", "relative error of the scales", 1),

@@ -95,9 +95,11 @@ def _of_layer(layer: LayerResult, tolerances: Mapping[str, float]) -> dict[str, 
 
 
 def _of_candidates(search: SearchResult) -> dict[str, Any]:
-    """What tells candidates apart beside their gamma, where anything does."""
+    """What there is of candidates beside gamma and error: what else they were made of, their error without clipping."""
     grid = search.grid
     found: dict[str, Any] = {}
+    if search.unclipped is not None:
+        found["search/unclipped_error"] = search.unclipped
     if not np.isnan(grid.beta).all():
         found["search/beta"] = grid.beta
     if grid.duo.any():
