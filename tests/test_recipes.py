@@ -79,6 +79,8 @@ def test_a_format_has_a_name(config, name):
         ({"gammas": [0.0], "search.formula": "duo"}, "duo"),
         ({"gammas": [0.0, 0.5], "search.formula": "both", "clip.enabled": True}, "AWQ or duo + clip"),
         ({"search.formula": "gamma_beta"}, "γ × β"),
+        ({"clip.enabled": True, "clip.joint": True}, "AWQ with clip"),
+        ({"gammas": [0.0], "clip.enabled": True, "clip.joint": True}, "RTN + clip"),
         ({"search.statistic": "abs_max", "clip.enabled": True}, "AWQ of max|x| + clip"),
     ],
 )

@@ -9,7 +9,7 @@ _FP4: dict[tuple[Any, Any], str] = {("e4m3", 16): "nvfp4", ("e8m0", 32): "mxfp4"
 _FORMULAS = {"plain": "AWQ", "both": "AWQ or duo", "gamma_beta": "γ × β"}
 
 # The config keys that each of the two may stand for where several of them are swept at once.
-PARTS = {"format": ("quant.",), "recipe": ("search.formula", "search.statistic", "clip.enabled", "gamma")}
+PARTS = {"format": ("quant.",), "recipe": ("search.formula", "search.statistic", "clip.enabled", "clip.joint", "gamma")}
 
 
 def format_name(config: Mapping[str, Any]) -> str:
@@ -22,10 +22,12 @@ def format_name(config: Mapping[str, Any]) -> str:
 
 
 def recipe_name(config: Mapping[str, Any]) -> str:
-    """Such as `RTN`, `AWQ`, `AWQ + clip` or `duo`, from a config by dotted key."""
+    """Such as `RTN`, `AWQ`, `duo + clip` or, judged with clipping, `AWQ with clip`, from a config by dotted key."""
     formula = config.get("search.formula") or "plain"
     scaled = formula != "plain" or config.get("gammas") not in ([0], [0.0])
     name = _FORMULAS.get(formula, formula) if scaled else "RTN"
     if scaled and config.get("search.statistic") == "abs_max":
         name += " of max|x|"
-    return f"{name} + clip" if config.get("clip.enabled") else name
+    if not config.get("clip.enabled"):
+        return name
+    return f"{name} with clip" if config.get("clip.joint") and scaled else f"{name} + clip"
