@@ -54,6 +54,18 @@ class Fake:
         codes = np.clip(self.rounded(groups / steps[..., None]) + zeros[..., None], 0, 15)
         return Codes(codes.reshape(scaled.shape) - 8, steps, zeros - 8)
 
+    def clip(self, scaled, x):
+        groups, tokens = scaled.reshape(len(scaled), -1, 8), x.reshape(len(x), -1, 8)
+        peaks = np.abs(groups).max(axis=2)
+        shares = 1 - np.arange(10, dtype=np.float32) / 20
+        errors = []
+        for share in shares:
+            limits = (peaks * share)[..., None]
+            codes, steps, zeros = self.quantize(np.clip(groups, -limits, limits).reshape(scaled.shape))
+            made = (codes.reshape(groups.shape) - zeros[..., None]) * steps[..., None]
+            errors.append(np.square(np.einsum("tgk,ngk->tng", tokens, made - groups)).mean(axis=0))
+        return peaks * shares[np.argmin(errors, axis=0)]
+
     def product(self, x, w):
         return x.astype(np.float64) @ w.T
 
@@ -135,6 +147,19 @@ def test_rtn_that_a_tool_does_not_try_is_told_and_not_compared():
     seen = compared(Fake(duo=True), w=codes, name="autoawq", formula=Formula.duo)
     assert seen.rtn
     assert seen.verdict.endswith("; RTN is better")
+
+
+def test_clipping_is_compared_group_by_group():
+    convention = convention_of("llm_awq", FORM, Formula.plain)
+    seen = compare("layer", Fake(), convention, W, X, clip=True)
+    assert seen.verdict == "same; of 384 groups 0 clipped otherwise, by 0.0e+00"
+    assert summary([seen, compared(Fake())]).endswith("; of 384 groups 0 clipped otherwise, by 0.0e+00")
+    tighter = changed(clip=lambda self, *of: np.float32(0.9) * Fake.clip(self, *of))
+    seen = compare("layer", tighter, convention, W, X, clip=True)
+    assert seen.fault == "clipped otherwise"
+    assert seen.clips == (384, 384)
+    assert seen.clip_margin > 0.1
+    assert compare("layer", changed(clip=lambda *_: None), convention, W, X, clip=True).verdict == "same"
 
 
 def test_another_grid_is_refused():

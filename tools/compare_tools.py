@@ -13,6 +13,9 @@ Both work in float32, so that mathematics is compared and not the rounding of a 
 - by how much the scales differ (`scales`), and errors where each has its own (`own s`): what differs in its last bits
   sends weights at a rounding tie to another code.
 
+With `--clip`, where the tool has it, also what clipping leaves to each group at the tool's choice: how many groups
+differ, and by how much at most their errors do.
+
 Ours has one candidate more where the tool has no RTN; it is left out here, and told where it would have been chosen.
 
 A choice that differs although at the tool's scales ours is the tool's is a near tie. Exit code 1: anything else that
@@ -39,6 +42,7 @@ from awq_pycuda.choices import ConventionChoice, Formula
 from awq_pycuda.errors import InputError
 from awq_pycuda.layers.files import load_layers
 from awq_pycuda.quant import quantized, search
+from awq_pycuda.quant.clipping import Clipping, clipped, find_ratios
 from awq_pycuda.quant.conventions import CONVENTIONS, Candidate, Convention
 from awq_pycuda.quant.format import Format
 from awq_pycuda.quant.tools import TOOLS
@@ -50,7 +54,7 @@ ADAPTERS: dict[str, type[tool_adapters.Tool]] = {
     "llm_compressor": tool_adapters.LlmCompressor,
     "torchao": tool_adapters.TorchAo,
 }
-SCALES = 5e-6  # relative, of float32
+SCALES, CLIPPED = 5e-6, 1e-5  # relative, of float32: scales, and errors of groups that clip otherwise
 
 _FORMAT = re.compile(r"int(?P<bits>\d+)_(?:g(?P<size>\d+)|row)(?P<sym>_sym)?")
 
@@ -63,6 +67,8 @@ class AtWork(Protocol):
     def search(self, w: Array, x: Array) -> Searched: ...
 
     def quantize(self, scaled: Array) -> Codes: ...
+
+    def clip(self, scaled: Array, x: Array) -> Array | None: ...
 
     def product(self, x: Array, w: Array) -> Array: ...
 
@@ -84,6 +90,8 @@ class Comparison:
         own_s: that of errors where each has its own scales.
         rounding: by how much errors at the tool's scales may differ.
         rtn: whether our RTN, which the tool does not try, has a lower error than all that it tries.
+        clips: how many groups are clipped otherwise, of how many; None where it is not compared.
+        clip_margin: how much their errors differ at most, relative.
     """
 
     name: str
@@ -98,6 +106,8 @@ class Comparison:
     own_s: float
     rounding: float
     rtn: bool
+    clips: tuple[int, int] | None = None
+    clip_margin: float = 0.0
 
     @property
     def fault(self) -> str | None:
@@ -110,12 +120,16 @@ class Comparison:
             return "scales differ"
         if self.at_theirs != self.theirs:
             return "another candidate at the same scales"
+        if not self.clip_margin < CLIPPED:
+            return "clipped otherwise"
         return None
 
     @property
     def verdict(self) -> str:
         """The last cell of its row."""
         found = self.fault or ("same" if self.ours == self.theirs else "near tie")
+        if self.clips:
+            found += f"; of {self.clips[1]} groups {self.clips[0]} clipped otherwise, by {self.clip_margin:.1e}"
         return f"{found}; RTN is better" if self.rtn else found
 
     @property
@@ -154,7 +168,7 @@ def convention_of(tool: str, form: Format, formula: Formula) -> Convention:
     return replace(CONVENTIONS[choice], quantizer=form, formula=formula, gammas=gammas, clip=None)
 
 
-def compare(name: str, tool: AtWork, convention: Convention, w: Array, x: Array) -> Comparison:
+def compare(name: str, tool: AtWork, convention: Convention, w: Array, x: Array, clip: bool = False) -> Comparison:
     """Lets the tool and ours search one layer's scales, and quantize it at the tool's.
 
     Args:
@@ -163,6 +177,7 @@ def compare(name: str, tool: AtWork, convention: Convention, w: Array, x: Array)
         convention: ours.
         w: (N, K) float32 weights.
         x: (M, K) float32 activations.
+        clip: whether to compare clipping, too.
 
     Returns:
         Everything that differs. A tool that tries other candidates than ours is an InputError.
@@ -181,6 +196,7 @@ def compare(name: str, tool: AtWork, convention: Convention, w: Array, x: Array)
     least = theirs.errors[theirs.chosen]
     at_theirs = [_at(tool, convention.quantizer, w, x, s) for s in theirs.scales]
     same_s = np.array([error for _, error in at_theirs])
+    clips = _clips(tool, convention.quantizer, w, x, theirs.scales[theirs.chosen]) if clip else (None, 0.0)
     return Comparison(
         name,
         theirs.candidates[theirs.chosen],
@@ -194,6 +210,7 @@ def compare(name: str, tool: AtWork, convention: Convention, w: Array, x: Array)
         _largest(errors / theirs.errors - 1),
         tool.rounding,
         bool(extra) and bool(ours.error[ours.search.grid.rtn] < errors.min()),
+        *clips,
     )
 
 
@@ -235,6 +252,41 @@ def _at(tool: AtWork, form: Format, w: Array, x: Array, s: Array) -> tuple[int, 
     return different, float(np.mean(off**2))
 
 
+def _clips(tool: AtWork, form: Format, w: Array, x: Array, s: Array) -> tuple[tuple[int, int] | None, float]:
+    """`Comparison.clips` and its margin, at these scales."""
+    scaled, ones = (w * s).astype(w.dtype), np.ones(w.shape[1], w.dtype)
+    limits = tool.clip(scaled, (x / s).astype(x.dtype))
+    if limits is None:
+        return None, 0.0
+    settings = Clipping()
+    seen = (settings.of(x) / s).astype(x.dtype)
+    ours = find_ratios(scaled, ones, seen, form, settings.ratios).ratio
+    peaks = np.concatenate([np.abs(part).max(axis=2) for _, part in form.parts(scaled)], axis=1)
+    theirs = np.ones_like(peaks)  # of zeros there is nothing to clip
+    np.divide(limits, peaks, out=theirs, where=peaks > 0)
+    other = np.abs(ours - theirs) > 1e-3
+    if not other.any():
+        return (0, other.size), 0.0
+    errors = [_group_errors(scaled, seen, form, ratio)[other] for ratio in (ours, theirs)]
+    return (int(other.sum()), other.size), _largest(errors[1] / errors[0] - 1)
+
+
+def _group_errors(scaled: Array, x: Array, form: Format, ratio: Array) -> Array:
+    """(N, groups) squares of what clipping and quantization add to each group's part of an output, in float64."""
+    ones = np.ones(scaled.shape[1], scaled.dtype)
+    held = clipped(scaled, ones, ratio, form)
+    made = quantized.Quantized(
+        codes=np.empty(held.shape, form.code_dtype), format=form, **quantized.steps_of(held, ones, form).arrays
+    )
+    quantized.quantize(held, ones, made)
+    off = quantized.dequantize(made).astype(np.float64) - scaled
+    found = []
+    for (_, weights), (_, tokens) in zip(form.parts(off), form.parts(x.astype(np.float64)), strict=True):
+        products = np.matmul(weights.transpose(1, 0, 2), tokens.transpose(1, 2, 0))
+        found.append((products**2).mean(axis=2).T)
+    return np.concatenate(found, axis=1)
+
+
 def summary(seen: Sequence[Comparison]) -> str:
     """All layers in one format, in words."""
     same = sum(each.ours == each.theirs for each in seen)
@@ -245,8 +297,16 @@ def summary(seen: Sequence[Comparison]) -> str:
         f"{same} of {len(seen)} layers choose the same candidate, {ties} another at a near tie, {faults} differ; "
         f"{sum(each.different for each in seen)} codes, steps or zero points differ; errors at the same s by at most "
         f"{same_s:.1e}, scales by {scales:.1e}, errors with own s by {own_s:.1e}; RTN is better in "
-        f"{sum(each.rtn for each in seen)}"
+        f"{sum(each.rtn for each in seen)}{_of_clips(seen)}"
     )
+
+
+def _of_clips(seen: Sequence[Comparison]) -> str:
+    clips = [each.clips for each in seen if each.clips]
+    if not clips:
+        return ""
+    other, groups = (sum(numbers) for numbers in zip(*clips, strict=True))
+    return f"; of {groups} groups {other} clipped otherwise, by {max(each.clip_margin for each in seen):.1e}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -257,6 +317,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--layers", required=True, type=Path, help="a layer file with activations")
     parser.add_argument("--count", type=int, help="so many of its layers; all by default")
     parser.add_argument("--format", nargs="+", default=["int4_g128"])
+    parser.add_argument("--clip", action="store_true", help="compare clipping, too")
     parser.add_argument("--formula", choices=[each.name for each in Formula], help="the tool's default by default")
     chosen = parser.parse_args(arguments)
     try:
@@ -282,10 +343,12 @@ def _tables(chosen: argparse.Namespace) -> int:
         tool, convention = adapter(form, formula), convention_of(chosen.tool, form, formula)
         print(f"\n{chosen.tool}, {text}, {formula.name}\n{HEAD}")
         seen = []
+        settings = CONVENTIONS[ConventionChoice[chosen.tool]]
         for layer in layers:
             if layer.activations is None:
                 raise InputError(f"{chosen.layers}: {layer.name}: no activations; allowed: layers with their own")
-            seen.append(compare(layer.name, tool, convention, layer.weight, np.array(layer.activations)))
+            clip = chosen.clip and settings.clips(layer.name)
+            seen.append(compare(layer.name, tool, convention, layer.weight, np.array(layer.activations), clip))
             print(seen[-1].row, flush=True)
         print(summary(seen))
         failed = failed or any(each.fault for each in seen)

@@ -82,6 +82,15 @@ class Tool(ABC):
     def quantize(self, scaled: Array) -> Codes:
         """Quantizes (N, K) scaled weights."""
 
+    def clip(self, scaled: Array, x: Array) -> Array | None:
+        """The largest magnitudes that clipping leaves to groups: (N, groups); None where the tool has none.
+
+        Args:
+            scaled: (N, K) scaled weights.
+            x: (M, K) activations, divided by the scales.
+        """
+        return None
+
     def product(self, x: Array, w: Array) -> Array:
         """`X·Wᵀ` as the tool makes it: (M, N) from (M, K) activations and (N, K) weights."""
         torch = self.torch
@@ -161,6 +170,15 @@ class LlmAwq(Tool):
         )
         return self.codes(*found)
 
+    def clip(self, scaled: Array, x: Array) -> Array:
+        found = importlib.import_module("awq.quantize.auto_clip").auto_clip_layer(
+            self.torch.from_numpy(scaled),
+            self.torch.from_numpy(x),
+            self.form.bits,
+            {"zero_point": not self.form.symmetric, "q_group_size": self.form.size(scaled.shape[1])},
+        )
+        return numbers(found)[..., 0]
+
 
 class AutoAwq(Tool):
     """AutoAWQ: a quantizer without a model, with what its constructor sets."""
@@ -185,6 +203,10 @@ class AutoAwq(Tool):
     def quantize(self, scaled: Array) -> Codes:
         quantizer = self._quantizer(scaled.shape[1])
         return self.codes(*quantizer.pseudo_quantize_tensor(self.torch.from_numpy(scaled)))
+
+    def clip(self, scaled: Array, x: Array) -> Array:
+        quantizer = self._quantizer(scaled.shape[1])
+        return numbers(quantizer._compute_best_clip(self.torch.from_numpy(scaled), self.torch.from_numpy(x)))[..., 0]
 
 
 class GptqModel(Tool):
@@ -212,6 +234,10 @@ class GptqModel(Tool):
 
     def quantize(self, scaled: Array) -> Codes:
         return self.codes(*self._processor().pseudo_quantize_tensor(self.torch.from_numpy(scaled)))
+
+    def clip(self, scaled: Array, x: Array) -> Array:
+        found = self._processor()._compute_best_clip(self.torch.from_numpy(scaled), self.torch.from_numpy(x))
+        return numbers(found)[..., 0]
 
 
 class TorchAo(Tool):
