@@ -9,12 +9,14 @@ from conftest import ROOT
 
 sys.path.append(str(ROOT / "tools"))
 import compare_tools
+import edge_layers
 from compare_tools import compare, convention_of, main, read_format, summary
 from tool_adapters import Codes
 from tool_watch import Searched, returned, watched
 
 from awq_pycuda.choices import ConventionChoice, Formula
 from awq_pycuda.errors import InputError
+from awq_pycuda.layers.files import load_layers
 from awq_pycuda.quant.conventions import CONVENTIONS, Candidate
 
 RNG = np.random.default_rng(7)
@@ -160,6 +162,18 @@ def test_clipping_is_compared_group_by_group():
     assert seen.clips == (384, 384)
     assert seen.clip_margin > 0.1
     assert compare("layer", changed(clip=lambda *_: None), convention, W, X, clip=True).verdict == "same"
+
+
+def test_edge_layers_are_read_and_compared(tmp_path):
+    edge_layers.write(tmp_path / "edges.npz")
+    layers = load_layers(tmp_path / "edges.npz")
+    assert {(layer.weight.shape, layer.activations.shape) for layer in layers} == {((64, 256), (600, 256))}
+    assert len(layers) == len(edge_layers.EDGES)
+    zeros = [layer for layer in layers if not layer.weight[5].any()]
+    assert len(zeros) == 1
+    convention = convention_of("llm_awq", FORM, Formula.plain)
+    seen = compare("zeros", Fake(), convention, zeros[0].weight, np.array(zeros[0].activations), clip=True)
+    assert seen.verdict == "same; of 2048 groups 0 clipped otherwise, by 0.0e+00"
 
 
 def test_another_grid_is_refused():

@@ -42,7 +42,7 @@ from awq_pycuda.choices import ConventionChoice, Formula
 from awq_pycuda.errors import InputError
 from awq_pycuda.layers.files import load_layers
 from awq_pycuda.quant import quantized, search
-from awq_pycuda.quant.clipping import Clipping, clipped, find_ratios
+from awq_pycuda.quant.clipping import Clipping, added, find_ratios, largest_of_groups
 from awq_pycuda.quant.conventions import CONVENTIONS, Candidate, Convention
 from awq_pycuda.quant.format import Format
 from awq_pycuda.quant.tools import TOOLS
@@ -261,25 +261,19 @@ def _clips(tool: AtWork, form: Format, w: Array, x: Array, s: Array) -> tuple[tu
     settings = Clipping()
     seen = (settings.of(x) / s).astype(x.dtype)
     ours = find_ratios(scaled, ones, seen, form, settings.ratios).ratio
-    peaks = np.concatenate([np.abs(part).max(axis=2) for _, part in form.parts(scaled)], axis=1)
+    peaks = largest_of_groups(scaled, form)
     theirs = np.ones_like(peaks)  # of zeros there is nothing to clip
     np.divide(limits, peaks, out=theirs, where=peaks > 0)
     other = np.abs(ours - theirs) > 1e-3
     if not other.any():
         return (0, other.size), 0.0
-    errors = [_group_errors(scaled, seen, form, ratio)[other] for ratio in (ours, theirs)]
+    errors = [_group_errors(scaled, peaks * ratio, seen, form)[other] for ratio in (ours, theirs)]
     return (int(other.sum()), other.size), _largest(errors[1] / errors[0] - 1)
 
 
-def _group_errors(scaled: Array, x: Array, form: Format, ratio: Array) -> Array:
+def _group_errors(scaled: Array, limits: Array, x: Array, form: Format) -> Array:
     """(N, groups) squares of what clipping and quantization add to each group's part of an output, in float64."""
-    ones = np.ones(scaled.shape[1], scaled.dtype)
-    held = clipped(scaled, ones, ratio, form)
-    made = quantized.Quantized(
-        codes=np.empty(held.shape, form.code_dtype), format=form, **quantized.steps_of(held, ones, form).arrays
-    )
-    quantized.quantize(held, ones, made)
-    off = quantized.dequantize(made).astype(np.float64) - scaled
+    off = added(scaled, limits, form, np.float32(1)).astype(np.float64)
     found = []
     for (_, weights), (_, tokens) in zip(form.parts(off), form.parts(x.astype(np.float64)), strict=True):
         products = np.matmul(weights.transpose(1, 0, 2), tokens.transpose(1, 2, 0))
