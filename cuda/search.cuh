@@ -84,7 +84,8 @@ struct Candidate {
         const double own = gamma * log(fmax(statistic, floor));
         if (!asks_weights()) return own;
         const double weights = of_weights[k];
-        return own - (duo ? log(pow(weights, 1.0 - gamma) + DUO_OFFSET) : beta * log(fmax(weights, DUO_OFFSET)));
+        if (!duo) return own - beta * log(fmax(weights, DUO_OFFSET));
+        return own - log((gamma == 1.0 ? 1.0 : exp((1.0 - gamma) * log(weights))) + DUO_OFFSET);
     }
 };
 
@@ -99,44 +100,21 @@ __device__ __forceinline__ void make_candidate(const float* statistics, const fl
     const double smallest = rule[4], largest = rule[5];
     const bool asks_weights = of.asks_weights(), of_all = of.gamma > 0.0;  // whether dead channels have the least power
     const auto power_of = [&](double statistic, int k) { return of.power(statistic, floor, k); };
-    // The ends of the powers; with `mean` those of live channels.
-    double highest, lowest;
-    bool live;
-    if (asks_weights) {
-        double2 ends = make_double2(-INFINITY, -INFINITY);
-        for (int k = threadIdx.x; k < in_features; k += THREADS) {
-            const double statistic = statistics[k];
-            if (statistic == 0.0 && by_mean) continue;
-            const double power = statistic == 0.0 && of_all ? least : power_of(statistic, k);
-            ends = make_double2(fmax(ends.x, power), fmax(ends.y, -power));
-        }
-        ends = over_block(ends, -INFINITY, Largest{});
-        live = ends.x > -INFINITY;
-        highest = ends.x, lowest = -ends.y;
-    } else {
-        // Gammas are not negative, so the largest and the smallest statistic have the largest and the smallest power.
-        float most = -INFINITY, fewest = INFINITY;  // of live channels; `fewest` is 0 where there are dead ones
+    float most = -INFINITY, fewest = INFINITY;  // of live channels; `fewest` is 0 where there are dead ones
 #pragma unroll 4
-        for (int k = threadIdx.x; k < in_features; k += THREADS) {
-            const float statistic = statistics[k];
-            if (statistic != 0.0f) most = fmaxf(most, statistic);
-            fewest = fminf(fewest, statistic);
-        }
-        const double2 ends = over_block(make_double2(most, -fewest), -INFINITY, Largest{});
-        live = ends.x > 0.0;
-        if (by_mean) {
-            // Near the largest power is enough: it cancels out.
-            const double near = fmax(ends.x, floor);
-            highest = of.gamma * (near < 1e38 && near > 1e-37 ? __logf(static_cast<float>(near)) : log(near));
-        } else {
-            highest = live ? power_of(ends.x, 0) : least;
-            lowest = ends.y == 0.0 ? least : power_of(-ends.y, 0);
-        }
+    for (int k = threadIdx.x; k < in_features; k += THREADS) {
+        const float statistic = statistics[k];
+        if (statistic != 0.0f) most = fmaxf(most, statistic);
+        fewest = fminf(fewest, statistic);
     }
+    double2 ends = over_block(make_double2(most, -fewest), -INFINITY, Largest{});
+    const bool live = ends.x > 0.0;
     // A scale is exp(power - centre) * factor between bounds.
     double centre, factor = 1.0, from = smallest, to = largest, to_of_dead = largest, kept = 0.0;
     if (by_mean) {
-        centre = highest;  // so that nothing overflows
+        // Near the largest power, so that nothing overflows: it cancels out. Weights cannot take it far from there.
+        const double near = fmax(ends.x, floor);
+        centre = of.gamma * (near < 1e38 && near > 1e-37 ? __logf(static_cast<float>(near)) : log(near));
         double2 sum_and_count = make_double2(0.0, 0.0);
         int turn = 0;
         for (int k = threadIdx.x; k < in_features; k += THREADS, ++turn) {
@@ -150,8 +128,20 @@ __device__ __forceinline__ void make_candidate(const float* statistics, const fl
         sum_and_count = over_block(sum_and_count, 0.0, Sum{});
         factor = sum_and_count.y / sum_and_count.x;
         from = lower, to = upper, to_of_dead = lower;
+    } else if (asks_weights) {
+        ends = make_double2(-INFINITY, -INFINITY);
+        for (int k = threadIdx.x; k < in_features; k += THREADS) {
+            const double statistic = statistics[k];
+            const double power = statistic == 0.0 && of_all ? least : fmax(power_of(statistic, k), least);
+            ends = make_double2(fmax(ends.x, power), fmax(ends.y, -power));
+        }
+        ends = over_block(ends, -INFINITY, Largest{});
+        centre = (ends.x - ends.y) / 2;
     } else {
-        centre = (fmax(highest, least) + fmax(lowest, least)) / 2;
+        // Gammas are not negative, so the largest and the smallest statistic have the largest and the smallest power.
+        const double highest = live ? fmax(power_of(ends.x, 0), least) : least;
+        const double lowest = ends.y == 0.0 ? least : fmax(power_of(-ends.y, 0), least);
+        centre = (highest + lowest) / 2;
     }
     const bool all_one = (of.gamma == 0.0 && !asks_weights) || (by_mean && !live);
     for (int turn = part; turn * THREADS < in_features; turn += makers) {

@@ -139,7 +139,8 @@ def formats_agree(backend):
 
 
 def weight_means_agree(backend):
-    for shape, size in (((9, 37), 10), ((300, 33), 33)):  # one chunk of rows, and two
+    # Groups within a strip, of single channels and of four, and others; one chunk of rows, and two.
+    for shape, size in (((9, 37), 10), ((9, 37), 8), ((9, 132), 8), ((150, 136), 136)):
         w = RNG.normal(size=shape).astype("f4")
         (found,) = poisoned(shape[1:], dtype=np.float64)
         handles = [backend.empty(values.shape, values.dtype) for values in (w, found)]

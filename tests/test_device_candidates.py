@@ -39,8 +39,9 @@ def of_weights(backend, w, size):
 @pytest.mark.parametrize(
     ("name", "shape", "size"),
     [
-        *(("host", (9, 37), size) for size in (None, 10)),
-        ("host", (300, 33), 16),  # two chunks of rows
+        *(("host", (9, 37), size) for size in (None, 10, 16)),
+        ("host", (150, 36), 8),  # two chunks of rows; two lanes to a group
+        ("host", (5, 260), None),
         *(
             pytest.param("cuda", shape, size, marks=GPU)
             for shape in ((1, 1), (9, 37), (4100, 1028), (300, 11008))

@@ -32,9 +32,20 @@ MAKERS: dict[str, Callable[[Values], int]] = {
 }
 
 
-def _sum_strips(v: Values) -> int:
-    """Of 32 channels, a lane each: blocks of the weights' statistic side by side."""
-    return blocks_of(v["in_features"], 32)
+def _lanes(v: Values) -> int:
+    """Of a warp that have a group of the weights' statistic; 0 where groups do not lie so."""
+    lanes = v["group_size"] // (4 if v["fours"] else 1)
+    return lanes if lanes <= 32 and lanes & (lanes - 1) == 0 else 0
+
+
+def _group_threads(v: Values) -> int:
+    """A warp for each group."""
+    return 32 * v["out_features"] * blocks_of(v["in_features"], v["group_size"])
+
+
+def _strips(v: Values) -> int:
+    """Blocks of the weights' statistic side by side: a lane has a channel, or four."""
+    return blocks_of(v["in_features"], 128 if v["fours"] else 32)
 
 
 WEIGHT_MEANS = Variant(
@@ -52,7 +63,7 @@ WEIGHT_MEANS = Variant(
                 "int in_features",
                 "int group_size",
             ),
-            grid=walk(lambda v: 32 * v["out_features"] * blocks_of(v["in_features"], v["group_size"])),
+            grid=lambda v: 0 if v["lanes"] else walk(_group_threads)(v),
         ),
         Kernel(
             "weight_sums",
@@ -64,8 +75,10 @@ WEIGHT_MEANS = Variant(
                 "int in_features",
                 "int group_size",
                 "int rows_of_block",
+                "int fours",
+                "int lanes",
             ),
-            grid=lambda v: _sum_strips(v) * v["chunks"],
+            grid=lambda v: _strips(v) * v["chunks"],
             block=("THREADS",),
         ),
         Kernel(
@@ -80,16 +93,18 @@ WEIGHT_MEANS = Variant(
             grid=walk(lambda v: v["in_features"]),
         ),
     ),
-    macros={"THREADS": 512},
+    macros={"THREADS": 256},
     derived={
+        "fours": lambda v: int(v["in_features"] % 4 == 0 and v["group_size"] % 4 == 0),
+        "lanes": _lanes,
         # As many blocks as there is room for, unless their rows get few.
         "rows_of_block": lambda v: blocks_of(
-            v["out_features"], max(1, min(4 * MULTIPROCESSORS // _sum_strips(v), v["out_features"] // 128))
+            v["out_features"], max(1, min(4 * MULTIPROCESSORS // _strips(v), v["out_features"] // 64))
         ),
         "chunks": lambda v: blocks_of(v["out_features"], v["rows_of_block"]),
     },
     scratch={
-        "factors": lambda v: 8 * v["out_features"] * blocks_of(v["in_features"], v["group_size"]),
+        "factors": lambda v: 8 if v["lanes"] else _group_threads(v) // 4,
         "partial": lambda v: 8 * v["chunks"] * v["in_features"],
     },
     tolerance=1e-12,
