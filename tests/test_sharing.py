@@ -20,7 +20,7 @@ from awq_pycuda.engine.pipeline import Pipeline
 from awq_pycuda.engine.spec import spec_of
 from awq_pycuda.engine.stages import UP_TO_CODES
 from awq_pycuda.layers.writer import LayerWriter
-from awq_pycuda.quant.conventions import CONVENTIONS
+from awq_pycuda.quant.conventions import CONVENTIONS, Convention
 from awq_pycuda.quant.format import Format
 
 # Two inputs in turn, each with layers of several sizes, and a layer of its own: name, rows, input.
@@ -182,11 +182,12 @@ def test_the_kernels_have_one_matrix_and_no_second_copy_of_it(compose, split, wh
 
 
 def test_a_factor_for_the_steps_of_each_matrix_is_searched_on_the_host():
-    nvfp4 = Format(16, 4, Element.e2m1, step_dtype=StepDtype.e4m3)
+    nvfp4 = Convention(quantizer=Format(16, 4, Element.e2m1, step_dtype=StepDtype.e4m3))
+    mxfp4 = Convention(quantizer=Format(16, 4, Element.e2m1, step_dtype=StepDtype.e8m0))
     why = "to its kernels layers that share s are one matrix, with one factor for e4m3 steps"
     assert no_device_search(nvfp4, shares=True) == why
     assert no_device_search(nvfp4, shares=False) is None
-    assert no_device_search(replace(nvfp4, step_dtype=StepDtype.e8m0), shares=True) is None
+    assert no_device_search(mxfp4, shares=True) is None
 
 
 def test_tools_but_for_torchao_have_one_s_for_an_input(compose):

@@ -40,9 +40,7 @@ from awq_pycuda.quant.format import Format
 Floats = NDArray[np.float64]
 Singles = NDArray[np.float32]
 
-_OF_SUMS = (
-    2.0**-22
-)  # float32's error of a sum of n squares, relative to what they may be at the most, over the root of n
+_OF_SUMS = 2.0**-22  # what float32 errs in a sum of n products by, over √n times the most that they can come to
 
 
 class _Option(NamedTuple):
