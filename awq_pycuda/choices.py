@@ -1,4 +1,4 @@
-"""What formats, conventions and inputs leave to choose, by name: the config speaks of it as they do."""
+"""What formats, conventions, inputs and results leave to choose, by name: the config speaks of it as they do."""
 
 from enum import Enum
 
@@ -113,3 +113,17 @@ class WeightScale(Enum):
 
     unit = "unit"
     he = "he"
+
+
+class Save(Enum):
+    """What the result file holds: `full` adds the quantized weights."""
+
+    summary = "summary"
+    full = "full"
+
+
+class Baselines(Enum):
+    """What scales are measured against: `all` adds those of max|x| to none at all, which is RTN."""
+
+    all = "all"
+    rtn = "rtn"

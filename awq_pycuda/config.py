@@ -17,12 +17,14 @@ from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from awq_pycuda.choices import (
+    Baselines,
     ConventionChoice,
     Divisor,
     Element,
     Formula,
     Normalization,
     Objective,
+    Save,
     Share,
     Statistic,
     StepDtype,
@@ -71,13 +73,6 @@ class MatmulKernel(Enum):
     """Which variant of `dequantizeTiled` in the table of kernels multiplies on the GPU; `auto` is the best there is."""
 
     vars().update(table.names("dequantizeTiled"))
-
-
-class Save(Enum):
-    """What the result file holds: `full` adds the quantized weights."""
-
-    summary = "summary"
-    full = "full"
 
 
 class Export(Enum):
@@ -204,6 +199,7 @@ class Config:
     share: Share | None = None
     stats: StatsKernel = StatsKernel["deterministic"]
     threads: int | None = None
+    baselines: Baselines = Baselines.all
     save: Save = Save.summary
     export: Export = Export.none
     verify: bool = False
@@ -236,6 +232,7 @@ ALLOWED: dict[str, str] = {
     "share": _choices(Share) + _AS_CONVENTION,
     "stats": _choices(StatsKernel),
     "threads": f"null (all cores that the process may use) or a whole number from 1 to {MAX_SIZE}",
+    "baselines": _choices(Baselines),
     "save": _choices(Save),
     "export": _choices(Export),
     "verify": "true, false",

@@ -27,6 +27,7 @@ from awq_pycuda.spread import (
     removed_by,
 )
 
+_SCALED_BY = {"rtn_": "RTN", "max_": "max", "": "AWQ"}  # by whose scales there is a metric, by its prefix
 _TABLE_WIDTH = 80  # tables are, so that they are the same in a log
 _SHOWCASE = "python -m awq_pycuda.run inputs=outliers layers=2 n=256"
 
@@ -65,7 +66,9 @@ def _print_quality(console: Console, layers: Sequence[LayerResult]) -> None:
     removed = [removed_by(layer.metrics) for layer in layers]
     held_out = [removed_by(layer.metrics, "held_out_") for layer in layers]
     has_held_out = not all(map(math.isnan, held_out))
-    ratios = {name: [figure(layer, name) for layer in layers] for name in ("rtn_output_sqnr_db", "output_sqnr_db")}
+    ratios = {of: [figure(layer, f"{of}output_sqnr_db") for layer in layers] for of in ("rtn_", "max_", "")}
+    if all(layer.by_max is None for layer in layers):
+        del ratios["max_"]
     rows = [
         [
             f"{layer.quantized.steps.shape[0]} x {layer.abs_mean.shape[0]}",
@@ -82,7 +85,8 @@ def _print_quality(console: Console, layers: Sequence[LayerResult]) -> None:
         medians = (_decibels(Spread.of(values).median) for values in ratios.values())
         totals["all (median)"] = ["", "", *medians, percent(overall.median)]
         totals["all (median)"] += [percent(Spread.of(held_out).median)] if has_held_out else []
-    headings = ["out x in", "gamma", "RTN dB", "AWQ dB", "error removed", *(["held out"] if has_held_out else [])]
+    decibels = [f"{_SCALED_BY[of]} dB" for of in ratios]
+    headings = ["out x in", "gamma", *decibels, "error removed", *(["held out"] if has_held_out else [])]
     _print_table(console, "Error", headings, [layer.name for layer in layers], rows, totals)
     if overall.count > 1:
         spread = f"median of {overall.count} layers, quartiles {percent_range(overall)}"

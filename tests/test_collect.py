@@ -66,6 +66,7 @@ def test_the_tables_hold_what_the_file_holds(real):
             curve = found.curves[found.curves["layer"] == index]
             assert curve["gamma"].tolist() == layer["search/gamma"][:].tolist() == [0, 0.5, 0.25]
             assert curve["error"].tolist() == layer["search/error"][:].tolist()
+            assert curve["error_by_max"].tolist() == layer["search/error_by_max"][:].tolist()
             assert curve["error_relative"].iloc[0] == 1
             assert curve["gamma"][curve["chosen"]].tolist() == [layer["search"].attrs["gamma_chosen"]]
         assert found.passes["pipeline_ms"].tolist() == file["timings/pipeline_ms"][:].tolist()

@@ -213,6 +213,7 @@ def test_the_hash_is_of_the_config_as_the_user_writes_it(compose):
         "convention": "day58",
         "stats": "atomic",
         "threads": None,
+        "baselines": "all",
         "save": "full",
         "export": "none",
         "verify": True,

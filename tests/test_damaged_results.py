@@ -91,7 +91,7 @@ def replace(name, values):
         (drop("layers/001/scales/scale_b"), "/layers/001/scales/scale_b is missing"),
         (lambda file: file["layers/002/metrics"].attrs.__delitem__("weight_mse"), "attribute weight_mse is missing"),
         (put("/", "git_dirty", 1), "/: attribute git_dirty is 1, not a truth value"),
-        (replace("layers/001/scales/s", np.ones(31)), "/layers/001: abs_mean, sq_mean and s differ in length"),
+        (replace("layers/001/scales/s", np.ones(31)), "/layers/001: abs_mean, sq_mean, s, abs_max differ in length"),
         (put("layers/002", "in_features", 31), "/layers/002: 31 in_features, but 32 scales"),
         (
             claim("layers/000/stats/abs_mean", 2**27),

@@ -35,7 +35,9 @@ def test_shares_are_of_the_file_and_sum_to_all(path):
     with h5py.File(path) as file:
         layer = file["layers/001"]
         by_channel, by_row = (layer[f"lost/by_{name}"][()] for name in ("channel", "row"))
-        s, sq_mean = layer["scales/s"][()], layer["stats/sq_mean"][()]
+        s, abs_mean, sq_mean, abs_max = (
+            layer[name][()] for name in ("scales/s", "stats/abs_mean", "stats/sq_mean", "stats/abs_max")
+        )
         metrics = dict(layer["metrics"].attrs)
     assert by_channel.sum() == pytest.approx(by_row.sum(), rel=1e-12)
     for what, values, count in (
@@ -51,12 +53,17 @@ def test_shares_are_of_the_file_and_sum_to_all(path):
         assert sum(row[1] for row in rows[:-1]) == pytest.approx(100, abs=0.3)
     first = table(lines, "input channel")[0]
     channel = int(first[0])
-    assert float(first[3]) == pytest.approx(np.sqrt(sq_mean[channel]), rel=1e-3)
-    assert float(first[4]) == pytest.approx(s[channel], rel=1e-3)
+    told = [abs_mean[channel], abs_max[channel], np.sqrt(sq_mean[channel]), s[channel]]
+    assert [float(text) for text in first[2:]] == pytest.approx(told, rel=1e-3)
     assert lines[0] == "layer 001 001: 64 x 64, 48 tokens; int4, groups of 16; convention day58"
     for words, of in (("error", ""), ("held out", "held_out_")):
         (line,) = [line for line in lines if line.startswith(f"{words}: RTN")]
-        assert f"AWQ {metrics[f'{of}output_sqnr_db']:.2f} dB" in line
+        for label, by in (("RTN", "rtn_"), ("max|x|", "max_"), ("AWQ", "")):
+            assert f"{label} {metrics[f'{of}{by}output_sqnr_db']:.2f} dB" in line
+    # The power of the layer's own output, by its own error, over what has come through the layers before.
+    power = metrics["output_mse"] * 10 ** (metrics["output_sqnr_db"] / 10)
+    propagated = 10 * np.log10(power / metrics["propagated_output_mse"])
+    assert f"propagated: {propagated:.2f} dB, the errors of the layers before included" in lines
 
 
 def test_it_fits_one_screen_and_takes_names(path, capsys):
@@ -65,6 +72,36 @@ def test_it_fits_one_screen_and_takes_names(path, capsys):
     assert len(lines) <= 24
     assert max(map(len, lines)) <= 100
     assert lines == list(explain(path, "000", 2))
+
+
+def test_what_clipping_takes_is_a_share_of_its_own(tmp_path):
+    path = make_run(tmp_path, "n=64", "layers=1", "quant=int4_g128", "clip=groups")
+    lines = list(explain(path, "0", 1))
+    assert max(map(len, lines)) <= 100
+    assert not any(line.startswith("propagated") for line in lines)  # nothing is before it
+    with h5py.File(path) as file:
+        layer = file["layers/000"]
+        clipped, total = layer["lost"].attrs["clipped"], layer["lost/by_row"][()].sum()
+        share, without = layer["clip"].attrs["clipped_fraction"], layer["metrics"].attrs["unclipped_output_sqnr_db"]
+    at = lines.index(f"clipping: {100 * share:.1f} % of the groups are clipped; without it {without:.2f} dB")
+    shares = [float(text) for text in re.findall(r"([\d.]+) %", lines[at + 1])]
+    assert shares == pytest.approx([100 * clipped / total, 100 * (1 - clipped / total)], abs=0.051)
+    assert 0 < clipped < total
+
+
+def test_files_from_before_the_baseline_tell_the_rest(path, tmp_path):
+    copy = shutil.copy(path, tmp_path / "results.h5")
+    with editing(copy) as file:
+        file.attrs["schema_version"] = 5
+        del file["layers/000/stats/abs_max"], file["layers/000/search/error_by_max"]
+        del file["layers/000/search"].attrs["chosen_by_max"]
+        metrics = file["layers/000/metrics"].attrs
+        for name in [name for name in metrics if "max_" in name]:
+            del metrics[name]
+    lines, with_it = list(explain(copy, "0", 2)), list(explain(path, "0", 2))
+    assert [re.sub(r"max\|x\| \S+ dB, ", "", line) for line in with_it[:5]] == lines[:5]
+    assert "max |x|" not in "".join(lines)
+    assert [row[:3] for row in table(lines, "input channel")] == [row[:3] for row in table(with_it, "input channel")]
 
 
 def test_a_curve_is_drawn_from_the_first_candidate_to_the_last(path, tmp_path):

@@ -45,15 +45,15 @@ def test_every_place_says_the_same_of_a_run(tmp_path, capsys, analyzed, layers):
     with h5py.File(path) as file:
         metrics = [layer["metrics"].attrs for layer in file["layers"].values()]
         removed = np.array([1 - layer["output_mse"] / layer["rtn_output_mse"] for layer in metrics])
-        awq, rtn = ([layer[f"{kind}output_sqnr_db"] for layer in metrics] for kind in ("", "rtn_"))
+        awq, rtn, by_max = ([layer[f"{kind}output_sqnr_db"] for layer in metrics] for kind in ("", "rtn_", "max_"))
         passes, stages = file["timings/pipeline_ms"][...], file["timings/host_ms"][...].sum(axis=0)
     low, median, high = np.quantile(removed, [0.25, 0.5, 0.75])
     printed, table, page, data = analyzed(tmp_path / "runs")
     share, quartiles = f"{100 * median:.1f} %", f"{100 * low:.1f} to {100 * high:.1f} %"
     (row,) = [line for line in printed.splitlines() if line.startswith(" 5 ")]
     noise = f"{100 * np.subtract(*np.quantile(passes, [0.75, 0.25])) / np.median(passes):.0f} %"
-    decibels = [f"{np.median(values):.2f}" for values in (rtn, awq)]
-    assert row.split()[1:4] == [str(layers), *decibels]
+    decibels = [f"{np.median(values):.2f}" for values in (rtn, by_max, awq)]
+    assert row.split()[1:5] == [str(layers), *decibels]
     assert f"{share} {quartiles}" in " ".join(row.split())
     assert row.split()[-2:] == noise.split()
     if layers > 1:
@@ -63,7 +63,7 @@ def test_every_place_says_the_same_of_a_run(tmp_path, capsys, analyzed, layers):
     assert table["output_sqnr_db_median"][0] == pytest.approx(np.median(awq))
     assert f"<dt>error removed</dt><dd>{share}<small>" in page
     shown = cells(page)
-    assert [shown[head] for head in ("error removed", "quartiles", "RTN dB", "AWQ dB", "noise")] == [
+    assert [shown[head] for head in ("error removed", "quartiles", "RTN dB", "max dB", "AWQ dB", "noise")] == [
         *(share, quartiles, *decibels, noise)
     ]
     figures = data["figures"]

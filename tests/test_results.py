@@ -63,8 +63,10 @@ def test_root_attributes(result):
 EXPECTED = {
     "stats/abs_mean": ("f4", (24,), ["in_features"]),
     "stats/sq_mean": ("f4", (24,), ["in_features"]),
+    "stats/abs_max": ("f4", (24,), ["in_features"]),
     "search/gamma": ("f8", (3,), ["gamma"]),
     "search/error": ("f8", (3,), ["gamma"]),
+    "search/error_by_max": ("f8", (3,), ["gamma"]),
     "scales/s": ("f4", (24,), ["in_features"]),
     "scales/scale_b": ("f4", (24,), ["out_features"]),
     "weights/Wq": ("i1", (24, 24), ["out_features", "in_features"]),
@@ -88,9 +90,10 @@ def test_datasets_have_the_contract_s_types_shapes_and_dimensions(result):
                     [name.split("/")[1]] if dataset.is_scale else [dim[0].name.split("/")[-1] for dim in dataset.dims]
                 )
                 assert names == dimensions
-            assert {"gamma_chosen", "error_chosen", "error_rtn", "objective", "chosen"} == set(layer["search"].attrs)
+            of_search = {"gamma_chosen", "error_chosen", "error_rtn", "objective", "chosen", "chosen_by_max"}
+            assert of_search == set(layer["search"].attrs)
             always = {entry.name for entry in schema.metrics() if entry.presence == "complete"}
-            assert set(layer["metrics"].attrs) == always
+            assert set(layer["metrics"].attrs) == always | {"max_output_mse", "max_output_sqnr_db"}
             assert layer["search/gamma"][0] == 0
         for name, (shape, dimensions) in TIMINGS.items():
             dataset = file["timings"][name]

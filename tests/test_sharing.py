@@ -117,11 +117,14 @@ def test_a_search_is_that_of_one_layer_with_all_rows(compose, split, whole, name
             np.testing.assert_allclose(part.search.error, layer.search.error, rtol=1e-5)
             assert part.search.candidate == layer.search.candidate
             assert same_bits(part.search.s, layer.search.s)
+            np.testing.assert_allclose(part.by_max.error, layer.by_max.error, rtol=1e-5)
+            assert same_bits(part.by_max.s, layer.by_max.s)
+            assert same_bits(part.abs_max, layer.abs_max)
             for own, of_all in zip(part.quantized.arrays.values(), layer.quantized.arrays.values(), strict=True):
                 assert np.array_equal(own, of_all[stop - size : stop])
             assert ("error_curve" in part.verify) == (member == members[0])
         # Each has its own figures, which together are those of the whole.
-        for metric in layer.metrics.keys() & {"output_mse", "weight_mse", "held_out_output_mse"}:
+        for metric in layer.metrics.keys() & {"output_mse", "max_output_mse", "weight_mse", "held_out_output_mse"}:
             found = np.average([parts[member].metrics[metric] for member in members], weights=sizes)
             assert found == pytest.approx(layer.metrics[metric], rel=1e-5)
 

@@ -35,7 +35,7 @@ _LONG_LIST = 8
 _ORIGIN = ("overrides", "device", "versions", "git_commit", "git_dirty", "kernels_sha256")
 CONDITIONS = tuple(name for name, *_ in schema.TOLD)  # of a pass, on a GPU that tells them
 _QUARTILES = ("pipeline_ms_q25", "pipeline_ms_q75")
-_OVER_LAYERS = ("error_removed", "output_sqnr_db", "rtn_output_sqnr_db")
+_OVER_LAYERS = ("error_removed", "output_sqnr_db", "rtn_output_sqnr_db", "max_output_sqnr_db")
 _SPREADS = (*_QUARTILES, *(f"{name}_{part}" for name in _OVER_LAYERS for part in ("median", "q25", "q75")))
 _ONLY_IN_RUNS = ("config", *_ORIGIN, *_SPREADS)
 _RUN_COLUMNS = (
@@ -45,8 +45,9 @@ _RUN_COLUMNS = (
 )
 _OF_LAYER = (
     *("name", "tokens", "in_features", "out_features"),
-    *("chosen", "gamma_chosen", "error_chosen", "error_rtn", "objective"),
+    *("chosen", "gamma_chosen", "error_chosen", "error_rtn", "objective", "chosen_by_max"),
 )
+_OF_CANDIDATES = ("gamma", "beta", "duo", "error", "error_by_max")
 _METRICS = tuple(each.name for each in schema.metrics())
 _LAYER_COLUMNS = ("run", "layer", *_OF_LAYER, *_METRICS, *(each.name for each in DERIVED))
 _SAMPLE_COLUMNS = ("gamma", "beta", "duo", "error_relative", "chosen", "stage", "repeat", "ms")
@@ -310,16 +311,14 @@ def _layer_row(run: str, result: ResultFile, layer: LayerRecord, taken: Set[str]
 
 def _curves(per_layer: Sequence[tuple[str, ResultFile, LayerRecord]]) -> pd.DataFrame:
     sizes = [layer.gamma.size for _, _, layer in per_layer]
-    columns = {name: joined([getattr(layer, name) for _, _, layer in per_layer]) for name in ("gamma", "beta", "duo")}
-    error = joined([layer.error for _, _, layer in per_layer])
-    relative = error / np.repeat([layer.error_rtn for _, _, layer in per_layer], sizes)
+    columns = {name: joined([getattr(layer, name) for _, _, layer in per_layer]) for name in _OF_CANDIDATES}
+    relative = columns["error"] / np.repeat([layer.error_rtn for _, _, layer in per_layer], sizes)
     return pd.DataFrame(
         {
             "run": labels([run for run, _, _ in per_layer], sizes),
             "layer": np.repeat(np.array([layer.index for _, _, layer in per_layer], np.int64), sizes),
             **columns,
             "duo": columns["duo"] != 0,
-            "error": error,
             "error_relative": relative,
             "chosen": joined([np.arange(layer.gamma.size) == layer.chosen for _, _, layer in per_layer]) != 0,
         }

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from awq_pycuda.analysis.derived import PROPAGATED_SQNR, derived
 from awq_pycuda.analysis.printing import printable
 from awq_pycuda.errors import InputError
 from awq_pycuda.hdf5 import UnreadableError
@@ -17,7 +18,7 @@ from awq_pycuda.hdf5_worker import ask
 from awq_pycuda.quant.format import Format
 from awq_pycuda.results.explained import Explained, read_explained
 from awq_pycuda.results.reader import LayerRecord
-from awq_pycuda.spread import error_removed, percent
+from awq_pycuda.spread import percent, removed_by
 
 Array = NDArray[np.float64]
 _BARS = "▁▂▃▄▅▆▇█"
@@ -48,18 +49,22 @@ def explain(path: Path, layer: str, top: int) -> Iterator[str]:
         unclipped = found.record.metrics.get("unclipped_output_sqnr_db", math.nan)
         kept = f"{percent(found.clipped_fraction)} of the groups are clipped; without it {unclipped:.2f} dB"
         clipped, rounded = (percent(part / total) for part in (found.clipped, total - found.clipped))
-        yield f"clipping: {kept}; clipped weights hold {clipped} of the error, rounded ones {rounded}"
-    channels = found.channels
-    yield from _shares(
-        "input channel", found.by_channel / total, top,
-        {"mean |x|": channels["abs_mean"], "root of mean x²": np.sqrt(channels["sq_mean"]), "s": channels["s"]},
-    )  # fmt: skip
+        yield f"clipping: {kept}"
+        yield f"  clipped weights hold {clipped} of the error, rounded ones {rounded}"
+    yield from _shares("input channel", found.by_channel / total, top, _of_channels(found.channels))
     size = Format(found.config.get("quant.group_size")).size(found.record.in_features)
     if size < found.record.in_features:
         starts = np.arange(0, found.record.in_features, size)
         of_groups = np.add.reduceat(found.by_channel, starts) / total
         yield from _shares(f"group of {size} input channels", of_groups, top, {"from channel": starts})
     yield from _shares("output channel", found.by_row / total, top, {})
+
+
+def _of_channels(channels: Mapping[str, Array]) -> dict[str, Array]:
+    """What is told of input channels, by its heading; of files without max |x| the rest."""
+    named = {"mean |x|": "abs_mean", "max |x|": "abs_max", "root of mean x²": "sq_mean", "s": "s"}
+    found = {heading: channels[name] for heading, name in named.items() if name in channels}
+    return found | {"root of mean x²": np.sqrt(channels["sq_mean"])}
 
 
 def _figures(found: Explained) -> Iterator[str]:
@@ -69,15 +74,16 @@ def _figures(found: Explained) -> Iterator[str]:
     kind = f"{element}, {'a step per row' if size is None else f'groups of {size}'}"
     shape = f"{record.out_features} x {record.in_features}, {record.tokens} tokens"
     yield f"layer {record.index:03d} {printable(record.name)}: {shape}; {kind}; convention {config.get('convention')}"
-    figure = record.metrics.get
-    for label, rtn, own in (
-        ("error", "rtn_output_", "output_"),
-        ("held out", "held_out_rtn_output_", "held_out_output_"),
-    ):
-        before, after = (figure(f"{of}sqnr_db", math.nan) for of in (rtn, own))
-        if not math.isnan(after):
-            removed = error_removed(figure(f"{own}mse", math.nan), figure(f"{rtn}mse", math.nan))
-            yield f"{label}: RTN {before:.2f} dB, AWQ {after:.2f} dB, which removes {percent(removed)} of the error"
+    figures = record.metrics
+    for label, on in (("error", ""), ("held out", "held_out_")):
+        rtn, by_max, own = (figures.get(f"{on}{of}output_sqnr_db", math.nan) for of in ("rtn_", "max_", ""))
+        if not math.isnan(own):
+            beside = "" if math.isnan(by_max) else f"max|x| {by_max:.2f} dB, "
+            removed = f"{percent(removed_by(figures, on))} of the error"
+            yield f"{label}: RTN {rtn:.2f} dB, {beside}AWQ {own:.2f} dB, which removes {removed}"
+    propagated = derived(figures)[PROPAGATED_SQNR.name]
+    if figures.get("propagated_output_mse") != figures.get("output_mse") and not math.isnan(propagated):
+        yield f"propagated: {propagated:.2f} dB, the errors of the layers before included"
     of_others = (
         f", one for the outputs of layers {printable(record.shares_s_with)}, too" if record.shares_s_with else ""
     )

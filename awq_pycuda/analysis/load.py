@@ -29,7 +29,7 @@ _DESCRIBED = {
     **{each.name: each for each in (*schema.metrics(), *DERIVED)},
     **{
         name: schema.entry(f"{schema.LAYER}/search/@{name}")
-        for name in ("chosen", "gamma_chosen", "error_chosen", "error_rtn")
+        for name in ("chosen", "gamma_chosen", "error_chosen", "error_rtn", "chosen_by_max")
     },
     "search_error": schema.entry(f"{schema.LAYER}/search/error"),
     **{name: schema.entry(f"{schema.TIMINGS}/{name}") for name in ("gpu_ms", "host_ms", "pipeline_ms", "cold_ms")},

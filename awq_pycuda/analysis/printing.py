@@ -61,13 +61,16 @@ def _print_figures(console: Console, collection: Collection) -> None:
     """Each complete run's figures with their spread, as `spread` defines them."""
     runs = complete_runs(collection)
     labels = run_labels(collection)
-    table = _table(console, None, ("run",), ("layers", "RTN\ndB", "AWQ\ndB", "error\nremoved", "quartiles"))
+    columns = {"RTN\ndB": "rtn_output_sqnr_db_median", "max\ndB": "max_output_sqnr_db_median"}
+    columns = {heading: column for heading, column in columns.items() if runs[column].notna().any()}
+    columns["AWQ\ndB"] = "output_sqnr_db_median"
+    table = _table(console, None, ("run",), ("layers", *columns, "error\nremoved", "quartiles"))
     for heading in ("pipeline\nms", "noise"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.collapse_padding = True
     passes, removed = pass_spreads(collection), removed_spreads(collection)
-    columns = ["run", "layers_finished", "rtn_output_sqnr_db_median", "output_sqnr_db_median"]
-    for run, layers, *decibels in runs[columns].head(_MOST_ROWS).itertuples(index=False):
+    of_runs = runs[["run", "layers_finished", *columns.values()]]
+    for run, layers, *decibels in of_runs.head(_MOST_ROWS).itertuples(index=False):
         quality = (*(_number(value, ".2f") for value in decibels), percent(removed[run].median))
         times = (milliseconds(passes[run].median), percent(passes[run].noise, 0))
         table.add_row(escape(printable(labels[run])), str(layers), *quality, percent_range(removed[run]), *times)

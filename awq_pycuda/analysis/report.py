@@ -261,6 +261,12 @@ def _columns(collection: Collection) -> list[Column]:
         _number_column(
             "RTN dB", "SQNR of round-to-nearest, median over the layers", runs["rtn_output_sqnr_db_median"], decibels
         ),
+        _number_column(
+            "max dB",
+            "SQNR with scales of max|x|, the other baseline, median over the layers",
+            runs["max_output_sqnr_db_median"],
+            decibels,
+        ),
         _number_column("AWQ dB", "SQNR of AWQ, median over the layers", runs["output_sqnr_db_median"], decibels),
         _number_column(
             "pipeline ms",

@@ -56,6 +56,7 @@ class Trial(Generic[H]):
     `reference` (M, N) is the layer's product from unquantized weights.
     """
 
+    error: H
     s: H
     inv_s: H
     quantized: Quantized[H]

@@ -90,6 +90,7 @@ def layer_arrays(specs: Sequence[LayerSpec], index: int, convention: Convention)
         **kept,
         "y": Array((m, n), shared=True),
         "out": Array((m, n)),
+        "trial error": Array((convention.grid.size,), np.float64, shared=True),
         "trial s": Array((k,), shared=True),
         "trial inv_s": Array((k,), shared=True),
         **{f"trial {name}": replace(array, shared=True, together="") for name, array in kept.items()},
@@ -134,7 +135,7 @@ def kept_bytes(specs: Sequence[LayerSpec], convention: Convention) -> int:
 
 @dataclass(frozen=True)
 class HeldOut(Generic[H]):
-    """The tokens that a layer was not quantized on: `x` (M, K); `y` and `reference` (M, N) are work space.
+    """Tokens that a layer was not quantized on: `x` (M, K); `y` and `reference` (M, N) are work space; `outputs` = M·N.
 
     `out` (M, N) is where the next layer of the chain takes them from, None where it brings its own.
     """
@@ -143,6 +144,7 @@ class HeldOut(Generic[H]):
     y: H
     reference: H
     out: H | None
+    outputs: int
 
 
 @dataclass
@@ -226,7 +228,8 @@ def _held_out(backend: Backend[H], spec: LayerSpec, made: Mapping[str, H], run: 
         assert before is not None
         assert before.out is not None
         x = before.out
-    return HeldOut(x, made["held-out y"], made["held-out reference"], made.get("held-out out"))
+    outputs = spec.held_out_tokens * spec.out_features
+    return HeldOut(x, made["held-out y"], made["held-out reference"], made.get("held-out out"), outputs)
 
 
 _OF_LAYER = ("x", "w", "abs_mean", "sq_mean", "abs_max", "error", "s", "inv_s", "y", "out")
@@ -242,7 +245,11 @@ def as_layer(made: Mapping[str, H], form: Format, outputs: int) -> Layer[H]:
         held=None if held is None else Held(**held),
         unclipped=made.get("unclipped"),
         quantized=own,
-        trial=Trial(made["trial s"], made["trial inv_s"], trial, made["trial y"], made["reference"]),
+        trial=Trial(
+            **{name: made[f"trial {name}"] for name in ("error", "s", "inv_s", "y")},
+            quantized=trial,
+            reference=made["reference"],
+        ),
         outputs=outputs,
         searched=made.get("searched", made["w"]),
         followers=(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from awq_pycuda.layers.inputs import LayerSpec
 from awq_pycuda.quant import metrics
 from awq_pycuda.quant.clipping import Clipped
 from awq_pycuda.quant.conventions import Convention
+from awq_pycuda.quant.quantized import Quantized
 from awq_pycuda.quant.search import SearchResult, refuse_overflow, search_result
 from awq_pycuda.results.record import LayerResult
 
@@ -67,10 +69,23 @@ def _clipped(backend: Backend[H], held: Held[H], convention: Convention) -> Clip
     return Clipped(convention.clip.ratios, ratio, error, float(chosen[0]))
 
 
-def measure(backend: Backend[H], specs: Sequence[LayerSpec], run: Run[H], results: Sequence[LayerResult]) -> None:
-    """Gives every result its metrics; the layers' own arrays stay as the pass left them.
+def measure(
+    backend: Backend[H],
+    specs: Sequence[LayerSpec],
+    run: Run[H],
+    results: Sequence[LayerResult],
+    by_max: Convention | None = None,
+) -> None:
+    """Gives every result its metrics; the layers' own arrays stay as the pass left them, but for `abs_max`.
 
     The product without relu is made again: a pass may not have written it, and its place is shared.
+
+    Args:
+        backend: where the run is at work.
+        specs: of its layers.
+        run: its handles.
+        results: of the layers that are finished, from the first on.
+        by_max: how the baseline of max|x| chooses scales; None without it.
 
     Raises:
         FloatingPointError: the output of a layer overflows.
@@ -86,24 +101,36 @@ def measure(backend: Backend[H], specs: Sequence[LayerSpec], run: Run[H], result
         quantized = layer.quantized.map(backend.read)
         held = None if layer.held is None else backend.read(layer.held.weights)
         result.lost = metrics.lost(backend.read(layer.w), quantized, result.search.s, result.sq_mean, held)
-        saturated = metrics.saturated_fraction(quantized)
-        unclipped = None if layer.held is None else _of_trial(backend, layer, result.search.s)
-        ones = np.ones_like(result.search.s)
-        rtn = _of_trial(backend, layer, ones)
-        held_out = run.held_out[index]
         result.metrics = {
-            "output_mse": noise / layer.outputs,
-            "output_sqnr_db": metrics.sqnr_db(signal, noise),
+            **_errors("", signal, noise, layer.outputs),
             "weight_mse": result.lost.weight_mse,
-            "saturated_fraction": saturated,
-            "rtn_output_mse": rtn / layer.outputs,
-            "rtn_output_sqnr_db": metrics.sqnr_db(signal, rtn),
+            "saturated_fraction": metrics.saturated_fraction(quantized),
         }
-        if unclipped is not None:
-            result.metrics["unclipped_output_mse"] = unclipped / layer.outputs
-            result.metrics["unclipped_output_sqnr_db"] = metrics.sqnr_db(signal, unclipped)
+        trials = {"rtn_": np.ones_like(result.search.s)}
+        if layer.held is not None:
+            trials["unclipped_"] = result.search.s
+        if by_max is not None:
+            if layer.leads:
+                found, result.abs_max = _search_by_max(backend, layer, by_max)
+            else:
+                leader = results[min(result.shares_s_with)]
+                assert leader.by_max is not None
+                found, result.abs_max = leader.by_max, leader.abs_max
+            result.by_max, trials["max_"] = found, found.s
+        held_out = run.held_out[index]
         if held_out is not None:
-            result.metrics |= _on_held_out(backend, layer, held_out, spec.held_out_tokens * spec.out_features)
+            backend.matmul_reference(held_out.x, layer.w, held_out.reference)
+        for of, s in trials.items():
+            backend.write(trial.s, s)
+            backend.write(trial.inv_s, 1 / s)
+            result.metrics |= _errors(of, signal, backend.trial_sums(layer)[1], layer.outputs)
+            if held_out is not None and of != "unclipped_":
+                result.metrics |= _on_held_out(backend, of, held_out, trial.quantized, trial.inv_s)
+        if held_out is not None:
+            # Where the next layer takes its tokens from this one, they come through its codes, as in the pass.
+            result.metrics |= _on_held_out(backend, "", held_out, layer.quantized, layer.inv_s)
+            if held_out.out is not None:
+                backend.relu(held_out.y, layer.bias, held_out.out)
         # The all-fp32 chain: where a layer brings its own activations it starts anew.
         exact, output = trial.reference, run.chain_outputs[index]
         if output is not None and chain is not None:
@@ -115,32 +142,32 @@ def measure(backend: Backend[H], specs: Sequence[LayerSpec], run: Run[H], result
             backend.relu(exact, layer.bias, chain)
 
 
-def _on_held_out(backend: Backend[H], layer: Layer[H], held_out: HeldOut[H], outputs: int) -> dict[str, float]:
-    """The errors on held-out tokens, of the layer's codes and of those of RTN, which its trial holds.
+def _errors(of: str, signal: float, noise: float, outputs: int) -> dict[str, float]:
+    return {f"{of}output_mse": noise / outputs, f"{of}output_sqnr_db": metrics.sqnr_db(signal, noise)}
 
-    Where the next layer takes its tokens from this one, they come through its codes, as in the pass.
+
+def _on_held_out(
+    backend: Backend[H], of: str, held_out: HeldOut[H], quantized: Quantized[H], inv_s: H
+) -> dict[str, float]:
+    """The errors of these codes on held-out tokens, whose product then is in its place."""
+    backend.dequantize_tiled(held_out.x, quantized, inv_s, held_out.y)
+    return _errors(f"held_out_{of}", *backend.error_sums(held_out.reference, held_out.y), held_out.outputs)
+
+
+def _search_by_max(
+    backend: Backend[H], layer: Layer[H], convention: Convention
+) -> tuple[SearchResult, NDArray[np.float32]]:
+    """What this convention, whose statistic is max|x|, chooses for a layer, and those that it leads; and (K,) max|x|.
+
+    It uses the layer's trial.
     """
-    found = {}
-    backend.matmul_reference(held_out.x, layer.w, held_out.reference)
-    for of, quantized, inv_s in (
-        ("held_out_rtn_", layer.trial.quantized, layer.trial.inv_s),
-        ("held_out_", layer.quantized, layer.inv_s),
-    ):
-        backend.dequantize_tiled(held_out.x, quantized, inv_s, held_out.y)
-        signal, noise = backend.error_sums(held_out.reference, held_out.y)
-        found[f"{of}output_mse"] = noise / outputs
-        found[f"{of}output_sqnr_db"] = metrics.sqnr_db(signal, noise)
-    if held_out.out is not None:
-        backend.relu(held_out.y, layer.bias, held_out.out)
-    return found
-
-
-def _of_trial(backend: Backend[H], layer: Layer[H], s: NDArray[Any]) -> float:
-    """Σ of squared errors of the layer quantized with these (K,) scales, unclipped, which its trial then holds."""
-    backend.write(layer.trial.s, s)
-    backend.write(layer.trial.inv_s, 1 / s)
-    _, noise = backend.trial_sums(layer)
-    return noise
+    trial = layer.trial
+    backend.find_abs_max(layer.x, layer.abs_max)
+    # Without a place for errors that are not clipped nothing is clipped in a joint search either.
+    own = replace(layer, error=trial.error, s=trial.s, inv_s=trial.inv_s, unclipped=None)
+    backend.compute_s(own, convention)
+    error, s, abs_max = (backend.read(handle).copy() for handle in (trial.error, trial.s, layer.abs_max))
+    return search_result(convention, error, s), abs_max
 
 
 def verify(backend: Backend[H], run: Run[H], index: int, result: LayerResult, convention: Convention) -> None:

@@ -18,8 +18,8 @@ from awq_pycuda import provenance, signals
 from awq_pycuda.backends.base import Backend
 from awq_pycuda.backends.choose import choose_backend, settle_search
 from awq_pycuda.checkpoints import folders as checkpoints
-from awq_pycuda.choices import Objective
-from awq_pycuda.config import Config, Export, FileInputs, Save, SearchPlace, SyntheticInputs
+from awq_pycuda.choices import Objective, Save
+from awq_pycuda.config import Config, Export, FileInputs, SearchPlace, SyntheticInputs
 from awq_pycuda.engine.arrays import sharing
 from awq_pycuda.engine.memory import required_bytes, search_sizes
 from awq_pycuda.engine.pipeline import Pipeline

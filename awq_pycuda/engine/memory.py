@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from awq_pycuda.choices import Objective, StepDtype
-from awq_pycuda.config import Export, Save, SearchPlace
+from awq_pycuda.choices import Objective, Save, StepDtype
+from awq_pycuda.config import Export, SearchPlace
 from awq_pycuda.engine.arrays import kept_bytes, searched_rows
 from awq_pycuda.engine.spec import RunSpec
 from awq_pycuda.kernels import table

@@ -167,7 +167,7 @@ class Pipeline(Generic[H]):
     def _measure(self) -> None:
         if self.layers:
             assert self.handles is not None
-            evaluation.measure(self.backend, self.spec.layers, self.handles, self.layers)
+            evaluation.measure(self.backend, self.spec.layers, self.handles, self.layers, self.spec.by_max)
 
     def _verify(self, on_progress: Callable[[str, int, int], None]) -> None:
         assert self.handles is not None

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Any
 
-from awq_pycuda.config import BackendChoice, Config, Export, QuantConfig, Save, SearchPlace, TimingConfig
+from awq_pycuda.choices import Baselines, Save, Statistic
+from awq_pycuda.config import BackendChoice, Config, Export, QuantConfig, SearchPlace, TimingConfig
 from awq_pycuda.config_text import config_hash
 from awq_pycuda.errors import InputError
 from awq_pycuda.kernels import table
@@ -30,6 +31,7 @@ class RunSpec:
         tile: the tile of the kernels that leave theirs to the config.
         threads: host threads; None for all cores that the process may use.
         timing: how many passes.
+        baselines: what its scales are measured against.
         save: whether the result file has the codes.
         export: the kind of checkpoint that is to stand beside it.
         verify: whether every stage is checked against the oracle.
@@ -44,6 +46,7 @@ class RunSpec:
     tile: int
     threads: int | None
     timing: TimingConfig
+    baselines: Baselines
     save: Save
     export: Export
     verify: bool
@@ -53,6 +56,13 @@ class RunSpec:
     def keeps_codes(self) -> bool:
         """Whether the host gets the codes."""
         return self.save is Save.full or self.export is not Export.none
+
+    @property
+    def by_max(self) -> Convention | None:
+        """How the baseline of max|x| chooses scales: as the run does, but clips nothing; None where there is none."""
+        if self.baselines is Baselines.rtn:
+            return None
+        return replace(self.convention, statistic=Statistic.abs_max, clip=None)
 
 
 def spec_of(config: Config) -> RunSpec:
@@ -70,6 +80,7 @@ def spec_of(config: Config) -> RunSpec:
         tile=config.tile,
         threads=config.threads,
         timing=config.timing,
+        baselines=config.baselines,
         save=config.save,
         export=config.export,
         verify=config.verify,

@@ -17,7 +17,10 @@ def sqnr_db(signal: float, noise: float) -> float:
     """Signal-to-quantization-noise ratio `10·log10(Σy² / Σ(y−ŷ)²)` in dB; inf without noise, NaN without signal."""
     if signal == 0:
         return math.nan
-    return 10 * math.log10(signal / noise) if noise > 0 else math.inf
+    if noise == 0:
+        return math.inf
+    ratio = signal / noise
+    return -math.inf if ratio == 0 else 10 * math.log10(ratio)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ class Explained:
     Attributes:
         record: its figures and its search.
         config: the run's, by dotted key.
-        channels: `abs_mean`, `sq_mean` and `s`, (in_features,) each.
+        channels: see `reader.channels_of`.
         by_channel: (in_features,) error of the outputs, see the schema.
         by_row: (out_features,) the same sum.
         clipped: of it the part of clipped weights; None where nothing is clipped.

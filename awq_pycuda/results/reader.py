@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,9 +26,10 @@ _OF_SEARCH = ("gamma_chosen", "error_chosen", "error_rtn", "objective")
 class LayerRecord:
     """One finished layer; `metrics` is empty where a failed run has none.
 
-    `gamma`, `beta`, `duo` and `error` are (G,) float64, of which `chosen` is an index; `beta` is NaN where none was
-    searched, `duo` 1 where 1 - gamma was a power of the weights, else 0. `shares_s_with` are the numbers of the other
-    layers that have this search, such as `001 002`.
+    `gamma`, `beta`, `duo`, `error` and `error_by_max` are (G,) float64, of which `chosen` is an index; `beta` is NaN
+    where none was searched, `duo` 1 where 1 - gamma was a power of the weights, else 0; of the baseline `error_by_max`
+    and `chosen_by_max`, an index as well, are NaN without it.
+    `shares_s_with` are the numbers of the other layers that have this search, such as `001 002`.
     """
 
     index: int
@@ -39,11 +41,13 @@ class LayerRecord:
     beta: Array
     duo: Array
     error: Array
+    error_by_max: Array
     chosen: int
     gamma_chosen: float
     error_chosen: float
     error_rtn: float
     objective: str
+    chosen_by_max: float
     shares_s_with: str
     metrics: Mapping[str, float]
 
@@ -83,7 +87,7 @@ def read(path: Path) -> ResultFile:
 
 
 def read_channels(path: Path, layers: Sequence[int]) -> list[dict[str, Array]]:
-    """`abs_mean`, `sq_mean` and `s` of each of these layers, (in_features,) each.
+    """`channels_of` each of these layers.
 
     Raises:
         UnreadableError: the file is no result, or has no such layer.
@@ -147,7 +151,8 @@ def _read_layer(file: File, layer: int) -> LayerRecord:
     gamma, error = (file.numbers(f"{search}/{name}", layer) for name in ("gamma", "error"))
     if gamma.shape != error.shape:
         raise UnreadableError(f"{where}/search: {gamma.size} gammas, but {error.size} errors")
-    columns: dict[str, Any] = {"beta": np.full(gamma.shape, np.nan), "duo": np.zeros(gamma.shape)}
+    columns: dict[str, Any] = {name: np.full(gamma.shape, np.nan) for name in ("beta", "duo", "error_by_max")}
+    columns["duo"][:] = 0
     for name in columns:
         if f"{where}/search/{name}" in file.found:
             columns[name] = file.numbers(f"{search}/{name}", layer)
@@ -171,6 +176,7 @@ def _read_layer(file: File, layer: int) -> LayerRecord:
         error=error,
         chosen=chosen,
         **{name: file.attribute(f"{search}/@{name}", layer) for name in _OF_SEARCH},
+        chosen_by_max=_chosen_by_max(file, layer),
         shares_s_with=shares_s_with,
         metrics={name: float(value) for name, value in figures if isinstance(value, int | float)},
     )
@@ -188,12 +194,20 @@ def _chosen(file: File, layer: int, gamma: Array) -> int:
     return chosen
 
 
+def _chosen_by_max(file: File, layer: int) -> float:
+    search = f"{schema.LAYER}/search"
+    has_it = "chosen_by_max" in file.attributes(search, layer)
+    return float(file.attribute(f"{search}/@chosen_by_max", layer)) if has_it else math.nan
+
+
 def channels_of(file: File, layer: int) -> dict[str, Array]:
-    """`abs_mean`, `sq_mean` and `s` of a layer of an open result file, (in_features,) each."""
-    parts = ("stats/abs_mean", "stats/sq_mean", "scales/s")
+    """`abs_mean`, `sq_mean`, `s` and, where there is one, `abs_max` of a layer of an open file, (in_features,) each."""
+    parts = ["stats/abs_mean", "stats/sq_mean", "scales/s"]
+    if f"{place(schema.LAYER, layer)}/stats/abs_max" in file.found:
+        parts.append("stats/abs_max")
     vectors = {part.partition("/")[2]: file.numbers(f"{schema.LAYER}/{part}", layer) for part in parts}
     if len({vector.size for vector in vectors.values()}) > 1:
-        raise UnreadableError(f"{place(schema.LAYER, layer)}: abs_mean, sq_mean and s differ in length")
+        raise UnreadableError(f"{place(schema.LAYER, layer)}: {', '.join(vectors)} differ in length")
     return vectors
 
 

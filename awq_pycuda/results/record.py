@@ -19,8 +19,9 @@ from awq_pycuda.quant.search import SearchResult
 class LayerResult:
     """What a run leaves of one layer; arrays are the host's own copies.
 
-    `abs_max` is None where nothing asked for it, `quantized` is a `Quantized` where the codes were kept;
-    `shares_s_with` are the numbers of the other layers of which `search` is the search, too.
+    `abs_max` is None where nothing asked for it, `by_max` the search of that baseline where there is one, `quantized` a
+    `Quantized` where the codes were kept; `shares_s_with` are the numbers of the other layers of which `search` and
+    `by_max` are the searches, too.
     """
 
     name: str
@@ -34,6 +35,7 @@ class LayerResult:
     metrics: dict[str, float] = field(default_factory=dict)
     lost: Lost | None = None
     clipped: Clipped | None = None
+    by_max: SearchResult | None = None
     shares_s_with: tuple[int, ...] = ()
     verify: dict[str, float] = field(default_factory=dict)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from awq_pycuda.results.entries import Entry, entry_of
+from awq_pycuda.results.verified import VERIFIED
 
 NAME = "awq_pycuda"
 VERSION = 6
@@ -27,14 +28,16 @@ TOLD = (
     ("temperature", "degC", "temperature of the GPU"),
     ("throttle_reasons", "1", "NVML's reasons for a clock below the highest, as bits"),
 )
+_ALL = "; with `baselines=all`"
+_BOTH = "baselines=all` and `inputs.holdout"
 
 
-def _errors(of: str, what: str, key: str) -> tuple[Entry, Entry]:
+def _errors(of: str, what: str, key: str, since: int = 5) -> tuple[Entry, Entry]:
     """The output's error and SQNR in a further sense, which files have whose config has this key."""
-    note = f"; with `{key}`"
+    path, note = f"{METRICS}/@{of}output", f"; with `{key}`"
     return (
-        Entry(f"{METRICS}/@{of}output_mse", f"mean of (y - ŷ)² {what}", "f8", (), "1", "optional", 5, "lower", note),
-        Entry(f"{METRICS}/@{of}output_sqnr_db", f"SQNR {what}", "f8", (), "dB", "optional", 5, "higher", note),
+        Entry(f"{path}_mse", f"mean of (y - ŷ)² {what}", "f8", (), "1", "optional", since, "lower", note),
+        Entry(f"{path}_sqnr_db", f"SQNR {what}", "f8", (), "dB", "optional", since, "higher", note),
     )
 
 
@@ -42,17 +45,8 @@ TABLE: tuple[Entry, ...] = (
     # The run.
     Entry("/@schema", f"`{NAME}`", "str"),
     Entry("/@schema_version", f"the version of this layout, {VERSION}", "i8"),
-    Entry(
-        "/@status",
-        "`complete` or `failed`; a failed run has the layers and passes that were finished",
-        "str",
-    ),
-    Entry(
-        "/@error",
-        "only if failed: type and message, or how the job's process ended",
-        "str",
-        presence="optional",
-    ),
+    Entry("/@status", "`complete` or `failed`; a failed run has the layers and passes that were finished", "str"),
+    Entry("/@error", "only if failed: type and message, or how the job's process ended", "str", presence="optional"),
     Entry("/@created", "when it was written: ISO 8601, UTC", "str"),
     Entry("/@overrides", "JSON list, as given on the command line", "str"),
     Entry("/@config", "the resolved config as YAML", "str"),
@@ -113,7 +107,7 @@ TABLE: tuple[Entry, ...] = (
         ("in_features",),
         presence="optional",
         since=6,
-        note="; with `search.statistic=abs_max`",
+        note="; with `baselines=all` or `search.statistic=abs_max`",
     ),
     # Its search.
     Entry(f"{LAYER}/search", "the search for the scales"),
@@ -152,6 +146,16 @@ TABLE: tuple[Entry, ...] = (
         since=5,
         note="; with `search.formula` `duo` or `both`",
     ),
+    Entry(
+        f"{LAYER}/search/error_by_max",
+        "the objective of each candidate with abs_max for the statistic and nothing clipped",
+        "f8",
+        ("gamma",),
+        presence="optional",
+        since=6,
+        note=_ALL,
+    ),
+    Entry(f"{LAYER}/search/@chosen_by_max", "where `error_by_max` is lowest", "i8", (), "1", "optional", 6, note=_ALL),
     Entry(f"{LAYER}/search/@chosen", "index of the candidate with the lowest error", "i8", since=5),
     Entry(f"{LAYER}/search/@gamma_chosen", "exponent of the lowest error", "f8", better="neither"),
     Entry(f"{LAYER}/search/@error_chosen", "the objective of the chosen candidate", "f8"),
@@ -228,6 +232,7 @@ TABLE: tuple[Entry, ...] = (
         presence="complete",
         better="higher",
     ),
+    *_errors("max_", "with the scales that max|x| gives", "baselines=all", 6),
     *_errors("unclipped_", "with the same scales and nothing clipped", "clip.enabled=true"),
     Entry(
         f"{METRICS}/@weight_mse",
@@ -255,6 +260,7 @@ TABLE: tuple[Entry, ...] = (
     ),
     *_errors("held_out_", "of AWQ on tokens that nothing was chosen by", "inputs.holdout"),
     *_errors("held_out_rtn_", "of round-to-nearest on tokens that nothing was chosen by", "inputs.holdout"),
+    *_errors("held_out_max_", "with the scales that max|x| gives on tokens that nothing was chosen by", _BOTH, 6),
     # Where its error comes from.
     Entry(
         f"{LAYER}/lost",
@@ -285,26 +291,7 @@ TABLE: tuple[Entry, ...] = (
     Entry(VERIFY, "with `verify=true`: the worst error of each stage and what was allowed", presence="optional"),
     *(
         entry
-        for stage, units, what, since in (
-            ("abs_mean", "1", "relative error of the mean of |x|", 1),
-            ("sq_mean", "1", "relative error of the mean of x²", 1),
-            ("abs_max", "1", "relative error of the largest |x|", 6),
-            (
-                "error_curve",
-                "steps",
-                "error of the search's curve in quantization steps, of a joint search the worse of its two; of layers "
-                "that share it the first one has it, of older files those with `diag` only",
-                1,
-            ),
-            ("s", "1", "relative error of the scales", 1),
-            ("scale_b", "1", "relative error of the steps", 1),
-            ("zero_points", "steps", "error of the zero points", 5),
-            ("clipped", "1", "relative error of the clipped weights", 5),
-            ("codes_off_tie", "codes", "codes that differ away from a rounding tie", 1),
-            ("codes_off_by_more_than_1", "codes", "codes that differ by more than one", 1),
-            ("output", "1", "relative error of the product", 1),
-            ("relu", "1", "relative error of the layer's output", 1),
-        )
+        for stage, units, what, since in VERIFIED
         for entry in (
             Entry(f"{VERIFY}/@{stage}", what, "f8", (), units, "optional", since),
             Entry(

@@ -53,6 +53,7 @@ def _of_layer(layer: LayerResult, tolerances: Mapping[str, float]) -> dict[str, 
         "search/gamma": search.gamma,
         "search/error": search.error,
         **_of_candidates(search),
+        **_of_baseline(layer.by_max),
         "search/@chosen": search.chosen,
         "search/@gamma_chosen": search.gamma_chosen,
         "search/@error_chosen": search.error_chosen,
@@ -105,6 +106,10 @@ def _of_candidates(search: SearchResult) -> dict[str, Any]:
     if grid.duo.any():
         found["search/duo"] = grid.duo
     return found
+
+
+def _of_baseline(search: SearchResult | None) -> dict[str, Any]:
+    return {} if search is None else {"search/error_by_max": search.error, "search/@chosen_by_max": search.chosen}
 
 
 def _of_timings(timings: Timings) -> dict[str, Any]:
