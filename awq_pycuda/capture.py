@@ -1,7 +1,8 @@
 """Captures the linear layers of a Hugging Face model, with the activations that a text sends into them.
 
 ``python -m awq_pycuda.capture model=FOLDER text=FILE out=layers.h5 tokens=512`` writes a file for ``inputs=file``.
-Works on the CPU and from local files alone. Needs what ``requirements-capture.txt`` names.
+The model may be a GGUF file, too. Works on the CPU and from local files alone. Needs what ``requirements-capture.txt``
+names.
 """
 
 import enum
@@ -18,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from awq_pycuda.capturing.fault import Fault, one_line
+from awq_pycuda.capturing.gguf_file import is_gguf
 from awq_pycuda.capturing.loading import LIBRARIES, load
 from awq_pycuda.capturing.text import find_around, hash_text, read_windows
 from awq_pycuda.errors import InputError
@@ -42,8 +44,8 @@ class Options:
 
     model: str = option(
         "FOLDER",
-        "folder of the model: config.json, weights and tokenizer.json",
-        "a folder with config.json, weights and tokenizer.json",
+        "folder of the model: config.json, weights and tokenizer.json; or a GGUF file",
+        "a folder with config.json, weights and tokenizer.json, or a GGUF file",
         nonempty,
         REQUIRED,
     )
@@ -82,7 +84,7 @@ of every linear layer, in the order in which they run, to an HDF5 file for `awq_
 
 {describe(Options)}
 {SYNTAX}
-Needs torch and transformers: pip install -r requirements-capture.txt
+Needs torch and transformers, for GGUF files gguf and accelerate, too: pip install -r requirements-capture.txt
 """
 
 
@@ -106,8 +108,9 @@ def _work(arguments: Sequence[str]) -> int:
 def capture(options: Options) -> list[str]:
     """Write the layer file; what is to be said about it is returned, line by line.
 
-    That is: windows shorter than the tokens asked for, what was left out with its share of the model's parameters, how
-    many tokens reached each expert. Raises `InputError` where model and text do not yield what the options ask for.
+    That is: of which types the weights of a GGUF file were, windows shorter than the tokens asked for, what was left
+    out with its share of the model's parameters, how many tokens reached each expert. Raises `InputError` where model
+    and text do not yield what the options ask for.
     """
     try:
         return _capture(options)
@@ -150,18 +153,24 @@ def _capture(options: Options) -> list[str]:
                 raise _none_left(options, left_out)
             writer.set_attributes(
                 {
-                    "model": Path(options.model).resolve().name,
+                    "model": _name(Path(options.model)),
                     "model_type": model.config.model_type,
                     "text_sha256": text_hash,
                     "tokens": options.tokens,
                     "window": window.length,
                     **{f"{library}_version": str(sys.modules[library].__version__) for library in LIBRARIES},
+                    **loaded.attributes,
                 },
             )
     except OSError as error:
         raise _refuse("out", options.out, f"cannot be written ({one_line(error)})") from error
     account = take_account(model, plan, rows, left_out)
-    return report(window, plan, rows, left_out, account, loaded.heads)
+    return [*loaded.said, *report(window, plan, rows, left_out, account, loaded.heads)]
+
+
+def _name(model: Path) -> str:
+    # A hub's cache has files under their hashes, and links to them under their names; a folder may be `.`.
+    return model.name if model.is_file() else model.resolve().name
 
 
 def _choose(options: Options, plan: "Plan") -> "Plan":
@@ -187,7 +196,10 @@ def _refuse(key: str, value: str, fault: str) -> InputError:
 
 def _check_options(options: Options) -> None:
     model, text, out = Path(options.model), Path(options.text), Path(options.out)
-    if not (model / "config.json").is_file():
+    if model.is_file():
+        if not is_gguf(model):
+            raise _refuse("model", options.model, "is neither a folder nor a GGUF file")
+    elif not (model / "config.json").is_file():
         raise _refuse("model", options.model, "holds no config.json" if model.is_dir() else _no_folder(options.model))
     if not text.is_file():
         raise _refuse("text", options.text, "is no file")

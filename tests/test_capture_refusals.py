@@ -64,7 +64,7 @@ OUT = "allowed: a file name that ends in .h5 or .hdf5, in an existing folder tha
         ("include=${x}", "include=${x}: finds no linear layer; allowed: a regular expression that finds the path"),
         ("model=", "model=: is missing; allowed: a folder with config.json, weights and tokenizer.json"),
         ("model={tmp}/no", "model={tmp}/no: is no folder; allowed: a folder with config.json"),
-        ("model={text}", "model={text}: is no folder; allowed: a folder with config.json"),
+        ("model={text}", "model={text}: is neither a folder nor a GGUF file; allowed: a folder with config.json"),
         (
             "model=bert-base/uncased.v2",
             "model=bert-base/uncased.v2: is no folder; of the model by that name on Hugging Face, "

@@ -10,17 +10,10 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from awq_pycuda.capturing.checkpoint import (
-    Stored,
-    check_config,
-    check_dtypes,
-    check_folder,
-    describe_foreign,
-    looks_coded,
-    read_config,
-    read_stored,
-)
+from awq_pycuda.capturing.checkpoint import Folder, Stored, check_dtypes, describe_foreign, looks_coded
 from awq_pycuda.capturing.fault import Fault, one_line
+from awq_pycuda.capturing.gguf_file import LIBRARIES as GGUF_LIBRARIES
+from awq_pycuda.capturing.gguf_file import GgufFile
 
 LIBRARIES = ("torch", "transformers")
 
@@ -35,6 +28,10 @@ class Loaded:
     """Parameters and buffers that the files do not give, by name, each with what the files do instead."""
     heads: list[str]
     """Tensors of the files that only a head would take up, such as a language model's."""
+    said: list[str]
+    """What is to be said of the files, line by line."""
+    attributes: dict[str, str]
+    """What a layer file notes of the files."""
 
 
 @dataclass(frozen=True)
@@ -47,30 +44,31 @@ class _Report:
     mismatched: dict[str, tuple[Any, Any]]
 
 
-def load(folder: Path) -> Loaded:
-    """Load model and tokenizer from a folder alone.
+def load(path: Path) -> Loaded:
+    """Load model and tokenizer from a folder or a GGUF file alone.
 
-    Raises `Fault` for a folder that cannot be loaded, and for weights that are not all of the model's: adapters,
-    quantized weights, tensors that the model does not take up though they stand where they would change it.
+    Raises `Fault` for one that cannot be loaded, and for weights that are not all of the model's: adapters, quantized
+    weights other than GGUF's, tensors that the model does not take up though they stand where they would change it.
     """
-    check_folder(folder)
     # Read by transformers at import: nothing may be looked for elsewhere.
     os.environ["HF_HUB_OFFLINE"] = "1"
     torch, transformers = map(_import, LIBRARIES)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    # An absolute path is never taken for the name of a model on the hub.
-    path = str(folder.resolve())
     try:
-        check_config(read_config(folder))
-        tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-        model, report = _load_model(path, None)
-        heads = list(_heads(model)) if report.unexpected else []
-        tied = _tied_to_heads(model, heads, report)
-        if tied:
-            model, report = _load_model(path, tied)
-        unused = _judge_unexpected(model, heads, report)
+        source = _open(path)
+        with source.arguments() as arguments:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                **arguments, local_files_only=True, trust_remote_code=False
+            )
+            model, report = _load_model(source, arguments, None)
+            heads = list(_heads(model)) if report.unexpected else []
+            tied = _tied_to_heads(model, heads, report)
+            if tied:
+                model, report = _load_model(source, arguments, tied)
+        unused = _judge_unexpected(model, set().union(*map(source.of_head, heads)), report)
         absent = _find_absent(model, report)
+        said = source.describe(model)
     except Fault:
         raise
     except MemoryError as error:
@@ -83,7 +81,15 @@ def load(folder: Path) -> Loaded:
     for name, tensor in model.named_parameters():
         if tensor.dtype != torch.float32 and tensor.is_floating_point():
             raise Fault("model", f"keeps {name} in {tensor.dtype}, where float32 was asked for")
-    return Loaded(model.eval(), tokenizer, absent, unused)
+    return Loaded(model.eval(), tokenizer, absent, unused, said, source.attributes())
+
+
+def _open(path: Path) -> Folder | GgufFile:
+    if path.is_dir():
+        return Folder(path)
+    for library in GGUF_LIBRARIES:
+        _import(library)
+    return GgufFile(path)
 
 
 def _import(library: str) -> Any:
@@ -95,7 +101,9 @@ def _import(library: str) -> Any:
         raise Fault("model", what, "after pip install -r requirements-capture.txt") from error
 
 
-def _load_model(path: str, key_mapping: dict[str, str] | None) -> tuple[Any, _Report]:
+def _load_model(
+    source: Folder | GgufFile, arguments: dict[str, Any], key_mapping: dict[str, str] | None
+) -> tuple[Any, _Report]:
     """Load the model as `transformers.AutoModel` does, with the loader's report as it stood before it was tidied."""
     torch, transformers = map(importlib.import_module, LIBRARIES)
     base = transformers.PreTrainedModel
@@ -103,17 +111,19 @@ def _load_model(path: str, key_mapping: dict[str, str] | None) -> tuple[Any, _Re
     reports = []
 
     def load_and_note(model: Any, state: Any, files: Any, *args: Any, **kwargs: Any) -> Any:
-        stored = read_stored(files)
+        stored = source.read_stored(files)
         info, offload = load_files(model, state, files, *args, **kwargs)
         for name, error in info.conversion_errors.items():
             raise Fault("model", f"{name} cannot be made of its weights ({error.splitlines()[-1]})")
         mismatched = {name: (tuple(found), tuple(needed)) for name, found, needed in info.mismatched_keys}
-        reports.append(_Report(stored, set(info.missing_keys), set(info.unexpected_keys), mismatched))
+        unexpected = set(info.unexpected_keys) | source.find_dropped(model)
+        reports.append(_Report(stored, set(info.missing_keys), unexpected, mismatched))
         return info, offload
 
     with mock.patch.object(base, "_load_pretrained_model", load_and_note):
         model = transformers.AutoModel.from_pretrained(
-            path,
+            **arguments,
+            **source.model_arguments(),
             local_files_only=True,
             trust_remote_code=False,
             dtype=torch.float32,
@@ -164,18 +174,12 @@ def _tied_to_heads(model: Any, heads: list[Any], report: _Report) -> dict[str, s
     return {}
 
 
-def _judge_unexpected(model: Any, heads: list[Any], report: _Report) -> list[str]:
+def _judge_unexpected(model: Any, of_heads: set[str], report: _Report) -> list[str]:
     """The tensors that only heads take up; raises `Fault` for any other that the model leaves aside.
 
     Harmless are also the tensors that the model's own class names as superseded, such as masks and positions that
     former versions stored.
     """
-    of_heads = {
-        name
-        for head in heads
-        for name in head.state_dict()
-        if not head.base_model_prefix or not name.startswith(f"{head.base_model_prefix}.")
-    }
     superseded = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_unexpected or ()]
     superseded += [re.compile(r"(^|\.)position_ids$"), re.compile(r"rotary_emb\.inv_freq$")]
     unused = []
