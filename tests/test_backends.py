@@ -213,7 +213,7 @@ def with_relu(backend, x, quantized, inv_s, bias):
     """What a pass makes of handles of a layer: its product, and its relu."""
     shape = (x.shape[0], quantized.codes.shape[0])
     y, out = poisoned(backend, shape), poisoned(backend, shape)
-    unused = dict.fromkeys(("w", "abs_mean", "sq_mean", "abs_max", "error", "s", "trial"))
+    unused = dict.fromkeys(("w", "abs_mean", "sq_mean", "abs_max", "error", "s", "trial", "searched"))
     layer = Layer(x=x, bias=bias, inv_s=inv_s, quantized=quantized, y=y, out=out, outputs=0, **unused)
     for stage in stages_of(backend, CONVENTIONS[ConventionChoice.day58])[4:]:
         stage.call(backend, layer, None)

@@ -229,7 +229,8 @@ class CudaPlace:
         with ExitStack() as stack:
             backend = self._entered(stack, {})
             layers = layers_of(backend, name, shape, convention)
-            streamed = [replace(layer, w=_streamed(layer.w.shape)) for layer in layers]
+            hosted = [_streamed(layer.w.shape) for layer in layers]
+            streamed = [replace(layer, w=w, searched=w) for layer, w in zip(layers, hosted, strict=True)]
             yield {
                 stage: [
                     ModelSubject(backend, layers, name, RESIDENT, stage, convention, shape, _unit(stage, DEVICE)),
