@@ -68,8 +68,8 @@ SHAPES = {
     ),
     "clipped": (chained(700, 300, 500, 40), ("clip=groups", "quant.group_size=64")),
     "clipped rows": (chained(90, 300, 500, 40), ("clip=groups",)),
-    "joint": (chained(700, 300, 500, 40), ("clip=joint", "quant.group_size=64")),
-    "joint rows": (chained(90, 300, 500, 40), ("clip=joint", "quant.symmetric=false")),
+    "joint": (chained(400, 200, 300, 40), ("clip=joint", "quant.group_size=64", "gammas=[0.5]")),
+    "joint rows": (chained(60, 200, 300, 40), ("clip=joint", "quant.symmetric=false", "gammas=[0.5]")),
     "own activations": ([LayerSpec(str(k), 900, uniform(5, k), uniform(900, k)) for k in (200, 300)], ()),
 }
 
@@ -149,9 +149,9 @@ RUNS = [
     ("n=512", "quant=nvfp4", "verify=true"),
     ("n=512", "quant.symmetric=false", "quant.group_size=4", "verify=true"),
     ("n=512", "quant=mxfp4", "verify=true", "tokens=64", "search=output", "layers=1"),
-    ("n=512", "clip=joint", "quant=int4_g128"),
+    ("n=512", "layers=1", "clip=joint", "quant=int4_g128", "gammas=[0.5]"),
     ("n=1024", "tokens=64", "clip=groups", "layers=1"),
-    ("n=512", "tokens=2048", "clip=joint", "quant=nvfp4", "search=output", "gammas=[0.5]"),
+    ("n=512", "tokens=2048", "layers=1", "clip=joint", "quant=nvfp4", "search=output", "gammas=[0]"),
     ("n=512", "save=full"),
     ("n=700", "threads=2"),
     ("n=512", "inputs=outliers", "layers=1"),
