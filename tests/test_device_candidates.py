@@ -73,20 +73,27 @@ NARROW = {"floor": 0.3, "clamp": (0.7, 1.2), "least_power": 0.5}
 def test_the_scales_of_every_candidate_are_the_oracle_s(name, normalization, limits):
     """Each alone, so that it is chosen."""
     rule = Convention(
-        normalization=normalization, objective=Objective.output, identity=False, quantizer=Format(10), **limits
+        gammas=(0,),
+        normalization=normalization,
+        objective=Objective.output,
+        identity=False,
+        quantizer=Format(10),
+        **limits,
     )
     formulas = (Formula.plain, Formula.duo, Formula.gamma_beta)
     every = [(formula, gamma, 0.5) for formula in formulas for gamma in (0, 0.7)]
     every += [(Formula.duo, 1, 0.5), (Formula.gamma_beta, 0.7, 0)]
     with make_backend(name) as backend:
         for spec in (odd_layer(), layer_of(3, 37, dead=range(37))):
-            statistics = {WEIGHTS: exact_weight_means([spec.weight], rule.quantizer)}
+            (layer,) = allocate(backend, [spec], rule).layers
+            backend.accum_stats(layer.x, layer.abs_mean, layer.sq_mean)
+            statistics = {
+                "abs_mean": backend.read(layer.abs_mean).astype(np.float64),
+                WEIGHTS: exact_weight_means([spec.weight], rule.quantizer),
+            }
             for formula, gamma, beta in every:
                 alone = dataclasses.replace(rule, formula=formula, gammas=(gamma,), betas=(beta,))
-                (layer,) = allocate(backend, [spec], alone).layers
-                backend.accum_stats(layer.x, layer.abs_mean, layer.sq_mean)
                 backend.compute_s(layer, alone)
-                statistics["abs_mean"] = backend.read(layer.abs_mean).astype(np.float64)
                 (candidate,) = alone.grid.candidates
                 found = backend.read(layer.s)
                 assert same_but_for_a_last_bit(found, exact_scales(statistics, candidate, alone)), candidate
