@@ -70,6 +70,13 @@ SHAPES = {
     "clipped rows": (chained(90, 300, 500, 40), ("clip=groups",)),
     "joint": (chained(400, 200, 300, 40), ("clip=joint", "quant.group_size=64", "gammas=[0.5]")),
     "joint rows": (chained(60, 200, 300, 40), ("clip=joint", "quant.symmetric=false", "gammas=[0.5]")),
+    "one input": (
+        [
+            LayerSpec(str(n), 300, uniform(n, 300), uniform(300, 300), input_of=0 if n < 500 else None)
+            for n in (500, 7, 80)
+        ],
+        ("share=inputs", "search.formula=duo"),
+    ),
     "own activations": ([LayerSpec(str(k), 900, uniform(5, k), uniform(900, k)) for k in (200, 300)], ()),
 }
 
