@@ -20,6 +20,7 @@ from awq_pycuda.engine.pipeline import Pipeline
 from awq_pycuda.engine.spec import spec_of
 from awq_pycuda.engine.stages import UP_TO_CODES
 from awq_pycuda.layers.writer import LayerWriter
+from awq_pycuda.library import read_checkpoint
 from awq_pycuda.quant.conventions import CONVENTIONS, Convention
 from awq_pycuda.quant.format import Format
 
@@ -210,7 +211,8 @@ def test_layers_of_inputs_of_their_own_are_as_ever(compose, whole):
 
 
 def test_files_tell_who_shares(cli, split, tmp_path):
-    given = (*split, "quant=int4_row", "share=inputs", f"hydra.run.dir={tmp_path}", "backend=cpu")
+    asked = ("quant=int4_row", "share=inputs", "export=compressed_tensors", "backend=cpu")
+    given = (*split, *asked, f"hydra.run.dir={tmp_path}")
     code, out, err = cli(*given)
     assert (code, err, "; one s for all layers of an input (inputs: 2, layers: 5)\n" in out) == (0, "", True)
     found = explain(tmp_path / "results.h5", "k", 3)
@@ -224,6 +226,11 @@ def test_files_tell_who_shares(cli, split, tmp_path):
     for first, *others in GROUPS.values():
         assert all(same_bits(curves[first], curves[other]) for other in others)
         assert all(same_bits(scales[first], scales[other]) for other in others)
+    # One norm can take these on: what a checkpoint multiplies its input by is the same for all who read it.
+    exported = read_checkpoint(tmp_path / "checkpoint")
+    for first, *others in GROUPS.values():
+        factors = [exported[LAYERS[member][0]].act_pre_scale for member in (first, *others)]
+        assert all(same_bits(each, 1 / scales[first]) for each in factors)
 
 
 @pytest.mark.parametrize("value", ["all", "1", "[inputs]"])
