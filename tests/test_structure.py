@@ -81,7 +81,15 @@ def loaded(statement):
 
 
 def test_the_reader_loads_itself_the_schema_and_what_opens_a_file():
-    parts = ("results", "results.reader", "results.opened", "results.schema", "results.entries", "hdf5")
+    parts = (
+        "results",
+        "results.reader",
+        "results.opened",
+        "results.schema",
+        "results.entries",
+        "results.verified",
+        "hdf5",
+    )
     own = {f"awq_pycuda.{part}" for part in parts}
     assert loaded("import awq_pycuda.results.reader") == {"awq_pycuda", *own}
 
@@ -92,6 +100,7 @@ def test_the_schema_loads_what_it_is_made_of_alone():
         "awq_pycuda.results",
         "awq_pycuda.results.entries",
         "awq_pycuda.results.schema",
+        "awq_pycuda.results.verified",
     }
 
 
@@ -130,6 +139,7 @@ def test_the_analysis_knows_results_and_nothing_of_runs():
         "results.bench_schema",
         "results.conditions",
         "results.entries",
+        "results.verified",
         "kernels.work",
     }
     assert others <= of_results | FORMATS | {"errors", "names", "spread"}

@@ -151,8 +151,8 @@ def _read_layer(file: File, layer: int) -> LayerRecord:
     gamma, error = (file.numbers(f"{search}/{name}", layer) for name in ("gamma", "error"))
     if gamma.shape != error.shape:
         raise UnreadableError(f"{where}/search: {gamma.size} gammas, but {error.size} errors")
-    columns: dict[str, Any] = {name: np.full(gamma.shape, np.nan) for name in ("beta", "duo", "error_by_max")}
-    columns["duo"][:] = 0
+    absent = {"beta": math.nan, "duo": 0, "error_by_max": math.nan}
+    columns: dict[str, Any] = {name: np.full(gamma.shape, value, np.float64) for name, value in absent.items()}
     for name in columns:
         if f"{where}/search/{name}" in file.found:
             columns[name] = file.numbers(f"{search}/{name}", layer)
