@@ -111,10 +111,11 @@ class OutlierInputs(SyntheticInputs):
 
 @dataclass
 class FileInputs(InputsConfig):
-    """Layers from a file (HDF5, safetensors or npz)."""
+    """Layers from a file (HDF5, safetensors or npz); `chunk_tokens` None: activations whole where they fit."""
 
     kind: str = "file"
     path: str = MISSING
+    chunk_tokens: int | None = None
 
 
 @dataclass
@@ -243,6 +244,7 @@ ALLOWED: dict[str, str] = {
     "inputs.factor_min": "a number above 0, at most inputs.factor_max",
     "inputs.factor_max": "a number above 0, at most 1e6, at least inputs.factor_min",
     "inputs.path": "a layer file: .h5, .hdf5, .safetensors or .npz",
+    "inputs.chunk_tokens": f"null (whole where they fit, else in chunks) or a whole number from 1 to {MAX_SIZE}",
     "quant.group_size": f"null (one step per row) or a whole number from 1 to {MAX_SIZE}",
     "quant.bits": "a whole number from 2 to 8",
     "quant.element": _choices(Element),
@@ -344,8 +346,10 @@ def check(config: Config) -> None:
         raise refuse("clip.joint", "true", "clip.enabled=false")
     need("timing.warmup", config.timing.warmup, lambda warmup: 0 <= warmup <= MAX_PASSES)
     need("timing.repeats", config.timing.repeats, lambda repeats: 1 <= repeats <= MAX_PASSES)
-    if isinstance(config.inputs, FileInputs) and config.inputs.path == MISSING:
-        raise InputError(f"inputs.path: has no value; allowed: {ALLOWED['inputs.path']}")
+    if isinstance(config.inputs, FileInputs):
+        if config.inputs.path == MISSING:
+            raise InputError(f"inputs.path: has no value; allowed: {ALLOWED['inputs.path']}")
+        need("inputs.chunk_tokens", config.inputs.chunk_tokens, count_or_all)
     need("inputs.kind", config.inputs.kind, lambda kind: kind == type(config.inputs).kind)
     need("inputs.holdout", config.inputs.holdout, lambda share: 0 <= share < 1)
     if isinstance(config.inputs, OutlierInputs):

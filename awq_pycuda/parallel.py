@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from contextvars import Context, ContextVar, copy_context
@@ -151,9 +151,47 @@ def map_row_blocks(work: Callable[[slice], T], shape: Sequence[int]) -> list[T]:
     return _map_blocks(work, shape[0], _block_rows(shape))
 
 
+def map_part_blocks(work: Callable[..., T], parts: Iterable[tuple[NDArray[Any], ...]], elements: int) -> list[T]:
+    """`map_row_blocks` over (rows, row_elements) arrays that come in parts: the blocks are those of the whole arrays.
+
+    Args:
+        work: gets the same block of each array.
+        parts: consecutive rows of every array, as many of each; they are not kept once the next ones are asked for.
+        elements: of each whole array.
+    """
+    seen = 0
+    begun: tuple[NDArray[Any], ...] = ()  # the rows of a block that goes on in the next part
+    found: list[T] = []
+    for part in parts:
+        rows, columns = part[0].shape
+        size = _block_rows((elements // columns, columns))
+        start = 0
+        seen += rows
+        ends = seen == elements // columns
+        if begun:
+            start = min(size - len(begun[0]), rows)
+            begun = tuple(np.concatenate((old, new[:start])) for old, new in zip(begun, part, strict=True))
+            if len(begun[0]) < size and not ends:
+                continue
+            found.append(work(*begun))
+        stop = rows if ends else rows - (rows - start) % size
+        rest = tuple(each[start:stop] for each in part)
+
+        def of_block(block: slice, rest: tuple[NDArray[Any], ...] = rest) -> T:
+            return work(*(each[block] for each in rest))
+
+        found += _map_blocks(of_block, stop - start, size)
+        begun = tuple(each[stop:].copy() for each in part) if stop < rows else ()
+    return found
+
+
 def map_numbers(work: Callable[[int], T], count: int) -> list[T]:
     """Calls `work` on every number below `count`; returns its results in order. See `map_row_blocks`."""
     return _map_blocks(lambda one: work(one.start), count, 1)
+
+
+# Tokens that the search for the output's error multiplies at a time.
+SEARCH_TOKENS = 4096
 
 
 def product_rows(rows: int) -> int:
@@ -161,19 +199,31 @@ def product_rows(rows: int) -> int:
     return min(max(rows // BLOCKS, SMALLEST_PRODUCT), LARGEST_PRODUCT)
 
 
-def product(x: NDArray[Any], w: NDArray[Any], out: NDArray[Any]) -> None:
+def product_part(rows: int, columns: int) -> int:
+    """Of how many rows a part of a product of so many rows and columns is a multiple, so that it has the same bits."""
+    return rows if columns >= rows else product_rows(rows)
+
+
+def product(x: NDArray[Any], w: NDArray[Any], out: NDArray[Any], rows: int | None = None) -> None:
     """`out = x · wᵀ` for x (M, K), w (N, K) and out (M, N) of one dtype, by blocks that depend on the shape alone.
 
     Within `use_threads` the BLAS has one thread: then every bit is the same for any number of threads.
+
+    Args:
+        x: read only.
+        w: read only.
+        out: written.
+        rows: of all of x where this is a part of it, see `product_part`.
     """
-    if w.shape[0] >= x.shape[0]:
+    rows = x.shape[0] if rows is None else rows
+    if w.shape[0] >= rows:
         product_by_blocks(x, lambda block: w[block], out)
         return
 
     def rows_of_x(block: slice) -> None:
         np.matmul(x[block], w.T, out=out[block])
 
-    _map_blocks(rows_of_x, x.shape[0], product_rows(x.shape[0]))
+    _map_blocks(rows_of_x, x.shape[0], product_rows(rows))
 
 
 def product_by_blocks(x: NDArray[Any], w: Callable[[slice], NDArray[Any]], out: NDArray[Any]) -> None:

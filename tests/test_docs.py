@@ -61,6 +61,7 @@ def rows(name, heading):
 
 def test_every_key_is_documented_with_its_default(compose):
     composed = plain(compose("inputs=outliers"))
+    composed["inputs"] |= plain(compose("inputs=file", "inputs.path=layers.h5"))["inputs"]
     documented = {}
     for keys, default, *_ in rows("config.md", "Keys"):
         for key, value in zip(re.findall(r"`([^`]+)`", keys), re.split(", ", default), strict=False):

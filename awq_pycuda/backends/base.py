@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any, Generic, Self, TypeVar
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from awq_pycuda.choices import Statistic
 from awq_pycuda.kernels.variant import Device
+from awq_pycuda.layers.rows import StoredRows
 from awq_pycuda.quant.conventions import Convention
 from awq_pycuda.quant.quantized import Quantized
 
@@ -90,6 +91,9 @@ class Layer(Generic[H]):
     A layer may lead others that have its input: then `searched` (rows of all, K) are its weights and theirs one below
     the other, and its `s`, `inv_s` and `error` are the `followers`' as well; these do not lead. Else `searched` is `w`.
     So is `unclipped` (G,) float64, the curve without clipping, where that is searched jointly and clips any of them.
+
+    Of activations that stay in their file, `y`, `out` and those of `trial` have room for some tokens at a time: for
+    those of any of the `parts`, of which `Backend.part` makes a layer of its own.
     """
 
     x: H
@@ -111,6 +115,12 @@ class Layer(Generic[H]):
     held: Held[H] | None = None
     followers: tuple[Layer[H], ...] = ()
     leads: bool = True
+    parts: tuple[slice, ...] | None = None
+
+    @property
+    def tried(self) -> Layer[H]:
+        """The layer as its trial has it."""
+        return replace(self, quantized=self.trial.quantized, inv_s=self.trial.inv_s, y=self.trial.y)
 
     def statistic(self, of: Statistic) -> H:
         """What scales are made of, (K,)."""
@@ -182,6 +192,14 @@ class Backend(ABC, Generic[H]):
     @abstractmethod
     def freeze(self, handle: H) -> None:
         """Says that the array is complete: nobody writes it any more, and it may be kept on both sides at once."""
+
+    def stored(self, rows: StoredRows) -> H:
+        """Activations that stay in their file, for the stages to read there: a layer with them has `parts`."""
+        raise NotImplementedError(f"the backend {self.name} takes activations whole")
+
+    def part(self, layer: Layer[H], rows: slice) -> Layer[H]:
+        """A layer on one of its `parts`: what has room for some tokens holds these."""
+        raise NotImplementedError(f"the backend {self.name} takes activations whole")
 
     @abstractmethod
     def __enter__(self) -> Self:
@@ -256,13 +274,34 @@ class Backend(ABC, Generic[H]):
     def error_sums(self, reference: H, value: H) -> tuple[float, float]:
         """`(Σ reference², Σ (reference − value)²)` in float64 over two arrays of one shape."""
 
+    def error_sums_of_parts(self, parts: Iterable[tuple[H, H]], outputs: int) -> tuple[float, float]:
+        """`error_sums` over arrays of so many outputs that come in parts of consecutive rows, one after another."""
+        (whole,) = parts
+        return self.error_sums(*whole)
+
+    def product_sums(self, layer: Layer[H], known: bool = False) -> tuple[float, float]:
+        """`error_sums` of the layer's product, which its `y` then holds, against that of its unquantized weights.
+
+        Args:
+            layer: its trial's `reference` holds the latter, too.
+            known: whether it does already.
+        """
+
+        def compared() -> Iterator[tuple[H, H]]:
+            for part in (layer,) if layer.parts is None else (self.part(layer, rows) for rows in layer.parts):
+                if not known or part is not layer:
+                    self.matmul_reference(part.x, part.w, part.trial.reference)
+                self.dequantize_tiled(part.x, part.quantized, part.inv_s, part.y)
+                yield part.trial.reference, part.y
+
+        return self.error_sums_of_parts(compared(), layer.outputs)
+
     def trial_sums(self, layer: Layer[H]) -> tuple[float, float]:
-        """`error_sums` of the layer quantized with its trial's `s`, against its trial's `reference`."""
+        """`product_sums` of the layer quantized with its trial's `s`; its trial's `reference` is known."""
         trial = layer.trial
         self.compute_scale_b(layer.w, trial.s, trial.quantized)
         self.quantize_awq(layer.w, trial.s, trial.quantized)
-        self.dequantize_tiled(layer.x, trial.quantized, trial.inv_s, trial.y)
-        return self.error_sums(trial.reference, trial.y)
+        return self.product_sums(layer.tried, known=True)
 
     def record(self, work: Callable[[], T]) -> Recorded[T]:
         """Records stages, so that the device can repeat them as one; what they leave is undefined until it has.

@@ -149,6 +149,7 @@ def choose_backend(
     search: SearchPlace,
     weights: int,
     shares: bool = False,
+    in_chunks: bool = False,
 ) -> tuple[Backend[Any], dict[str, str], SearchPlace, str]:
     """The backend asked for, not yet entered; what runs there, and one line that says what that is and why.
 
@@ -160,6 +161,7 @@ def choose_backend(
         search: where scales are to be searched.
         weights: of all layers.
         shares: whether layers share their scales.
+        in_chunks: whether activations stay in their file.
 
     Returns:
         The backend, the variants, where scales are searched, and the line.
@@ -170,6 +172,8 @@ def choose_backend(
     """
     form = convention.quantizer
     obstacle = None if wanted is BackendChoice.cpu else why_no_cuda()
+    if in_chunks and obstacle is None and wanted is not BackendChoice.cpu:
+        obstacle = "cuda takes no activations in chunks (inputs.chunk_tokens)"
     if wanted is BackendChoice.cuda and obstacle is not None:
         raise InputError(f"backend=cuda: {obstacle}; allowed here: auto, cpu")
     if wanted is BackendChoice.cpu or obstacle is not None:

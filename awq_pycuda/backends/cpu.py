@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import platform
 import time
-from typing import Any, Self
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any, Self, cast
 
 import numpy as np
 import psutil
@@ -14,9 +16,12 @@ from numpy.typing import DTypeLike, NDArray
 from awq_pycuda import philox
 from awq_pycuda.backends.base import Layer, Mark
 from awq_pycuda.backends.host_stages import HostStages
+from awq_pycuda.layers.rows import StoredRows
 from awq_pycuda.parallel import (
+    SEARCH_TOKENS,
     host_threads,
     map_numbers,
+    map_part_blocks,
     map_row_blocks,
     product,
     product_by_blocks,
@@ -83,6 +88,18 @@ class CpuBackend(HostStages[Array]):
         """See `Backend.freeze`."""
         handle.flags.writeable = False
 
+    def stored(self, rows: StoredRows) -> Array:
+        """See `Backend.stored`: the stages slice them as they do an array."""
+        handle: Array = cast("Any", rows.opened())
+        return handle
+
+    def part(self, layer: Layer[Array], rows: slice) -> Layer[Array]:
+        """See `Backend.part`."""
+        x: Any = layer.x
+        made = slice(rows.stop - rows.start)
+        trial = replace(layer.trial, y=layer.trial.y[made], reference=layer.trial.reference[made])
+        return replace(layer, x=x.part(rows), y=layer.y[made], out=layer.out[made], trial=trial, parts=None)
+
     def __enter__(self) -> Self:
         """Nothing to take."""
         return self
@@ -129,10 +146,11 @@ class CpuBackend(HostStages[Array]):
 
     def dequantize_tiled(self, x: Array, quantized: Quantized[Array], inv_s: Array, y: Array) -> None:
         """See `Backend.dequantize_tiled`: weights are dequantized once, if they can be, where they are multiplied."""
-        if y.shape[1] < x.shape[0]:
+        x, tokens = _loaded(x)
+        if y.shape[1] < tokens:
             weights = np.empty(quantized.codes.shape, self.dtype)
             map_row_blocks(lambda block: self._weights(quantized, inv_s, block, weights[block]), weights.shape)
-            self._product(x, weights, y)
+            self._product(x, weights, y, tokens)
             return
 
         def of_block(block: slice) -> Array:
@@ -169,51 +187,62 @@ class CpuBackend(HostStages[Array]):
 
     def matmul_reference(self, x: Array, w: Array, y: Array) -> None:
         """See `Backend.matmul_reference`."""
-        self._product(x, w, y)
+        x, tokens = _loaded(x)
+        self._product(x, w, y, tokens)
 
-    def _product(self, x: Array, w: Array, y: Array) -> None:
+    def _product(self, x: Array, w: Array, y: Array, tokens: int) -> None:
         # An overflow shows in the values, as on a GPU; the pipeline refuses it by name.
         with np.errstate(over="ignore", invalid="ignore"):
-            product(x, w, y)
+            product(x, w, y, tokens)
 
     def error_sums(self, reference: Array, value: Array) -> tuple[float, float]:
         """See `Backend.error_sums`."""
+        return self.error_sums_of_parts([(reference, value)], reference.size)
 
-        def sums(block: slice) -> Array:
-            exact = reference[block].astype(np.float64)
-            error = exact - value[block]
-            return np.array([np.vdot(exact, exact), np.vdot(error, error)])
-
+    def error_sums_of_parts(self, parts: Iterable[tuple[Array, Array]], outputs: int) -> tuple[float, float]:
+        """See `Backend.error_sums_of_parts`: to the bit the sums of the whole arrays."""
         with np.errstate(invalid="ignore"):  # inf − inf: the sums are not finite, and that is the answer
-            signal, noise = np.sum(map_row_blocks(sums, reference.shape), axis=0)
+            signal, noise = np.sum(map_part_blocks(self._error_sums, parts, outputs), axis=0)
         return float(signal), float(noise)
+
+    def _error_sums(self, reference: Array, value: Array) -> Array:
+        """`error_sums` of a block, (2,)."""
+        exact = reference.astype(np.float64)
+        error = exact - value
+        return np.array([np.vdot(exact, exact), np.vdot(error, error)])
 
     def _output_sums(self, layer: Layer[Array], scales: Array) -> NDArray[np.float64]:
         """Σ of `(X·(Ŵ/s − W)ᵀ)²` for each candidate.
 
         The product of the difference instead of the difference of two products, and a block of it at a time: nothing
-        of all rows is ever in memory.
+        of all rows, or of more than `SEARCH_TOKENS`, is ever in memory.
         """
-        x, w, form = layer.x, layer.w, layer.quantized.format
-        tokens, (rows, channels) = x.shape[0], w.shape
+        w, form = layer.w, layer.quantized.format
+        rows, channels = w.shape
         size = product_rows(rows)
         blocks = -(-rows // size)
         inverse = 1 / scales
         with np.errstate(over="ignore"):
             of_tensor = tensor_scales(w, scales, form)
+        sums = [0.0] * (len(scales) * blocks)
+        for x in _parts_for_search(layer):
 
-        def noise(number: int) -> float:
-            candidate, index = divmod(number, blocks)
-            block = w[index * size : (index + 1) * size]
-            memory = scratch((len(block) * (channels + tokens),), self.dtype)
-            off = memory[: block.size].reshape(block.shape)
-            made = memory[block.size :].reshape(tokens, len(block))
-            self._differences(block, scales[candidate], inverse[candidate], form, of_tensor[candidate], off)
-            np.matmul(x, off.T, out=made)
-            return self._squares(made)
+            def noise(number: int, x: Array = x, before: Sequence[float] = sums) -> float:
+                candidate, index = divmod(number, blocks)
+                block = w[index * size : (index + 1) * size]
+                memory = scratch((len(block) * (channels + min(len(x), SEARCH_TOKENS)),), self.dtype)
+                off = memory[: block.size].reshape(block.shape)
+                self._differences(block, scales[candidate], inverse[candidate], form, of_tensor[candidate], off)
+                total = before[number]
+                for start in range(0, len(x), SEARCH_TOKENS):
+                    tokens = x[start : start + SEARCH_TOKENS]
+                    made = memory[block.size :][: len(tokens) * len(block)].reshape(len(tokens), len(block))
+                    np.matmul(tokens, off.T, out=made)
+                    total += self._squares(made)
+                return total
 
-        with np.errstate(over="ignore", invalid="ignore"):
-            sums = map_numbers(noise, len(scales) * blocks)
+            with np.errstate(over="ignore", invalid="ignore"):
+                sums = map_numbers(noise, len(sums))
         errors: NDArray[np.float64] = np.array(sums).reshape(len(scales), blocks).sum(axis=1)
         return errors
 
@@ -242,6 +271,21 @@ class CpuBackend(HostStages[Array]):
     def gpu_ms(self, start: Mark, end: Mark) -> float:
         """NaN: there is no stream."""
         return math.nan
+
+
+def _loaded(x: Any) -> tuple[Array, int]:
+    """Activations as an array, and how many tokens those have that they are a part of."""
+    return (x.loaded(), x.whole) if isinstance(x, StoredRows) else (x, len(x))
+
+
+def _parts_for_search(layer: Layer[Array]) -> Iterator[Array]:
+    """The activations of a layer, in whole steps of the search where they stay in their file."""
+    if layer.parts is None:
+        yield layer.x
+        return
+    size = -(-layer.parts[0].stop // SEARCH_TOKENS) * SEARCH_TOKENS
+    for start in range(0, len(layer.x), size):
+        yield layer.x[start : start + size]
 
 
 def _processor_name() -> str:

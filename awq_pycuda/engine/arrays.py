@@ -14,6 +14,7 @@ from numpy.typing import DTypeLike, NDArray
 from awq_pycuda.backends.base import Backend, H, Held, Layer, Trial
 from awq_pycuda.choices import Share
 from awq_pycuda.layers.inputs import LayerSpec, Uniform
+from awq_pycuda.layers.rows import StoredRows
 from awq_pycuda.quant.conventions import Convention
 from awq_pycuda.quant.format import Format
 from awq_pycuda.quant.quantized import Quantized
@@ -66,7 +67,7 @@ def layer_arrays(specs: Sequence[LayerSpec], index: int, convention: Convention)
     Of layers that share their scales the first one has all that is of the search, and `searched`, the weights of all.
     """
     spec, form = specs[index], convention.quantizer
-    m, n, k = spec.tokens, spec.out_features, spec.in_features
+    m, n, k = spec.at_once(spec.tokens), spec.out_features, spec.in_features
     steps = (n, form.groups(k))
     kept = {"steps": Array(steps, together="scales"), "codes": Array((n, k), form.code_dtype)}
     if not form.symmetric:
@@ -89,7 +90,7 @@ def layer_arrays(specs: Sequence[LayerSpec], index: int, convention: Convention)
         **(search if rows else {}),
         **kept,
         "y": Array((m, n), shared=True),
-        "out": Array((m, n)),
+        "out": Array((m, n), shared=spec.chunk is not None),
         "trial error": Array((convention.grid.size,), np.float64, shared=True),
         "trial s": Array((k,), shared=True),
         "trial inv_s": Array((k,), shared=True),
@@ -106,14 +107,14 @@ def layer_arrays(specs: Sequence[LayerSpec], index: int, convention: Convention)
             "held error": Array((convention.clip.ratios.size,), np.float64),
             "held error_chosen": Array((1,), np.float64),
         }
-    if spec.activations is not None and spec.input_of is None:
+    if spec.activations is not None and spec.input_of is None and spec.chunk is None:
         arrays["x"] = Array((m, k))
     if spec.bias is not None:
         arrays["bias"] = Array((n,))
     if spec.held_out_tokens:
-        held_out = (spec.held_out_tokens, n)
+        held_out = (spec.at_once(spec.held_out_tokens), n)
         arrays["held-out y"] = arrays["held-out reference"] = Array(held_out, shared=True)
-        if spec.held_out is not None and spec.input_of is None:
+        if spec.held_out is not None and spec.input_of is None and spec.chunk is None:
             arrays["held-out x"] = Array((spec.held_out_tokens, k))
         if index + 1 < len(specs) and specs[index + 1].held_out is None:
             arrays["held-out out"] = Array(held_out)
@@ -137,7 +138,8 @@ def kept_bytes(specs: Sequence[LayerSpec], convention: Convention) -> int:
 class HeldOut(Generic[H]):
     """Tokens that a layer was not quantized on: `x` (M, K); `y` and `reference` (M, N) are work space; `outputs` = M·N.
 
-    `out` (M, N) is where the next layer of the chain takes them from, None where it brings its own.
+    `out` (M, N) is where the next layer of the chain takes them from, None where it brings its own; for `parts` see
+    `Layer`.
     """
 
     x: H
@@ -145,6 +147,7 @@ class HeldOut(Generic[H]):
     reference: H
     out: H | None
     outputs: int
+    parts: tuple[slice, ...] | None
 
 
 @dataclass
@@ -164,8 +167,12 @@ def allocate(backend: Backend[H], specs: Sequence[LayerSpec], convention: Conven
     shared: dict[tuple[str, Array], H] = {}
     for index, spec in enumerate(specs):
         made = dict(_made(backend, layer_arrays(specs, index, convention), shared))
-        if spec.activations is not None and spec.input_of is None:
-            _fill(backend, made["x"], spec.activations)
+        if spec.input_of is not None:
+            made["x"] = run.layers[spec.input_of].x
+        elif spec.activations is None:
+            made["x"] = run.layers[-1].out
+        else:
+            made["x"] = _filled(backend, made.get("x"), spec.activations)
         members = sharing(specs, index, convention)
         if len(members) == 1:
             _fill(backend, made["w"], spec.weight)
@@ -175,11 +182,8 @@ def allocate(backend: Backend[H], specs: Sequence[LayerSpec], convention: Conven
             _fill(backend, made["bias"], spec.bias)
         if "held ones" in made:
             backend.write(made["held ones"], np.ones(spec.in_features, np.float32))
-        if spec.input_of is not None:
-            made["x"] = run.layers[spec.input_of].x
-        elif spec.activations is None:
-            made["x"] = run.layers[-1].out
-        run.layers.append(as_layer(made, form, spec.tokens * spec.out_features))
+        outputs = spec.tokens * spec.out_features
+        run.layers.append(as_layer(made, form, outputs, _parts(spec, spec.tokens)))
         run.held_out.append(_held_out(backend, spec, made, run))
         run.chain_outputs.append(made.get("chain output"))
         run.chain_activations.append(made.get("chain activations"))
@@ -221,24 +225,32 @@ def _held_out(backend: Backend[H], spec: LayerSpec, made: Mapping[str, H], run: 
         assert given is not None
         x = given.x
     elif spec.held_out is not None:
-        _fill(backend, made["held-out x"], spec.held_out)
-        x = made["held-out x"]
+        x = _filled(backend, made.get("held-out x"), spec.held_out)
     else:
         before = run.held_out[-1]
         assert before is not None
         assert before.out is not None
         x = before.out
     outputs = spec.held_out_tokens * spec.out_features
-    return HeldOut(x, made["held-out y"], made["held-out reference"], made.get("held-out out"), outputs)
+    parts = _parts(spec, spec.held_out_tokens)
+    return HeldOut(x, made["held-out y"], made["held-out reference"], made.get("held-out out"), outputs, parts)
+
+
+def _parts(spec: LayerSpec, tokens: int) -> tuple[slice, ...] | None:
+    """Those that so many tokens of a layer come in where they stay in their file."""
+    if spec.chunk is None:
+        return None
+    size = spec.at_once(tokens)
+    return tuple(slice(start, min(start + size, tokens)) for start in range(0, tokens, size))
 
 
 _OF_LAYER = ("x", "w", "abs_mean", "sq_mean", "abs_max", "error", "s", "inv_s", "y", "out")
 
 
-def as_layer(made: Mapping[str, H], form: Format, outputs: int) -> Layer[H]:
+def as_layer(made: Mapping[str, H], form: Format, outputs: int, parts: tuple[slice, ...] | None = None) -> Layer[H]:
     """A layer of the handles of its table: `layer_arrays`, and `x` where it has none of its own."""
-    parts = [part.name for part in fields(Quantized) if part.name in made]
-    own, trial = (Quantized(format=form, **{part: made[before + part] for part in parts}) for before in ("", "trial "))
+    names = [part.name for part in fields(Quantized) if part.name in made]
+    own, trial = (Quantized(format=form, **{name: made[before + name] for name in names}) for before in ("", "trial "))
     held = {part.name: made[f"held {part.name}"] for part in fields(Held)} if "held ratio" in made else None
     return Layer(
         bias=made.get("bias"),
@@ -254,6 +266,7 @@ def as_layer(made: Mapping[str, H], form: Format, outputs: int) -> Layer[H]:
         searched=made.get("searched", made["w"]),
         followers=(),
         leads=True,
+        parts=parts,
         **{name: made[name] for name in _OF_LAYER},
     )
 
@@ -270,6 +283,15 @@ def _made(backend: Backend[H], arrays: dict[str, Array], shared: dict[tuple[str,
             yield name, shared[name, array]
         elif not array.together:
             yield name, backend.empty(array.shape, array.dtype)
+
+
+def _filled(backend: Backend[H], handle: H | None, activations: Uniform | NDArray[np.float32] | StoredRows) -> H:
+    """Activations in the array that there is for them, or where they are stored."""
+    if isinstance(activations, StoredRows):
+        return backend.stored(activations)
+    assert handle is not None
+    _fill(backend, handle, activations)
+    return handle
 
 
 def _fill(backend: Backend[H], handle: H, source: Uniform | NDArray[np.float32]) -> None:

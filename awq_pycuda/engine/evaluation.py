@@ -17,7 +17,6 @@ from awq_pycuda.layers.inputs import LayerSpec
 from awq_pycuda.quant import metrics
 from awq_pycuda.quant.clipping import Clipped
 from awq_pycuda.quant.conventions import Convention
-from awq_pycuda.quant.quantized import Quantized
 from awq_pycuda.quant.search import SearchResult, refuse_overflow, search_result
 from awq_pycuda.results.record import LayerResult
 
@@ -93,9 +92,7 @@ def measure(
     chain: H | None = None
     for index, result in enumerate(results):
         spec, layer, trial = specs[index], run.layers[index], run.layers[index].trial
-        backend.dequantize_tiled(layer.x, layer.quantized, layer.inv_s, layer.y)
-        backend.matmul_reference(layer.x, layer.w, trial.reference)
-        signal, noise = backend.error_sums(trial.reference, layer.y)
+        signal, noise = backend.product_sums(layer)
         if not np.isfinite(signal + noise):
             raise FloatingPointError(f"layer {spec.name}: the output overflows float32")
         quantized = layer.quantized.map(backend.read)
@@ -118,25 +115,25 @@ def measure(
                 found, result.abs_max = leader.by_max, leader.abs_max
             result.by_max, trials["max_"] = found, found.s
         held_out = run.held_out[index]
-        if held_out is not None:
-            backend.matmul_reference(held_out.x, layer.w, held_out.reference)
         for of, s in trials.items():
             backend.write(trial.s, s)
             backend.write(trial.inv_s, 1 / s)
             result.metrics |= _errors(of, signal, backend.trial_sums(layer)[1], layer.outputs)
             if held_out is not None and of != "unclipped_":
-                result.metrics |= _on_held_out(backend, of, held_out, trial.quantized, trial.inv_s)
+                result.metrics |= _on_held_out(backend, of, layer.tried, held_out, known=of != "rtn_")
         if held_out is not None:
             # Where the next layer takes its tokens from this one, they come through its codes, as in the pass.
-            result.metrics |= _on_held_out(backend, "", held_out, layer.quantized, layer.inv_s)
+            result.metrics |= _on_held_out(backend, "", layer, held_out, known=True)
             if held_out.out is not None:
                 backend.relu(held_out.y, layer.bias, held_out.out)
         # The all-fp32 chain: where a layer brings its own activations it starts anew.
         exact, output = trial.reference, run.chain_outputs[index]
+        propagated = noise
         if output is not None and chain is not None:
             exact = output
             backend.matmul_reference(chain, layer.w, exact)
-        result.metrics["propagated_output_mse"] = backend.error_sums(exact, layer.y)[1] / layer.outputs
+            _, propagated = backend.error_sums(exact, layer.y)
+        result.metrics["propagated_output_mse"] = propagated / layer.outputs
         chain = run.chain_activations[index]
         if chain is not None:
             backend.relu(exact, layer.bias, chain)
@@ -146,12 +143,11 @@ def _errors(of: str, signal: float, noise: float, outputs: int) -> dict[str, flo
     return {f"{of}output_mse": noise / outputs, f"{of}output_sqnr_db": metrics.sqnr_db(signal, noise)}
 
 
-def _on_held_out(
-    backend: Backend[H], of: str, held_out: HeldOut[H], quantized: Quantized[H], inv_s: H
-) -> dict[str, float]:
-    """The errors of these codes on held-out tokens, whose product then is in its place."""
-    backend.dequantize_tiled(held_out.x, quantized, inv_s, held_out.y)
-    return _errors(f"held_out_{of}", *backend.error_sums(held_out.reference, held_out.y), held_out.outputs)
+def _on_held_out(backend: Backend[H], of: str, layer: Layer[H], held_out: HeldOut[H], known: bool) -> dict[str, float]:
+    """The errors of a layer on held-out tokens, whose product then is in its place; for `known` see `product_sums`."""
+    trial = replace(layer.trial, y=held_out.y, reference=held_out.reference)
+    tokens = replace(layer, x=held_out.x, y=held_out.y, trial=trial, outputs=held_out.outputs, parts=held_out.parts)
+    return _errors(f"held_out_{of}", *backend.product_sums(tokens, known), held_out.outputs)
 
 
 def _search_by_max(

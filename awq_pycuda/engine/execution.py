@@ -29,7 +29,7 @@ from awq_pycuda.errors import InputError, RunFailed
 from awq_pycuda.kernels import table
 from awq_pycuda.layers.files import unreached_layers
 from awq_pycuda.layers.inputs import LayerSpec
-from awq_pycuda.limits import refuse_beyond_memory
+from awq_pycuda.limits import BeyondMemory, refuse_beyond_memory
 from awq_pycuda.names import listed
 from awq_pycuda.parallel import use_threads
 from awq_pycuda.quant.quantized import Quantized
@@ -63,6 +63,8 @@ def prepared(spec: RunSpec) -> Prepared:
         InputError: the backend cannot be had, or cannot do what is asked.
     """
     form = spec.convention.quantizer
+    if spec.in_chunks:
+        _refuse_whole(spec)
     if spec.export is not Export.none:
         shapes = [(layer.name, (layer.out_features, layer.in_features)) for layer in spec.layers]
         checkpoints.refuse_misfit(spec.export, form, shapes)
@@ -70,7 +72,14 @@ def prepared(spec: RunSpec) -> Prepared:
     inputs = {sharing(spec.layers, index, spec.convention) for index in range(len(spec.layers))}
     shared = [len(members) for members in inputs if len(members) > 1]
     backend, variants, search, reason = choose_backend(
-        spec.backend, spec.variants, spec.tile, spec.convention, spec.search, weights, bool(shared)
+        spec.backend,
+        spec.variants,
+        spec.tile,
+        spec.convention,
+        spec.search,
+        weights,
+        shares=bool(shared),
+        in_chunks=spec.in_chunks,
     )
     told = [f"one s for all layers of an input (inputs: {len(shared)}, layers: {sum(shared)})"] if shared else []
     limits = None if search is SearchPlace.host else backend.limits
@@ -78,6 +87,20 @@ def prepared(spec: RunSpec) -> Prepared:
         sizes = search_sizes(spec.layers, spec.convention)
         told += settle_search(table.SEARCHES[Objective.output.name], sizes, limits)
     return Prepared(replace(spec, variants=variants, search=search), backend, "; ".join([reason, *told]))
+
+
+def _refuse_whole(spec: RunSpec) -> None:
+    """Refuses what takes activations whole, of a run whose activations come in chunks."""
+    clip, by_output = spec.convention.clip, spec.convention.objective is Objective.output
+    whole = {
+        "verify": ("the oracle", spec.verify),
+        "clip.joint": ("with search.objective=output it", clip is not None and clip.joint and by_output),
+    }
+    for key, (what, asked) in whole.items():
+        if asked:
+            raise InputError(
+                f"{key}=true: {what} takes activations whole; allowed in chunks (inputs.chunk_tokens): false"
+            )
 
 
 class FreeMemory:
@@ -109,8 +132,28 @@ def validate(config: Config, free: FreeMemory | None = None) -> Prepared:
     Raises:
         InputError: the first thing wrong.
     """
-    run = prepared(spec_of(config))
     free = free or FreeMemory()
+    try:
+        return _fitting(spec_of(config), config, free)
+    except BeyondMemory as refused:
+        if not isinstance(config.inputs, FileInputs) or config.inputs.chunk_tokens is not None:
+            raise
+        too_large = str(refused)  # without the frames that hold what was read
+    try:
+        run = _fitting(spec_of(config, in_chunks=True), config, free)
+    except InputError as error:
+        raise InputError(f"{too_large}; in chunks: {error}") from None
+    return replace(run, reason=f"{run.reason}; activations in chunks: whole, {too_large}")
+
+
+def _fitting(spec: RunSpec, config: Config, free: FreeMemory) -> Prepared:
+    """The run with its backend, whose memory holds it.
+
+    Raises:
+        BeyondMemory: it does not.
+        InputError: see `prepared`.
+    """
+    run = prepared(spec)
     key = f"inputs.path={config.inputs.path}" if isinstance(config.inputs, FileInputs) else f"n={config.n}"
     with use_threads(run.spec.threads):
         device, host = required_bytes(run.spec, run.backend.limits)

@@ -11,7 +11,8 @@ from awq_pycuda.engine.spec import RunSpec
 from awq_pycuda.kernels import table
 from awq_pycuda.kernels.variant import Device
 from awq_pycuda.layers.inputs import LayerSpec
-from awq_pycuda.parallel import host_threads, product_rows, working_elements
+from awq_pycuda.layers.rows import StoredRows
+from awq_pycuda.parallel import SEARCH_TOKENS, host_threads, product_rows, working_elements
 from awq_pycuda.quant import for_kernels
 from awq_pycuda.quant.conventions import Convention
 from awq_pycuda.quant.format import Format
@@ -91,7 +92,7 @@ def _kept_blocks(spec: LayerSpec, convention: Convention, searching: bool, on_de
     if not on_device:
         kept = max(kept, min(n, product_rows(n) * host_threads()) * k if n >= m else 0)
         if convention.objective is Objective.output and not jointly:
-            kept = max(kept, _trial_rows(spec, convention) * (k + m))
+            kept = max(kept, _trial_rows(spec, convention) * (k + min(m, SEARCH_TOKENS)))
     return 4 * kept
 
 
@@ -119,8 +120,10 @@ def _host_step(spec: LayerSpec, convention: Convention, searching: bool, on_devi
         trials = 4 * k * convention.grid.size + _judging(spec, convention)
     elif convention.objective is Objective.output and not on_device:
         # All candidates, and of the blocks at work magnitudes in float32 or products in float64.
-        of_row = max(4 * k, rounding * k, 8 * spec.tokens)
+        of_row = max(4 * k, rounding * k, 8 * min(spec.tokens, SEARCH_TOKENS))
         trials = 8 * k * convention.grid.size + of_row * _trial_rows(spec, convention)
+        if spec.chunk is not None:
+            trials += 4 * k * min(spec.tokens, spec.at_once(spec.tokens) + SEARCH_TOKENS)
     return max(candidates, weight_error, making_steps, trials)
 
 
@@ -137,6 +140,7 @@ def _clipping(spec: LayerSpec, convention: Convention) -> int:
     outputs = block * min(size, tokens) // size
     comparing = (12 + (_ROUNDING_BYTES if form.is_e2m1 else 0)) * block + 4 * outputs
     choosing = 4 * tokens * k + 4 * products + max(8 * (tokens * k + products), comparing)
+    choosing += 0 if spec.chunk is None else 4 * tokens * k
     return max(choosing, 4 * n * k + 8 * block)  # in the end all weights are held, before they are stored
 
 
@@ -170,13 +174,19 @@ def _stage(spec: LayerSpec, form: Format) -> int:
     statistics = 12 * working_elements((m, k))  # |x| in float32 and float64
     sums = 16 * working_elements((m, n))  # both sides of a comparison in float64
     codes = _ROUNDING_BYTES * working_elements((n, k)) if form.is_e2m1 else 0
-    return max(dequantized, statistics, sums, codes)
+    if not isinstance(spec.activations, StoredRows):
+        return max(dequantized, statistics, sums, codes)
+    # Activations as they are read, the outputs of a block of sums that parts share, and what is kept of the file.
+    part = 4 * k * max(spec.at_once(spec.tokens), spec.at_once(spec.held_out_tokens))
+    statistics += statistics // 3
+    sums *= 2
+    return spec.activations.cache_bytes + max(part + dequantized, statistics, part + sums, codes)
 
 
 def _drawing(spec: LayerSpec) -> int:
     """Inputs while they are drawn on the host, once more in float32."""
     tokens = max(spec.tokens, spec.held_out_tokens)
-    activations = 0 if spec.activations is None else tokens * spec.in_features
+    activations = 0 if spec.activations is None or spec.chunk is not None else tokens * spec.in_features
     drawn = max(spec.out_features * spec.in_features, activations)
     return 4 * drawn + _DRAWING_BYTES * min(drawn, _DRAWN_AT_ONCE * host_threads())
 

@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import time
 from collections.abc import Callable, Iterator
-from typing import Generic
+from typing import Generic, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +15,17 @@ from awq_pycuda.backends.base import Backend, H, Layer, Mark, Unrecordable
 from awq_pycuda.engine import evaluation
 from awq_pycuda.engine.arrays import Run, allocate, sharing
 from awq_pycuda.engine.spec import RunSpec
-from awq_pycuda.engine.stages import Stage, stages_of
+from awq_pycuda.engine.stages import stages_of
 from awq_pycuda.engine.verify import refuse_beyond_tolerance
 from awq_pycuda.results.record import LayerResult, Timings
+
+
+class Step(NamedTuple):
+    """A call of a stage in a pass: for a layer, or for one of its parts; layer and stage by their places."""
+
+    layer: int
+    stage: int
+    rows: slice | None
 
 
 class Pipeline(Generic[H]):
@@ -103,8 +111,8 @@ class Pipeline(Generic[H]):
         one pass and half of another.
         """
         for index, layer in enumerate(run.layers):
-            for stage in self._stages:
-                self._call(stage, index, layer)
+            for step in self._steps(index, layer):
+                self._call(step, layer)
             self._collect(index, layer)
         self.backend.synchronize()
 
@@ -124,17 +132,26 @@ class Pipeline(Generic[H]):
         return repeat
 
     def _pass(self, run: Run[H]) -> list[Mark]:
-        """All layers once; the marks before the first stage and after each, layers × stages + 1."""
+        """All layers once; the marks before the first step and after each."""
         marks = [self.backend.mark()]
         for index, layer in enumerate(run.layers):
-            for stage in self._stages:
-                self._call(stage, index, layer)
+            for step in self._steps(index, layer):
+                self._call(step, layer)
                 marks.append(self.backend.mark())
         return marks
 
-    def _call(self, stage: Stage, index: int, layer: Layer[H]) -> None:
-        with self._naming(index):
-            stage.call(self.backend, layer, self.spec.convention)
+    def _steps(self, index: int, layer: Layer[H]) -> Iterator[Step]:
+        """The calls of a layer's stages in a pass: those by parts go together, part after part."""
+        for by_parts, group in itertools.groupby(enumerate(self._stages), lambda each: each[1].by_parts):
+            numbers = [number for number, _ in group]
+            for rows in layer.parts if by_parts and layer.parts is not None else (None,):
+                for number in numbers:
+                    yield Step(index, number, rows)
+
+    def _call(self, step: Step, layer: Layer[H]) -> None:
+        with self._naming(step.layer):
+            given = layer if step.rows is None else self.backend.part(layer, step.rows)
+            self._stages[step.stage].call(self.backend, given, self.spec.convention)
 
     @contextlib.contextmanager
     def _naming(self, index: int) -> Iterator[None]:
@@ -146,10 +163,12 @@ class Pipeline(Generic[H]):
 
     def _sample(self, marks: list[Mark]) -> tuple[float, NDArray[np.float64], NDArray[np.float64]]:
         """Pipeline, GPU and host milliseconds of one pass. The pipeline is timed on the stream where there is one."""
-        spans = list(itertools.pairwise(marks))
-        shape = (len(self.spec.layers), len(self._stages))
-        gpu = np.array([self.backend.gpu_ms(*span) for span in spans]).reshape(shape)
-        host = np.array([(end.host - start.host) * 1e3 for start, end in spans]).reshape(shape)
+        assert self.handles is not None
+        steps = [step for index, layer in enumerate(self.handles.layers) for step in self._steps(index, layer)]
+        gpu, host = np.zeros((2, len(self.spec.layers), len(self._stages)))
+        for step, (start, end) in zip(steps, itertools.pairwise(marks), strict=True):
+            gpu[step.layer, step.stage] += self.backend.gpu_ms(start, end)
+            host[step.layer, step.stage] += (end.host - start.host) * 1e3
         first, last = marks[0], marks[-1]
         whole = self.backend.gpu_ms(first, last)
         return (whole if np.isfinite(whole) else (last.host - first.host) * 1e3), gpu, host

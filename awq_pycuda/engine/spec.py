@@ -53,6 +53,11 @@ class RunSpec:
     config_hash: str
 
     @property
+    def in_chunks(self) -> bool:
+        """Whether activations stay in their file."""
+        return any(layer.chunk is not None for layer in self.layers)
+
+    @property
     def keeps_codes(self) -> bool:
         """Whether the host gets the codes."""
         return self.save is Save.full or self.export is not Export.none
@@ -65,14 +70,18 @@ class RunSpec:
         return replace(self.convention, statistic=Statistic.abs_max, clip=None)
 
 
-def spec_of(config: Config) -> RunSpec:
+def spec_of(config: Config, in_chunks: bool = False) -> RunSpec:
     """The run that a checked and settled config asks for; reads its layer file where there is one.
+
+    Args:
+        config: of the run.
+        in_chunks: see `plan_layers`.
 
     Raises:
         InputError: a file that cannot be used, or shapes or parts of the format that do not fit together.
     """
     return RunSpec(
-        layers=plan_layers(config),
+        layers=plan_layers(config, in_chunks),
         convention=_convention_of(config),
         backend=config.backend,
         search=config.search.where,

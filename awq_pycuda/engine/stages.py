@@ -16,10 +16,14 @@ from awq_pycuda.results.record import Timings
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage: its name in the results, and its call. It passes handles on; only the backend touches what they hold."""
+    """A stage: its name in the results, and its call. It passes handles on; only the backend touches what they hold.
+
+    `by_parts`: where a layer has parts it is called for each of them.
+    """
 
     name: str
     call: Callable[[Backend[Any], Layer[Any], Convention], None]
+    by_parts: bool = False
 
 
 def _statistics(backend: Backend[Any], layer: Layer[Any], convention: Convention) -> None:
@@ -40,8 +44,8 @@ STAGES = (
     Stage("clip_weights", lambda backend, layer, convention: backend.clip_weights(layer, convention)),
     Stage("compute_scale_b", lambda backend, layer, _: backend.compute_scale_b(*layer.fitted, layer.quantized)),
     Stage("quantize_awq", lambda backend, layer, _: backend.quantize_awq(*layer.fitted, layer.quantized)),
-    Stage("dequantizeTiled", lambda backend, layer, _: backend.multiply(layer)),
-    Stage("relu", lambda backend, layer, _: backend.relu(layer.y, layer.bias, layer.out)),
+    Stage("dequantizeTiled", lambda backend, layer, _: backend.multiply(layer), by_parts=True),
+    Stage("relu", lambda backend, layer, _: backend.relu(layer.y, layer.bias, layer.out), by_parts=True),
 )
 
 CLIPPING = "clip_weights"

@@ -14,21 +14,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from awq_pycuda.errors import InputError
+from awq_pycuda.layers.rows import StoredRows
 from awq_pycuda.layers.sources import TENSOR_DIMS, Source, Tensor, allowed_tensors, open_sources, refuse
 
 # Larger values would overflow float32 in W*s (s is at most 8) and in the mean of x**2.
 MAX_MAGNITUDE = {"weight": 1e37, "activations": 1e18, "bias": 1e37}
 
+# Values that are looked at together, of tensors that stay in the file.
+_LOOKED_THROUGH = 1 << 22
+
 
 @dataclass(frozen=True)
 class FileLayer:
-    """One layer as read: read-only, C-contiguous float32 arrays whose values are all finite."""
+    """One layer as read: read-only, C-contiguous float32 arrays whose values are all finite.
+
+    Activations may have stayed in the file, their values looked at.
+    """
 
     name: str
     """Path of the module in its model, or the name of the layer's group where the file gives none."""
     weight: NDArray[np.float32]
     """(out_features, in_features)"""
-    activations: NDArray[np.float32] | None
+    activations: NDArray[np.float32] | StoredRows | None
     """(tokens, in_features), or None: the layer takes the ReLU of the previous layer's output."""
     bias: NDArray[np.float32] | None
     """(out_features,), or None."""
@@ -50,33 +57,65 @@ class LayerShape:
     """See `FileLayer.input_of`."""
 
 
-def load_layers(path: Path, layers: int | None = None, tokens: int | None = None) -> list[FileLayer]:
+def load_layers(
+    path: Path, layers: int | None = None, tokens: int | None = None, stored: bool = False
+) -> list[FileLayer]:
     """Read the first ``layers`` layers of a file (default: all), in the order of their group names.
 
     Layers that no token reached are left out: they have nothing to run on, see `unreached_layers`.
     ``tokens`` takes only the first so many rows of every layer's own activations (default: all), and all of a layer
-    that holds fewer, such as an expert to which few tokens were routed. Float16 tensors come back as float32. Raises
-    `InputError` for any fault of the file, for more layers than it holds and for more tokens than any of them does.
+    that holds fewer, such as an expert to which few tokens were routed. Float16 tensors come back as float32. With
+    ``stored`` activations stay in the file, which then has to be HDF5 with those of every layer. Raises `InputError`
+    for any fault of the file, for more layers than it holds and for more tokens than any of them does.
     """
     loaded: list[FileLayer] = []
     with _open_checked(path, layers, tokens) as sources:
         for index, (source, input_of) in enumerate(zip(sources, _inputs_of(sources), strict=True)):
-            arrays: dict[str, NDArray[np.float32] | None] = {}
-            for tensor_name, tensor in source.tensors.items():
-                if tensor_name == "activations" and input_of is not None:
-                    arrays[tensor_name] = loaded[input_of].activations
-                    continue
-                rows = tensor.shape[0]
-                array = tensor.read(rows if tokens is None or tensor_name != "activations" else min(rows, tokens))
-                fault = find_fault(array, MAX_MAGNITUDE[tensor_name])
-                if fault is not None:
-                    raise refuse(path, f"{_label(index, source.name)} {tensor_name}{fault}")
-                array.setflags(write=False)
-                arrays[tensor_name] = array
-            weight = arrays["weight"]
-            assert weight is not None
-            loaded.append(FileLayer(source.name, weight, arrays.get("activations"), arrays.get("bias"), input_of))
+            label = _label(index, source.name)
+            arrays = {
+                name: _read(path, label, name, tensor)
+                for name, tensor in source.tensors.items()
+                if name != "activations"
+            }
+            activations: NDArray[np.float32] | StoredRows | None = None
+            if input_of is not None:
+                activations = loaded[input_of].activations
+            elif stored:
+                activations = _looked_through(path, label, source.tensors.get("activations"), slice(tokens))
+            elif "activations" in source.tensors:
+                activations = _read(path, label, "activations", source.tensors["activations"], slice(tokens))
+            loaded.append(FileLayer(source.name, arrays["weight"], activations, arrays.get("bias"), input_of))
     return loaded
+
+
+def _read(
+    path: Path, label: str, name: str, tensor: Tensor, rows: slice = slice(None), first_row: int = 0
+) -> NDArray[np.float32]:
+    """Rows of a tensor, read-only, whose values are within their limit; `first_row` is where they begin in it."""
+    there = range(tensor.shape[0])[rows]
+    array = tensor.read(slice(there.start, there.stop))
+    fault = find_fault(array, MAX_MAGNITUDE[name], first_row)
+    if fault is not None:
+        raise refuse(path, f"{label} {name}{fault}")
+    array.setflags(write=False)
+    return array
+
+
+def _looked_through(path: Path, label: str, tensor: Tensor | None, rows: slice) -> StoredRows:
+    """Rows of activations that stay in the file, whose values are within their limit."""
+    if tensor is None:
+        raise _refuse_chunks(path, f"{label} has no activations of its own, and the outputs of others are not kept")
+    if tensor.rows is None:
+        raise _refuse_chunks(path, f"{path.suffix} is read as a whole")
+    found = tensor.rows.alone(rows)
+    step = max(1, _LOOKED_THROUGH // tensor.shape[1])
+    for start in range(0, len(found), step):
+        _read(path, label, "activations", tensor, slice(start, min(start + step, len(found))), start)
+    return found
+
+
+def _refuse_chunks(path: Path, why: str) -> InputError:
+    return refuse(path, f"{why}; allowed in chunks (inputs.chunk_tokens) is HDF5 with activations of every layer")
 
 
 def describe_layers(path: Path, layers: int | None = None, tokens: int | None = None) -> list[LayerShape]:

@@ -19,8 +19,10 @@ from awq_pycuda.choices import WeightScale
 from awq_pycuda.config import MAX_LAYERS, Config, FileInputs, OutlierInputs, SyntheticInputs, refuse
 from awq_pycuda.hdf5_worker import ask
 from awq_pycuda.layers.files import FileLayer, describe_layers, load_layers, try_layers
+from awq_pycuda.layers.rows import StoredRows, file_stamp
 from awq_pycuda.layers.sources import HDF5_SUFFIXES
 from awq_pycuda.limits import refuse_beyond_memory
+from awq_pycuda.parallel import product_part
 
 Array = NDArray[np.float32]
 
@@ -28,6 +30,9 @@ Array = NDArray[np.float32]
 _SALIENT_SUBSEQUENCE = 1 << 32
 # Held-out tokens, too.
 _HELD_OUT_SUBSEQUENCE = 1 << 33
+
+# Numbers of a chunk where its size is left open: what goes into a layer, and what comes out of it.
+_CHUNK = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -82,16 +87,18 @@ class LayerSpec:
 
     `tokens` are those that it is quantized on; `held_out` are others, as many as `held_out_tokens`, on which only its
     error is measured. `input_of` is the layer before it, if any, that has the same activations: one copy will do.
+    Activations that stay in their file go through the layer in `chunk` tokens at a time, rounded up by `at_once`.
     """
 
     name: str
     tokens: int
     weight: Uniform | Array
-    activations: Uniform | Array | None
+    activations: Uniform | Array | StoredRows | None
     bias: Array | None = None
-    held_out: Uniform | Array | None = None
+    held_out: Uniform | Array | StoredRows | None = None
     held_out_tokens: int = 0
     input_of: int | None = None
+    chunk: int | None = None
 
     @property
     def out_features(self) -> int:
@@ -101,9 +108,20 @@ class LayerSpec:
     def in_features(self) -> int:
         return int(self.weight.shape[1])
 
+    def at_once(self, tokens: int) -> int:
+        """How many of so many tokens go through the layer together: all, or those of whole blocks of a product."""
+        if self.chunk is None or self.chunk >= tokens:
+            return tokens
+        block = product_part(tokens, self.out_features)
+        return min(-(-self.chunk // block) * block, tokens)
 
-def plan_layers(config: Config) -> list[LayerSpec]:
+
+def plan_layers(config: Config, in_chunks: bool = False) -> list[LayerSpec]:
     """Every layer that the config asks for; reads and checks the layer file where there is one.
+
+    Args:
+        config: checked.
+        in_chunks: whether activations stay in the file, though the config leaves that open.
 
     Raises:
         InputError: a file that cannot be used, or shapes that do not fit together.
@@ -112,10 +130,13 @@ def plan_layers(config: Config) -> list[LayerSpec]:
     if isinstance(inputs, FileInputs):
         path = Path(inputs.path)
         with unchanged_file(config):
-            if fault := _endless(path, _file_stamp(path)):
+            if fault := _endless(path, file_stamp(path)):
                 raise refuse("inputs.path", path, fault)
-            _refuse_too_large(path, config)
-            specs = _from_file(config, _load(path, _file_stamp(path), config.layers, config.tokens))
+            in_chunks |= inputs.chunk_tokens is not None
+            _refuse_too_large(path, config, in_chunks)
+            specs = _from_file(
+                config, inputs.chunk_tokens, _load(path, file_stamp(path), config.layers, config.tokens, in_chunks)
+            )
     else:
         assert isinstance(inputs, SyntheticInputs)
         specs = _synthetic(config, inputs)
@@ -130,9 +151,9 @@ def unchanged_file(config: Config) -> Iterator[None]:
         InputError: the file has changed meanwhile.
     """
     path = Path(config.inputs.path) if isinstance(config.inputs, FileInputs) else None
-    stamp = path and _file_stamp(path)
+    stamp = path and file_stamp(path)
     yield
-    if path and _file_stamp(path) != stamp:
+    if path and file_stamp(path) != stamp:
         raise refuse("inputs.path", path, "it changed while it was read")
 
 
@@ -180,26 +201,14 @@ def _synthetic(config: Config, inputs: SyntheticInputs) -> list[LayerSpec]:
     ]
 
 
-def _refuse_too_large(path: Path, config: Config) -> None:
+def _refuse_too_large(path: Path, config: Config, in_chunks: bool) -> None:
     """Reads the shapes alone: a file larger than the machine must not be loaded to find that out."""
     shapes = describe_layers(path, config.layers, config.tokens)
     if len(shapes) > MAX_LAYERS:
         raise refuse("layers", "null", f"inputs.path={path} holds {len(shapes)} layers")
-    own = [0 if shape.input_of is not None else shape.tokens or 0 for shape in shapes]
+    own = [0 if in_chunks or shape.input_of is not None else shape.tokens or 0 for shape in shapes]
     needed = 4 * sum(shape.in_features * (shape.out_features + m) for shape, m in zip(shapes, own, strict=True))
     refuse_beyond_memory(f"inputs.path={path}", needed, psutil.virtual_memory().available, "host's memory")
-
-
-def _file_stamp(path: Path) -> tuple[int, ...]:
-    """What changes with a file's content, so that the caches below never serve an older one; empty where there is none.
-
-    Size and time of change alone would not do: a program can set the time back. It cannot set that of the inode.
-    """
-    try:
-        status = path.stat()
-    except OSError:
-        return ()
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 @lru_cache(maxsize=64)
@@ -213,7 +222,7 @@ def _endless(path: Path, _stamp: tuple[int, ...]) -> str:
 
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file's content, read again only when it has been written to since; 64 hex digits."""
-    return _sha256(path, _file_stamp(path))
+    return _sha256(path, file_stamp(path))
 
 
 @lru_cache(maxsize=64)
@@ -223,21 +232,27 @@ def _sha256(path: Path, _stamp: tuple[int, ...]) -> str:
 
 
 @lru_cache(maxsize=1)
-def _load(path: Path, _stamp: tuple[int, ...], layers: int | None, tokens: int | None) -> list[FileLayer]:
+def _load(path: Path, _stamp: tuple[int, ...], layers: int | None, tokens: int | None, stored: bool) -> list[FileLayer]:
     # One load serves the checks before a run, the run itself and every job of a sweep over one file.
-    return load_layers(path, layers, tokens)
+    return load_layers(path, layers, tokens, stored)
 
 
-def _from_file(config: Config, layers: list[FileLayer]) -> list[LayerSpec]:
+def _from_file(config: Config, chunk_tokens: int | None, layers: list[FileLayer]) -> list[LayerSpec]:
     specs: list[LayerSpec] = []
     tokens, held_out = 0, 0
     for index, layer in enumerate(layers):
-        activations: Uniform | Array | None = None
-        kept: Uniform | Array | None = None
+        activations: Uniform | Array | StoredRows | None = None
+        kept: Uniform | Array | StoredRows | None = None
+        chunk: int | None = None
         if layer.activations is not None:
             # The last ones, not some in between: neighbours in a text say much of each other.
             tokens, held_out = _split(config, layer.name, len(layer.activations))
-            activations, kept = layer.activations[:tokens], layer.activations[tokens:]
+            activations, kept = (
+                layer.activations.alone(rows) if isinstance(layer.activations, StoredRows) else layer.activations[rows]
+                for rows in (slice(tokens), slice(tokens, None))
+            )
+            if isinstance(activations, StoredRows):
+                chunk = chunk_tokens or max(1, _CHUNK // sum(layer.weight.shape))
         elif index == 0:
             tokens, held_out = _split(config, layer.name, config.n if config.tokens is None else config.tokens)
             activations, kept = (
@@ -246,6 +261,6 @@ def _from_file(config: Config, layers: list[FileLayer]) -> list[LayerSpec]:
             )
         kept = kept if held_out else None
         specs.append(
-            LayerSpec(layer.name, tokens, layer.weight, activations, layer.bias, kept, held_out, layer.input_of)
+            LayerSpec(layer.name, tokens, layer.weight, activations, layer.bias, kept, held_out, layer.input_of, chunk)
         )
     return specs

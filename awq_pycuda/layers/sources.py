@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from awq_pycuda import hdf5
 from awq_pycuda.errors import InputError
+from awq_pycuda.layers.rows import StoredFile, StoredRows, read_rows
 
 HDF5_SUFFIXES = (".h5", ".hdf5")
 TENSOR_DIMS = {"weight": 2, "activations": 2, "bias": 1}
@@ -36,8 +37,10 @@ class Tensor:
 
     shape: tuple[int, ...]
     dtype: str
-    read: Callable[[int], NDArray[np.float32]]
-    """Reads the first so many rows as a new float32 array."""
+    read: Callable[[slice], NDArray[np.float32]]
+    """Reads consecutive rows as a new float32 array."""
+    rows: StoredRows | None = None
+    """Reads them later, too, where the format lets that be."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,7 @@ def _check_file(path: Path) -> None:
 def _open_hdf5(path: Path) -> Iterator[list[Source]]:
     if not h5py.is_hdf5(path):
         raise refuse(path, "is not an HDF5 file; allowed is HDF5 with a group /layers")
+    stored = StoredFile(path.absolute())
     with h5py.File(path, "r") as file:
         hdf5.objects(file.id)  # the file's hash shall be that of all that is read
         root = file.get("layers")
@@ -120,8 +124,10 @@ def _open_hdf5(path: Path) -> Iterator[list[Source]]:
                 if not isinstance(dataset, h5py.Dataset):
                     raise refuse(path, f"/layers/{key}/{tensor_name} is not a dataset; {allowed_tensors()}")
                 # A dataset without a dataspace has the shape None; it then fails as one without dimensions.
-                read = _hdf5_reader(dataset, f"/layers/{key}/{tensor_name}")
-                tensors[tensor_name] = Tensor(dataset.shape or (), dataset.dtype.name, read)
+                where = f"/layers/{key}/{tensor_name}"
+                shape = dataset.shape or ()
+                rows = StoredRows(stored, where, dataset) if len(shape) == 2 else None
+                tensors[tensor_name] = Tensor(shape, dataset.dtype.name, _hdf5_reader(dataset, where), rows)
             unreached = bool(group.attrs.get(UNREACHED, False)) and "activations" not in tensors
             shared = _text(group.attrs.get(SHARED, ""))
             sources.append(Source(_text(name), tensors, unreached, key, shared))
@@ -148,12 +154,10 @@ def _share_activations(path: Path, sources: Sequence[Source]) -> None:
         before[source.key] = source
 
 
-def _hdf5_reader(dataset: Any, where: str) -> Callable[[int], NDArray[np.float32]]:
-    def read(rows: int) -> NDArray[np.float32]:
+def _hdf5_reader(dataset: Any, where: str) -> Callable[[slice], NDArray[np.float32]]:
+    def read(rows: slice) -> NDArray[np.float32]:
         hdf5.check_stored(hdf5.dataset(dataset.id, where), dataset.shape, where)
-        array = np.empty((rows, *dataset.shape[1:]), np.float32)
-        dataset.read_direct(array, np.s_[:rows])
-        return array
+        return read_rows(dataset, range(dataset.shape[0])[rows])
 
     return read
 
@@ -171,8 +175,8 @@ def _open_safetensors(path: Path) -> Iterator[list[Source]]:
         yield _group_flat(path, tensors)
 
 
-def _safetensors_reader(part: Any) -> Callable[[int], NDArray[np.float32]]:
-    return lambda rows: np.ascontiguousarray(part[:rows], np.float32)
+def _safetensors_reader(part: Any) -> Callable[[slice], NDArray[np.float32]]:
+    return lambda rows: np.ascontiguousarray(part[rows], np.float32)
 
 
 @contextmanager
@@ -190,11 +194,11 @@ def _open_npz(path: Path) -> Iterator[list[Source]]:
         yield _group_flat(path, tensors)
 
 
-def _npz_reader(archive: zipfile.ZipFile, member: str) -> Callable[[int], NDArray[np.float32]]:
-    def read(rows: int) -> NDArray[np.float32]:
+def _npz_reader(archive: zipfile.ZipFile, member: str) -> Callable[[slice], NDArray[np.float32]]:
+    def read(rows: slice) -> NDArray[np.float32]:
         with archive.open(member) as file:
             # A pickle would run code of the file's author.
-            return np.array(npy.read_array(file, allow_pickle=False)[:rows], np.float32, order="C")
+            return np.array(npy.read_array(file, allow_pickle=False)[rows], np.float32, order="C")
 
     return read
 
