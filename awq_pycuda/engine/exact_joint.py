@@ -71,13 +71,16 @@ class _Layer(NamedTuple):
 
     Attributes:
         form: of the run.
-        looked_at: (groups, channels of one, tokens) activations by the candidate, those that ratios are chosen by.
+        looked_at: (groups, channels of one, tokens or fewer) activations by the candidate that ratios are chosen by, or
+            what has the same products with itself, which is all that squares of outputs follow from.
+        tokens: how many these are.
         importance: (groups, channels of one) mean square of the activations by the candidate.
         x: (M, K) activations by the candidate, for the objective `output`.
     """
 
     form: Format
     looked_at: Floats
+    tokens: int
     importance: Floats
     x: Floats | None
 
@@ -116,9 +119,11 @@ def exact_joint_curve(
     looked_at = x[:: max(1, len(x) // clip.tokens)].astype(np.float64)
     sums = np.empty((3, len(scales)))
     for index, s in enumerate(scales):
+        triangles: Any = np.linalg.qr(grouped(looked_at / s, form, 0).transpose(1, 0, 2), mode="r")
         layer = _Layer(
             form,
-            grouped(looked_at / s, form, 0).transpose(1, 2, 0),
+            triangles.transpose(0, 2, 1),
+            len(looked_at),
             grouped(sq_mean[None, :] / s**2, form, 0)[0],
             x / s if by_output else None,
         )
@@ -209,7 +214,7 @@ def _bounds(scaled: Floats, options: list[_Option], layer: _Layer) -> Floats:
 def _judged(scaled: Floats, option: _Option, layer: _Layer) -> Floats:
     """(3, rows, groups): the error of a group's part of the outputs, its least and its most."""
     levels, by_rounding, off = _added(scaled, option, layer.form)
-    size, tokens = layer.looked_at.shape[1:]
+    size = scaled.shape[2]
     outputs = np.matmul(off.transpose(1, 0, 2), layer.looked_at)
     exact = np.einsum("grt,grt->rg", outputs, outputs)
     size_of = np.square(off).sum(axis=2) * np.square(layer.looked_at).sum(axis=(1, 2))
@@ -227,7 +232,7 @@ def _judged(scaled: Floats, option: _Option, layer: _Layer) -> Floats:
     np.add.at(sizes, at, np.sqrt(squares))
     np.add.at(own_squares, at, squares)
     pairs = np.maximum(sizes**2 - own_squares, 0)
-    found: Floats = np.array([exact, low - pairs, high + pairs]) / tokens
+    found: Floats = np.array([exact, low - pairs, high + pairs]) / layer.tokens
     return found
 
 

@@ -218,11 +218,11 @@ def _checking_jointly(spec: LayerSpec, convention: Convention) -> int:
     # Of each group what it may become at every ratio: limits, ends, steps and zero points, by how these were rounded.
     fits = (1 if form.step_dtype is StepDtype.fp32 else 3) * (1 if form.symmetric else 3)
     options = 9 * fits * convention.clip.ratios.size * form.groups(k) * block // k
-    activations = 3 * tokens * k + (2 * m * k if convention.objective is Objective.output else 0)
+    activations = 4 * tokens * k + (2 * m * k if convention.objective is Objective.output else 0)
     # Scaled weights, held ones, what rounding adds and what all adds, where float32 may have come to something else of
     # these, too, and what becomes of the outputs.
     of_weights = (7 if fits == 1 else 10) * block
-    return activations + options + of_weights + block * tokens // form.size(k) + m * block // k
+    return activations + options + of_weights + block * min(tokens, form.size(k)) // form.size(k) + m * block // k
 
 
 def kernel_sizes(spec: LayerSpec, convention: Convention) -> dict[str, int]:
