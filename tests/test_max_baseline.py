@@ -9,9 +9,12 @@ from conftest import BACKENDS, same_bits
 from test_held_out import error, layer_file
 from test_pipeline import QUICK, Kept
 
+from awq_pycuda.backends.cpu import CpuBackend
+from awq_pycuda.backends.host_stages import HostStages
 from awq_pycuda.choices import Objective, Statistic
 from awq_pycuda.engine.exact_curve import CURVE_TOLERANCE, curve_error, exact_curve
 from awq_pycuda.engine.exact_scales import exact_scales
+from awq_pycuda.engine.pipeline import Pipeline
 from awq_pycuda.engine.spec import spec_of
 from awq_pycuda.engine.verify import exact_statistics, relative_error
 from awq_pycuda.quant.quantized import Quantized, dequantize, quantize, steps_of
@@ -84,3 +87,32 @@ def test_of_a_run_that_scales_by_max_itself_it_is_the_same(compose, backend):
         assert same_bits(layer.by_max.error, layer.search.error)
         assert same_bits(layer.by_max.s, layer.search.s)
         assert layer.metrics["max_output_mse"] == layer.metrics["output_mse"]
+
+
+class OnTrials(CpuBackend):
+    """A backend that searches by the output on the layers' trials, as one with kernels does on the host."""
+
+    _output_sums = HostStages._output_sums
+
+
+def test_layers_that_share_scales_keep_their_own_errors(compose, tmp_path):
+    """What the search of the first one leaves where the others have theirs, too, is not what it is judged by."""
+    random = np.random.default_rng(3)
+    x = (random.normal(size=(20, 12)) * random.lognormal(size=12)).astype(np.float32)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        for index in range(3):
+            file[f"layers/{index:03d}/weight"] = random.normal(size=(8, 12)).astype(np.float32) * 4**index
+        file["layers/000/activations"] = x
+        for index in (1, 2):
+            file[f"layers/{index:03d}"].attrs["activations_of"] = "000"
+    spec = spec_of(
+        compose("inputs=file", f"inputs.path={tmp_path / 'a.h5'}", "share=inputs", "search=output", "timing=once")
+    )
+    found = []
+    for backend in (OnTrials(), CpuBackend()):
+        with backend:
+            pipeline = Pipeline(backend, spec)
+            pipeline.run()
+        found.append([layer.metrics for layer in pipeline.layers])
+    for own, expected in zip(*found, strict=True):
+        assert own == pytest.approx(expected, rel=1e-4)

@@ -92,6 +92,12 @@ def measure(
     chain: H | None = None
     for index, result in enumerate(results):
         spec, layer, trial = specs[index], run.layers[index], run.layers[index].trial
+        if by_max is not None:  # first of all: where layers share scales it uses the reference for each of them
+            if layer.leads:
+                result.by_max, result.abs_max = _search_by_max(backend, layer, by_max)
+            else:
+                leader = results[min(result.shares_s_with)]
+                result.by_max, result.abs_max = leader.by_max, leader.abs_max
         signal, noise = backend.product_sums(layer)
         if not np.isfinite(signal + noise):
             raise FloatingPointError(f"layer {spec.name}: the output overflows float32")
@@ -106,14 +112,8 @@ def measure(
         trials = {"rtn_": np.ones_like(result.search.s)}
         if layer.held is not None:
             trials["unclipped_"] = result.search.s
-        if by_max is not None:
-            if layer.leads:
-                found, result.abs_max = _search_by_max(backend, layer, by_max)
-            else:
-                leader = results[min(result.shares_s_with)]
-                assert leader.by_max is not None
-                found, result.abs_max = leader.by_max, leader.abs_max
-            result.by_max, trials["max_"] = found, found.s
+        if result.by_max is not None:
+            trials["max_"] = result.by_max.s
         held_out = run.held_out[index]
         for of, s in trials.items():
             backend.write(trial.s, s)
