@@ -76,7 +76,7 @@ def test_every_stage_agrees_with_the_oracle(run, overrides, tile, worst):
             worst(f"pipeline {stage}", error, verify.TOLERANCES[stage])
         assert layer.search.error_chosen <= layer.search.error_rtn
         # Behind ReLU a chain of single channels may be without any signal, and then has no SQNR.
-        sqnr = {"output_sqnr_db", "rtn_output_sqnr_db"}
+        sqnr = {"output_sqnr_db", "rtn_output_sqnr_db", "max_output_sqnr_db"}
         assert {key for key, value in layer.metrics.items() if np.isnan(value)} == (set() if x.any() else sqnr)
 
 
@@ -222,13 +222,18 @@ def test_layers_and_tokens_select_the_first(run, tmp_path):
     assert kept.x[0].shape == (3, 8)
 
 
+def scaled_and_back(w, s):
+    """Weights from int8 with a step per row, in float64."""
+    step = np.abs(w * s).max(axis=1, keepdims=True) / 127
+    return np.rint(w * s / step) * step / s
+
+
 def exact_metrics(kept, biases, own_activations):
     """Every metric of every layer, in plain float64 from the run's inputs, codes and scales."""
     chain = None
     for layer, x, w, bias, own in zip(kept.layers, kept.x, kept.w, biases, own_activations, strict=True):
         x, w = x.astype(np.float64), w.astype(np.float64)
-        step = np.abs(w).max(axis=1, keepdims=True) / 127
-        rtn = np.rint(w / step) * step
+        rtn, by_max = (scaled_and_back(w, s) for s in (np.ones(w.shape[1]), layer.by_max.s.astype(np.float64)))
         dequantized = layer.quantized.codes / layer.search.s.astype(np.float64) * layer.quantized.steps
         y, quantized = x @ w.T, x @ dequantized.T
         exact = (x if own or chain is None else chain) @ w.T
@@ -238,6 +243,8 @@ def exact_metrics(kept, biases, own_activations):
             "output_sqnr_db": 10 * np.log10(np.sum(y**2) / np.sum((y - quantized) ** 2)),
             "rtn_output_mse": np.mean((y - x @ rtn.T) ** 2),
             "rtn_output_sqnr_db": 10 * np.log10(np.sum(y**2) / np.sum((y - x @ rtn.T) ** 2)),
+            "max_output_mse": np.mean((y - x @ by_max.T) ** 2),
+            "max_output_sqnr_db": 10 * np.log10(np.sum(y**2) / np.sum((y - x @ by_max.T) ** 2)),
             "weight_mse": np.mean((dequantized - w) ** 2),
             "saturated_fraction": np.mean(np.abs(layer.quantized.codes) == 127),
             "propagated_output_mse": np.mean((exact - quantized) ** 2),
