@@ -55,6 +55,7 @@ def search_jointly(
     # Those that are not searched yet count as none.
     error, unclipped = np.full((2, len(scales)), np.nan)
     kept: list[Clipped] = []
+    looked_at = clip.of(x)  # once, where it is read from a file
     with np.errstate(over="ignore", invalid="ignore"):
         for index, s in enumerate(scales):
             importance = None
@@ -62,7 +63,7 @@ def search_jointly(
                 importance = sq_mean.astype(np.float64) / s.astype(np.float64) ** 2
             sums, how = np.zeros(2), []
             for w, clips in layers:
-                found = find_ratios(w, s, clip.of(x), form, clip.ratios if clips else clip.ratios[:1])
+                found = find_ratios(w, s, looked_at, form, clip.ratios if clips else clip.ratios[:1])
                 without, with_ratios = _of_rows(w, s, found.ratio, form, x, importance)
                 is_less = with_ratios < without
                 sums += np.where(is_less, with_ratios, without).sum(), without.sum()
