@@ -166,8 +166,8 @@ __device__ __forceinline__ void make_candidate(const float* statistics, const fl
 
 // A candidate and its error; of two the better has the lower error, or else the lower rank, of which each has its own.
 struct Found {
-    double error;
-    int rank, index;
+    double error, rank;  // with the rank as an int row_errors spills
+    int index;
 };
 
 __device__ __forceinline__ Found better(const Found& a, const Found& b) {
