@@ -34,16 +34,13 @@ def left(backend, run):
 @pytest.mark.parametrize(
     ("name", "search", "stats", "quant"),
     [
-        ("host", "diag", "deterministic", ("search.formula=duo",)),
+        ("host", "diag", "deterministic", ()),
         pytest.param("cuda", "diag", "deterministic", (), marks=GPU),
         pytest.param("cuda", "output", "atomic", (), marks=GPU),
         *(
             pytest.param("cuda", search, "deterministic", quant, marks=GPU)
             for search in ("diag", "output")
-            for quant in (
-                *(("quant=nvfp4",), ("quant=int4_g128", "quant.symmetric=false")),
-                *(("search.formula=both",), ("search.formula=gamma_beta", "quant=int4_g128")),
-            )
+            for quant in (("quant=nvfp4",), ("quant=int4_g128", "quant.symmetric=false"))
         ),
     ],
 )

@@ -248,10 +248,9 @@ def search_sizes(specs: Sequence[LayerSpec], convention: Convention) -> list[dic
 def _scratch(run: RunSpec, device: Device) -> int:
     """What the kernels of one stage share between them: the workspace of the stage and layer that need most."""
     layers = [kernel_sizes(spec, run.convention) for spec in run.layers]
-    sizes = dict.fromkeys((stage for stage in table.stages() if stage not in table.OF_SEARCHES), layers)
+    sizes = dict.fromkeys((stage for stage in table.stages() if stage not in table.SEARCHES.values()), layers)
     if run.search is not SearchPlace.host:
-        searching = table.SEARCHES[run.convention.objective.name], *run.convention.asks_weights * ("weight_means",)
-        sizes |= dict.fromkeys(searching, search_sizes(run.layers, run.convention))
+        sizes[table.SEARCHES[run.convention.objective.name]] = search_sizes(run.layers, run.convention)
     needed = [0]
     for stage, of_stage in sizes.items():
         for each in of_stage:

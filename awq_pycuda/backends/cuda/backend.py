@@ -185,8 +185,14 @@ class CudaBackend(HostStages[ManagedArray]):
         self._run("accum_stats", x=x, abs_mean=abs_mean, sq_mean=sq_mean)
 
     def find_abs_max(self, x: ManagedArray, abs_max: ManagedArray) -> None:
-        """See `Backend.find_abs_max`."""
-        self._run("find_abs_max", x=x, abs_max=abs_max)
+        """See `Backend.find_abs_max`; on the host: no kernel does it.
+
+        Raises:
+            Unrecordable: while launches are recorded.
+        """
+        if self._recording is not None:
+            raise Unrecordable("the largest |x| are found on the host")
+        self.from_host(abs_max, np.abs(self.on_host(x)).max(axis=0))
 
     def compute_s(self, layer: Layer[ManagedArray], convention: Convention) -> None:
         """See `Backend.compute_s`."""
@@ -369,8 +375,8 @@ class CudaBackend(HostStages[ManagedArray]):
             if argument.name in arrays:
                 _expect(arrays[argument.name], argument, values)
         source = variant.source(values)
-        # All at the first launch: what is missing compiles in parallel. How is searched, sizes and convention decide.
-        firsts = [each for stage, (each, *_) in self._variants.items() if stage not in table.OF_SEARCHES]
+        # All at the first launch: what is missing compiles in parallel. Which search it will be, the sizes decide.
+        firsts = [each for stage, (each, *_) in self._variants.items() if stage not in table.SEARCHES.values()]
         others = [each.source({**each.defaults(), **self._parameters}) for each in firsts]
         module, *_ = load(self._gpu, [source, *others])
         scratch = self._scratch({name: nbytes(values) for name, nbytes in variant.scratch.items()})
