@@ -10,6 +10,7 @@ from test_clipping import plainly
 from awq_pycuda.analysis.explain import explain
 from awq_pycuda.backends.choose import no_device_search
 from awq_pycuda.choices import Element, Objective, StepDtype
+from awq_pycuda.engine.arrays import allocate
 from awq_pycuda.engine.pipeline import Pipeline
 from awq_pycuda.engine.spec import spec_of
 from awq_pycuda.parallel import use_threads
@@ -144,6 +145,15 @@ def finished(compose, file, backend, *overrides):
         pipeline = Pipeline(machine, spec)
         pipeline.run()
     return pipeline.layers
+
+
+def test_kernels_do_not_take_a_joint_search_for_a_plain_one(compose, file):
+    """Of shares that nobody has written the weights would be held to whatever there is: to 0, most often."""
+    spec = spec_of(compose("inputs=file", f"inputs.path={file}", "quant.group_size=16", "clip=joint"))
+    with make_backend("host", spec.tile, spec.convention.quantizer, **spec.variants) as machine:
+        clipped, *_ = allocate(machine, spec.layers, spec.convention).layers
+        with pytest.raises(ValueError, match="no kernel searches scales jointly with clipping: search on the host"):
+            machine.compute_s(clipped, spec.convention)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -5,8 +5,10 @@ import pytest
 from conftest import BACKENDS, make_backend, same_bits
 
 from awq_pycuda import philox
+from awq_pycuda.backends.choose import no_device_search
 from awq_pycuda.config import Config
 from awq_pycuda.engine import verify
+from awq_pycuda.engine.arrays import sharing
 from awq_pycuda.engine.exact_format import code_errors
 from awq_pycuda.engine.pipeline import Pipeline
 from awq_pycuda.engine.spec import spec_of
@@ -17,12 +19,15 @@ QUICK = ("timing=once", "save=full")
 
 
 class Kept:
-    """A finished run and copies of every array that it touched."""
+    """A finished run and copies of every array that it touched; it searches on the device where kernels can."""
 
     def __init__(self, name: str, config: Config) -> None:
         self.name = name
         spec = spec_of(config)
-        with make_backend(name, spec.tile, spec.convention.quantizer, **spec.variants) as backend:
+        form = spec.convention.quantizer
+        shares = any(len(sharing(spec.layers, index, spec.convention)) > 1 for index in range(len(spec.layers)))
+        on_host = no_device_search(spec.convention, shares) is not None
+        with make_backend(name, spec.tile, form, on_host, **spec.variants) as backend:
             pipeline = Pipeline(backend, spec)
             pipeline.run()
             self.layers, self.timings, self.stages = (

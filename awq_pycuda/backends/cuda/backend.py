@@ -195,11 +195,17 @@ class CudaBackend(HostStages[ManagedArray]):
         self.from_host(abs_max, np.abs(self.on_host(x)).max(axis=0))
 
     def compute_s(self, layer: Layer[ManagedArray], convention: Convention) -> None:
-        """See `Backend.compute_s`."""
+        """See `Backend.compute_s`.
+
+        Raises:
+            ValueError: the search is on the device, which clips no candidate's weights, and a joint one is asked for.
+        """
         if self._search is None:
             super().compute_s(layer, convention)
-        else:
-            self._search.compute_s(layer, convention)
+            return
+        if layer.unclipped is not None:  # or how it is clipped would be whatever its memory holds
+            raise ValueError("no kernel searches scales jointly with clipping: search on the host")
+        self._search.compute_s(layer, convention)
 
     def clip_weights(self, layer: Layer[ManagedArray], convention: Convention) -> None:
         """See `Backend.clip_weights`: on the host."""
