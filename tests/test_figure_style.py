@@ -1,10 +1,11 @@
-"""The colours that pictures and page share."""
+"""The colours that pictures and page share, and the room that a figure has for its panels."""
 
 import itertools
 import re
 from importlib import resources
 
 import numpy as np
+import pytest
 from matplotlib.colors import to_rgb
 
 from awq_pycuda.analysis import figure_style
@@ -26,3 +27,20 @@ def test_colours_are_apart_for_the_colour_blind():
         for matrix in seen:
             for a, b in itertools.combinations(np.clip(linear @ matrix.T, 0, 1) ** (1 / 2.2), 2):
                 assert np.abs(a - b).max() > 0.095  # Okabe and Ito's closest pair: 0.099
+
+
+def test_panels_and_title_keep_their_room_above_a_long_legend():
+    def inches(lines):
+        """Height of the panel, and how far the title's and the note's top are from the figure's."""
+        figure = figure_style.new_figure(6.8, 3.7, "title", "note")
+        panel = figure.subplots()
+        label = "\n".join(["x" * 80] * 2)
+        figure_style.legend_below(figure, [figure_style.handle(0, label) for _ in range(lines // 2)])
+        figure.draw_without_rendering()
+        height = figure.get_figheight()
+        return panel.get_position().height * height, *(height * (1 - text.get_position()[1]) for text in figure.texts)
+
+    with figure_style.style():
+        (usual, *above), (long, *above_long) = inches(8), inches(40)
+    assert usual <= long < 2 * usual
+    assert above_long == pytest.approx(above)

@@ -67,6 +67,8 @@ _TITLE, _NOTE = 11.5, 8.5  # points
 _MARGIN = 0.10  # inches
 _PAD = 0.06  # inches
 _CHARACTERS = 14.6  # of a note, per inch
+_LEGEND_LINES = 8  # of a legend that a figure's own height has room for
+_LEGEND_LINE = 0.19  # inches
 _NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")  # a name may hold what no XML file may
 
 
@@ -138,14 +140,32 @@ def variant_handles(groups: Sequence[Variant], marker: str | None = None) -> lis
 
 
 def legend_below(figure: Figure, handles: Sequence[Any]) -> None:
-    """One legend under all panels, in as many columns as fit side by side; what is wider than the figure is folded."""
+    """One legend under all panels, in as many columns as fit side by side; what is wider than the figure is folded.
+
+    The figure grows by the lines of a long legend: the panels keep their room.
+    """
     most = int(figure.get_figwidth() * 14) - 7
     for one in handles:
         if len(label := str(one.get_label())) > most:
             one.set_label(textwrap.fill(shorten(label, 2 * most), most))
-    widest = max((len(line) for one in handles for line in str(one.get_label()).splitlines()), default=0)
+    lines = [line for one in handles for line in str(one.get_label()).splitlines()]
+    widest = max(map(len, lines), default=0)
     columns = max(1, min(6, len(handles), int(figure.get_figwidth() * 14 / (widest + 7))))
+    _heighten(figure, _LEGEND_LINE * max(0, -(-len(lines) // columns) - _LEGEND_LINES))
     figure.legend(handles=list(handles), loc="outside lower center", ncols=columns)
+
+
+def _heighten(figure: Figure, inches: float) -> None:
+    """Makes a figure of `new_figure` higher; its title block stays at the top, of the same size."""
+    layout = figure.get_layout_engine()
+    assert isinstance(layout, ConstrainedLayoutEngine)
+    height = figure.get_figheight()
+    share = height / (height + inches)
+    figure.set_figheight(height + inches)
+    left, bottom, width, top = layout.get()["rect"]
+    layout.set(rect=(left, bottom, width, 1 - (1 - top) * share))
+    for text in figure.texts:
+        text.set_y(1 - (1 - text.get_position()[1]) * share)
 
 
 def _axis(panel: Axes, name: Literal["x", "y"]) -> Axis:
