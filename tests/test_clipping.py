@@ -191,13 +191,16 @@ def test_a_run_clips_what_its_layers_names_allow(compose, tmp_path, backend, kin
 def test_explain_tells_what_clipping_did(tmp_path):
     asked = ("clip=groups", "quant=int4_g128", "quant.group_size=16")
     path = make_run(tmp_path, "n=64", "layers=1", "inputs=outliers", *asked)
-    (line,) = [line for line in explain(path, "0", 1) if line.startswith("clipping: ")]
+    lines = list(explain(path, "0", 1))
+    (at,) = [at for at, line in enumerate(lines) if line.startswith("clipping: ")]
     with h5py.File(path) as file:
         group = file["layers/000"]
         lost = group["lost"]
         share = 100 * lost.attrs["clipped"] / lost["by_row"][()].sum()
         ratio = group["clip/ratio"][()]
+        without = group["metrics"].attrs["unclipped_output_sqnr_db"]
         assert group["clip/tried"][()].tolist() == Clipping().ratios.tolist()
         assert group["clip"].attrs["error_chosen"] <= group["clip/error"][()].min()
-    assert f"{100 * (ratio < 1).mean():.1f} % of the groups are clipped" in line
-    assert f"clipped weights hold {share:.1f} % of the error, rounded ones {100 - share:.1f} %" in line
+    kept = f"{100 * (ratio < 1).mean():.1f} % of the groups are clipped"
+    assert lines[at] == f"clipping: {kept}; without it {without:.2f} dB"
+    assert lines[at + 1] == f"  clipped weights hold {share:.1f} % of the error, rounded ones {100 - share:.1f} %"
