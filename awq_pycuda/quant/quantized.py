@@ -67,7 +67,7 @@ class Quantized(Steps[H]):
 
 
 def column_peaks(w: Array) -> Array:
-    """(K,) largest magnitude of each column of (N, K) weights."""
+    """(K,) largest magnitude of each column of (N, K) weights, or of (M, K) activations; NaN where there is one."""
     peaks: Array = np.max(map_row_blocks(lambda block: np.abs(w[block]).max(axis=0), w.shape), axis=0)
     return peaks
 

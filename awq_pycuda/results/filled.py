@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from awq_pycuda.results.entries import Entry, Layout
 from awq_pycuda.temporary import replacing
 
 _TEXT = h5py.string_dtype()
+_SCALAR = h5s.create(h5s.SCALAR)
 _CHUNK_BYTES = 64 << 20  # of one dataset's chunk, which is read as a whole; HDF5's limit is 4 GB
 
 
@@ -80,14 +82,14 @@ def _group(groups: dict[str, h5g.GroupID], path: str) -> h5g.GroupID:
 def _write_attribute(owner: h5g.GroupID | h5d.DatasetID, name: str, value: Any) -> None:
     """One attribute: a number, a truth value or a text."""
     values = np.array(value, _TEXT if isinstance(value, str) else None)
-    h5a.create(owner, name.encode(), _kind(values), h5s.create(h5s.SCALAR)).write(values)
+    h5a.create(owner, name.encode(), _kind(values.dtype), _SCALAR).write(values)
 
 
 def _write_dataset(group: h5g.GroupID, entry: Entry, value: Any, scales: dict[str, h5d.DatasetID]) -> None:
     """Writes one dataset along the `scales`, which it joins if it is one."""
     values = np.array(value, _TEXT if entry.type == "str" else entry.type, order="C")
     space = h5s.create_simple(values.shape)
-    dataset = h5d.create(group, entry.name.encode(), _kind(values), space, _stored(values))
+    dataset = h5d.create(group, entry.name.encode(), _kind(values.dtype), space, _stored(values))
     if values.size:
         dataset.write(h5s.ALL, h5s.ALL, values)
     _write_attribute(dataset, "units", entry.units)
@@ -103,9 +105,10 @@ def _write_dataset(group: h5g.GroupID, entry: Entry, value: Any, scales: dict[st
         h5ds.attach_scale(dataset, scales[name], dimension)
 
 
-def _kind(values: NDArray[Any]) -> h5t.TypeID:
-    """The type of these values in a file."""
-    return h5t.py_create(values.dtype, logical=True)
+@lru_cache(maxsize=64)  # files have few types, and to make what tells of one takes longer than to write a value
+def _kind(dtype: np.dtype[Any]) -> h5t.TypeID:
+    """The type of such values in a file; those that are objects to NumPy are texts."""
+    return h5t.py_create(dtype, logical=True)
 
 
 def _stored(values: NDArray[Any]) -> h5p.PropDCID:

@@ -29,7 +29,7 @@ from awq_pycuda.kernels.variant import IN_TURN, MAX_BLOCKS, Argument, Device, Ke
 from awq_pycuda.quant import for_kernels
 from awq_pycuda.quant.conventions import Convention
 from awq_pycuda.quant.format import Format
-from awq_pycuda.quant.quantized import Quantized
+from awq_pycuda.quant.quantized import Quantized, column_peaks
 
 T = TypeVar("T")
 
@@ -192,7 +192,7 @@ class CudaBackend(HostStages[ManagedArray]):
         """
         if self._recording is not None:
             raise Unrecordable("the largest |x| are found on the host")
-        self.from_host(abs_max, np.abs(self.on_host(x)).max(axis=0))
+        self.from_host(abs_max, column_peaks(self.on_host(x)))
 
     def compute_s(self, layer: Layer[ManagedArray], convention: Convention) -> None:
         """See `Backend.compute_s`.
