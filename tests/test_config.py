@@ -46,6 +46,7 @@ def test_grids_are_what_they_say(compose):
     assert compose("gamma_grid=rtn").gammas == [0]
     assert compose("gamma_grid=day58").gammas == [0, 0.25, 0.5, 0.75, 1]
     assert compose("gamma_grid=inclusive20").gammas == list(inclusive(20)) == [i / 19 for i in range(20)]
+    assert compose("gamma_grid=inclusive10").gammas == list(inclusive(10)) == [i / 9 for i in range(10)]
 
 
 def test_a_literal_list_beats_the_group(compose):

@@ -14,7 +14,7 @@ from awq_pycuda.sweeps.overrides import check_overrides
 
 REFUSED = {
     # Hydra casts, or crashes.
-    "gamma_grid=[0,0.5,1]": "no such option; allowed: awq20, day58, default, fine, inclusive20, rtn",
+    "gamma_grid=[0,0.5,1]": "no such option; allowed: awq20, day58, default, fine, inclusive10, inclusive20, rtn",
     "timing=[true]": "no such option; allowed: default, once, precise",
     "quant=[1]": "no such option; allowed: group128, int3_g128, int4_g128, int4_row, mxfp4, nvfp4, per_row",
     "quant=[per_row,group128]": "no such option",
