@@ -242,7 +242,7 @@ def test_a_device_s_own_memory_is_checked_before_the_host_s(cli, monkeypatch, wh
     # A CPU backend that says what a GPU's would; the arrays then do not count against the host, the weights do.
     monkeypatch.setattr(CpuBackend, "limits", Device((9, 0), 227 * 1024, 2**40))
     monkeypatch.setattr(CpuBackend, "available_bytes", lambda self: 2**20)
-    overrides = ("backend=cpu", "threads=1", "matmul=blocked", f"search.where={where}")
+    overrides = ("backend=cpu", "threads=1", "matmul=blocked", "baselines=rtn", f"search.where={where}")
     code, _, err = cli(*overrides)
     assert code == 2
     assert "GiB of the GPU's memory" in err
