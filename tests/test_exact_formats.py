@@ -141,8 +141,7 @@ def conventions(form, number=0):
         yield dataclasses.replace(convention, gammas=(0.0, 0.5, 1.0), objective=objective, quantizer=form)
 
 
-# Of the CPU both sets of loops.
-ON = [pytest.param(("cpu", *COMPILED), id="cpu")]
+ON = [pytest.param(("cpu", *COMPILED), id="cpu")]  # both sets of loops
 
 
 @pytest.mark.parametrize("backends", ON)
