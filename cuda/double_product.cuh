@@ -17,19 +17,20 @@ struct DoubleTiles {
     double a[TILE][SIDE + 2], b[TILE][SIDE + 2];
 };
 
-// a(row, k) and b(row, k) are asked for all rows of the block, and beyond the end: they are 0 there. sums[m][n] is of
+// a(k)(row) and b(k)(row) are asked for all rows of the block, and beyond the end: they are 0 there. sums[m][n] is of
 // the rows threadIdx.y + m * TILE of a and threadIdx.x + n * TILE of b.
 template <typename A, typename B>
 __device__ __forceinline__ void add_products(DoubleTiles& tiles, double (&sums)[MICRO][MICRO], int in_features, A a,
                                              B b) {
     const int tx = threadIdx.x, ty = threadIdx.y;
     for (int base = 0; base < in_features; base += TILE) {
-        const int k = base + tx;
+        const auto of_a = a(base + tx);
+        const auto of_b = b(base + tx);
 #pragma unroll
         for (int i = 0; i < MICRO; ++i) {
             const int row = ty + i * TILE;
-            tiles.a[tx][row] = a(row, k);
-            tiles.b[tx][row] = b(row, k);
+            tiles.a[tx][row] = of_a(row);
+            tiles.b[tx][row] = of_b(row);
         }
         __syncthreads();
 #pragma unroll

@@ -84,7 +84,8 @@ struct Form {
         if (e2m1) {
             const float magnitude = fabsf(level);
             const float quantum = magnitude < 4.0f ? 1.0f : magnitude < 8.0f ? 2.0f : 4.0f;
-            level = rintf(level / quantum) * quantum;
+            const float inverse = magnitude < 4.0f ? 1.0f : magnitude < 8.0f ? 0.5f : 0.25f;
+            level = rintf(level * inverse) * quantum;
         } else if (zeros == SHIFT_FIRST) {
             level = rintf(level + of.zero);
         } else {

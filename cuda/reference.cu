@@ -19,12 +19,15 @@ extern "C" __global__ void __launch_bounds__(TILE * TILE) matmul_reference(const
     const int first_column = blockIdx.x % column_blocks * SIDE;
 
     double sums[MICRO][MICRO] = {};
-    const auto element = [&](const float* matrix, int row, int rows, int k) {
-        return row < rows && k < in_features ? matrix[static_cast<Size>(row) * in_features + k] : 0.0f;
+    const auto elements = [=](const float* matrix, int first, int rows, int k) {
+        return [=](int row) {
+            return first + row < rows && k < in_features ? matrix[static_cast<Size>(first + row) * in_features + k]
+                                                         : 0.0f;
+        };
     };
     add_products(
-        tiles, sums, in_features, [&](int row, int k) { return element(x, first_row + row, tokens, k); },
-        [&](int column, int k) { return element(w, first_column + column, out_features, k); });
+        tiles, sums, in_features, [&](int k) { return elements(x, first_row, tokens, k); },
+        [&](int k) { return elements(w, first_column, out_features, k); });
 #pragma unroll
     for (int m = 0; m < MICRO; ++m)
 #pragma unroll

@@ -10,6 +10,7 @@ static_assert(THREADS % 32 == 0 && THREADS <= 1024, "THREADS is a multiple of 32
 
 constexpr unsigned ALL_LANES = ~0u;
 constexpr float LARGEST_FLOAT = 3.402823466e38f;
+constexpr int NO_RANK = 0x7fffffff;  // behind all that candidates have
 constexpr float SMALLEST_FLOAT = 1.401298464e-45f;
 
 // The step of symmetric integers up to `largest` in a row or group of this magnitude; see quant/format.py.
@@ -67,38 +68,59 @@ static __device__ __forceinline__ double2 over_block(double2 values, double neut
     return last;
 }
 
+// What AutoAWQ adds to the power of the weights; where beta is searched they count as at least this.
+constexpr double DUO_OFFSET = 1e-4;
+
+// What the scales of one candidate are made of, as `Candidate` in quant/conventions.py has it.
+struct Candidate {
+    double gamma, beta;  // the latter NaN where no power of the weights is searched
+    bool duo;
+    const double* of_weights;  // their statistic
+
+    __device__ __forceinline__ bool asks_weights() const { return duo || beta > 0.0; }
+
+    // The logarithm of a channel's power.
+    __device__ __forceinline__ double power(double statistic, double floor, int k) const {
+        const double own = gamma * log(fmax(statistic, floor));
+        if (!asks_weights()) return own;
+        const double weights = of_weights[k];
+        if (!duo) return own - beta * log(fmax(weights, DUO_OFFSET));
+        return own - log((gamma == 1.0 ? 1.0 : exp((1.0 - gamma) * log(weights))) + DUO_OFFSET);
+    }
+};
+
 // A block makes the scales of one candidate and their importance, as quant/search.py does, for every `makers`th turn of
 // its threads through the channels, from turn `part` on; what follows from all channels each block works out for
 // itself. `rule` holds the floor of the statistic, the clamps of `mean`, the logarithm of the least power, and the
 // bounds of any scale.
-__device__ __forceinline__ void make_candidate(const float* abs_mean, const float* sq_mean, double exponent,
+__device__ __forceinline__ void make_candidate(const float* statistics, const float* sq_mean, const Candidate& of,
                                                const double* rule, float* s, double* importance, int in_features,
                                                bool by_mean, int part, int makers) {
     const double floor = rule[0], lower = rule[1], upper = rule[2], least = rule[3];
     const double smallest = rule[4], largest = rule[5];
-    const auto power_of = [&](double statistic) { return exponent * log(fmax(statistic, floor)); };
-    // Gammas are not negative, so the largest and the smallest statistic have the largest and the smallest power.
+    const bool asks_weights = of.asks_weights(), of_all = of.gamma > 0.0;  // whether dead channels have the least power
+    const auto power_of = [&](double statistic, int k) { return of.power(statistic, floor, k); };
     float most = -INFINITY, fewest = INFINITY;  // of live channels; `fewest` is 0 where there are dead ones
 #pragma unroll 4
     for (int k = threadIdx.x; k < in_features; k += THREADS) {
-        const float statistic = abs_mean[k];
+        const float statistic = statistics[k];
         if (statistic != 0.0f) most = fmaxf(most, statistic);
         fewest = fminf(fewest, statistic);
     }
-    const double2 ends = over_block(make_double2(most, -fewest), -INFINITY, Largest{});
+    double2 ends = over_block(make_double2(most, -fewest), -INFINITY, Largest{});
     const bool live = ends.x > 0.0;
     // A scale is exp(power - centre) * factor between bounds.
     double centre, factor = 1.0, from = smallest, to = largest, to_of_dead = largest, kept = 0.0;
     if (by_mean) {
-        // Near the largest power, so that nothing overflows: it cancels out.
+        // Near the largest power, so that nothing overflows: it cancels out. Weights cannot take it far from there.
         const double near = fmax(ends.x, floor);
-        centre = exponent * (near < 1e38 && near > 1e-37 ? __logf(static_cast<float>(near)) : log(near));
+        centre = of.gamma * (near < 1e38 && near > 1e-37 ? __logf(static_cast<float>(near)) : log(near));
         double2 sum_and_count = make_double2(0.0, 0.0);
         int turn = 0;
         for (int k = threadIdx.x; k < in_features; k += THREADS, ++turn) {
-            const double statistic = abs_mean[k];
+            const double statistic = statistics[k];
             if (statistic == 0.0) continue;
-            const double relative = exp(power_of(statistic) - centre);
+            const double relative = exp(power_of(statistic, k) - centre);
             if (turn == part) kept = relative;
             sum_and_count.x += relative;
             sum_and_count.y += 1.0;
@@ -106,39 +128,50 @@ __device__ __forceinline__ void make_candidate(const float* abs_mean, const floa
         sum_and_count = over_block(sum_and_count, 0.0, Sum{});
         factor = sum_and_count.y / sum_and_count.x;
         from = lower, to = upper, to_of_dead = lower;
+    } else if (asks_weights) {
+        ends = make_double2(-INFINITY, -INFINITY);
+        for (int k = threadIdx.x; k < in_features; k += THREADS) {
+            const double statistic = statistics[k];
+            const double power = statistic == 0.0 && of_all ? least : fmax(power_of(statistic, k), least);
+            ends = make_double2(fmax(ends.x, power), fmax(ends.y, -power));
+        }
+        ends = over_block(ends, -INFINITY, Largest{});
+        centre = (ends.x - ends.y) / 2;
     } else {
-        const double highest = live ? fmax(power_of(ends.x), least) : least;
-        const double lowest = ends.y == 0.0 ? least : fmax(power_of(-ends.y), least);
+        // Gammas are not negative, so the largest and the smallest statistic have the largest and the smallest power.
+        const double highest = live ? fmax(power_of(ends.x, 0), least) : least;
+        const double lowest = ends.y == 0.0 ? least : fmax(power_of(-ends.y, 0), least);
         centre = (highest + lowest) / 2;
     }
+    const bool all_one = (of.gamma == 0.0 && !asks_weights) || (by_mean && !live);
     for (int turn = part; turn * THREADS < in_features; turn += makers) {
         const int k = turn * THREADS + static_cast<int>(threadIdx.x);
         if (k >= in_features) break;
-        const double statistic = abs_mean[k];
-        const bool dead = statistic == 0.0;
+        const double statistic = statistics[k];
+        const bool nothing = statistic == 0.0 && of_all;
         double relative = kept;
-        if (dead)
+        if (nothing)
             relative = exp(least - centre);
         else if (!by_mean)
-            relative = exp(fmax(power_of(statistic), least) - centre);
-        else if (turn != part)
-            relative = exp(power_of(statistic) - centre);
-        const double scale = fmin(fmax(relative * factor, dead ? smallest : from), dead ? to_of_dead : to);
-        const float rounded = exponent == 0.0 || (by_mean && !live) ? 1.0f : static_cast<float>(scale);
+            relative = exp(fmax(power_of(statistic, k), least) - centre);
+        else if (turn != part || statistic == 0.0)
+            relative = exp(power_of(statistic, k) - centre);
+        const double scale = fmin(fmax(relative * factor, nothing ? smallest : from), nothing ? to_of_dead : to);
+        const float rounded = all_one ? 1.0f : static_cast<float>(scale);
         const double inverse = 1.0f / rounded;
         s[k] = rounded;
         importance[k] = sq_mean[k] * inverse * inverse;
     }
 }
 
-// A candidate and its error; of two the better has the lower error, or else the smaller gamma.
+// A candidate and its error; of two the better has the lower error, or else the lower rank, of which each has its own.
 struct Found {
-    double error, gamma;
+    double error, rank;  // with the rank as an int row_errors spills
     int index;
 };
 
 __device__ __forceinline__ Found better(const Found& a, const Found& b) {
-    return a.error < b.error || (a.error == b.error && a.gamma < b.gamma) ? a : b;
+    return a.error < b.error || (a.error == b.error && a.rank < b.rank) ? a : b;
 }
 
 // For every thread of a block of `Threads`: the best of what they have found.
@@ -148,7 +181,7 @@ static __device__ __forceinline__ int best_of(Found found) {
 #pragma unroll
     for (int offset = 16; offset > 0; offset /= 2) {
         const Found other = {__shfl_xor_sync(ALL_LANES, found.error, offset),
-                             __shfl_xor_sync(ALL_LANES, found.gamma, offset),
+                             __shfl_xor_sync(ALL_LANES, found.rank, offset),
                              __shfl_xor_sync(ALL_LANES, found.index, offset)};
         found = better(found, other);
     }
@@ -162,28 +195,30 @@ __device__ unsigned blocks_done;  // of the kernel of errors, whose last block c
 
 // Blocks: parts of the channels fastest, then candidates.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-    candidates(const float* __restrict__ abs_mean, const float* __restrict__ sq_mean, const double* __restrict__ gamma,
-               const double* __restrict__ rule, float* __restrict__ candidate_s, double* __restrict__ importance,
-               int in_features, int by_mean, int makers) {
+    candidates(const float* __restrict__ statistics, const float* __restrict__ sq_mean,
+               const double* __restrict__ weight_mean, const double* __restrict__ gamma,
+               const double* __restrict__ beta, const signed char* __restrict__ duo, const double* __restrict__ rule,
+               float* __restrict__ candidate_s, double* __restrict__ importance, int in_features, int by_mean,
+               int makers) {
     in_turn();
     const int part = blockIdx.x % makers, g = blockIdx.x / makers;
     const Size row = static_cast<Size>(g) * in_features;
-    make_candidate(abs_mean, sq_mean, gamma[g], rule, candidate_s + row, importance + row, in_features, by_mean != 0,
-                   part, makers);
+    make_candidate(statistics, sq_mean, {gamma[g], beta[g], duo[g] != 0, weight_mean}, rule, candidate_s + row,
+                   importance + row, in_features, by_mean != 0, part, makers);
 }
 
 // A block of `Threads`, `Lanes` for each candidate: its error from its `blocks` partial sums, infinite where it has
 // overflowed; then the scales of the best.
 template <int Threads, int Lanes>
-static __device__ __forceinline__ void choose_best(const double* partial, const double* gamma, const float* candidate_s,
+static __device__ __forceinline__ void choose_best(const double* partial, const int* rank, const float* candidate_s,
                                                    double* error, float* s, float* inv_s, int candidates,
                                                    int in_features, int blocks) {
-    Found found = {INFINITY, INFINITY, 0};
+    Found found = {INFINITY, NO_RANK, 0};
     for (int first = 0; first < candidates; first += Threads / Lanes) {
         const int g = first + static_cast<int>(threadIdx.x) / Lanes;
-        Found one = {0.0, INFINITY, g};
+        Found one = {0.0, NO_RANK, g};
         if (g < candidates) {
-            one.gamma = gamma[g];
+            one.rank = rank[g];
 #pragma unroll 8
             for (int i = threadIdx.x % Lanes; i < blocks; i += Lanes)
                 one.error += partial[static_cast<Size>(g) * blocks + i];

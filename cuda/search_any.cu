@@ -46,7 +46,8 @@ struct Any {
 
 struct Operands {
     const float *w, *candidate_s, *tensor_scales;  // the last is null where steps are not scaled together
-    const double *importance, *gamma;
+    const double* importance;
+    const int* rank;  // of candidates
     double *partial, *error;
     float *s, *inv_s;
     int out_features, in_features, group_size, candidates;
@@ -107,29 +108,28 @@ static __device__ __forceinline__ void search(const Kind& kind, const Operands& 
         of.partial[static_cast<Size>(first + threadIdx.x) * blocks + block] = sum;
     }
     if (last_to_come(&blocks_done, gridDim.x))
-        choose_best<WARPS * 32, 8>(of.partial, of.gamma, of.candidate_s, of.error, of.s, of.inv_s, of.candidates,
+        choose_best<WARPS * 32, 8>(of.partial, of.rank, of.candidate_s, of.error, of.s, of.inv_s, of.candidates,
                                    in_features, blocks);
 }
 
 extern "C" __global__ void __launch_bounds__(WARPS * 32, 2)
     diag_errors(const float* __restrict__ w, const float* __restrict__ candidate_s,
-                const double* __restrict__ importance, const double* __restrict__ gamma, const float* __restrict__ form,
+                const double* __restrict__ importance, const int* __restrict__ rank, const float* __restrict__ form,
                 double* partial, double* error, float* __restrict__ s, float* __restrict__ inv_s, int out_features,
                 int in_features, int group_size, int candidates) {
     in_turn();
-    search(Plain(Form(form)), {w, candidate_s, nullptr, importance, gamma, partial, error, s, inv_s, out_features,
+    search(Plain(Form(form)), {w, candidate_s, nullptr, importance, rank, partial, error, s, inv_s, out_features,
                                in_features, group_size, candidates});
 }
 
 // The same for formats that are not plain.
 extern "C" __global__ void __launch_bounds__(WARPS * 32, 2)
     format_errors(const float* __restrict__ w, const float* __restrict__ candidate_s,
-                  const double* __restrict__ importance, const double* __restrict__ gamma,
-                  const float* __restrict__ form, const float* __restrict__ tensor_scales, double* partial,
-                  double* error, float* __restrict__ s, float* __restrict__ inv_s, int out_features, int in_features,
-                  int group_size, int candidates) {
+                  const double* __restrict__ importance, const int* __restrict__ rank, const float* __restrict__ form,
+                  const float* __restrict__ tensor_scales, double* partial, double* error, float* __restrict__ s,
+                  float* __restrict__ inv_s, int out_features, int in_features, int group_size, int candidates) {
     in_turn();
     const Any kind{Form(form)};
-    search(kind, {w, candidate_s, kind.form.top > 0.0f ? tensor_scales : nullptr, importance, gamma, partial, error, s,
+    search(kind, {w, candidate_s, kind.form.top > 0.0f ? tensor_scales : nullptr, importance, rank, partial, error, s,
                   inv_s, out_features, in_features, group_size, candidates});
 }

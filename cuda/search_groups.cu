@@ -21,9 +21,9 @@ constexpr int LEAST_BITS = 0x04000000;  // 2^-119: its reciprocal is finite, so 
 // Blocks: chunks fastest, then channels, then rows. `partial` is (candidates, blocks of channels and rows).
 extern "C" __global__ void __launch_bounds__(GROUP_THREADS, BLOCKS)
     group_errors(const float* __restrict__ w, const float* __restrict__ candidate_s,
-                 const double* __restrict__ importance, const double* __restrict__ gamma, double* partial,
-                 double* error, float* __restrict__ s, float* __restrict__ inv_s, int out_features, int in_features,
-                 int candidates, int rows_of_block) {
+                 const double* __restrict__ importance, const int* __restrict__ rank, double* partial, double* error,
+                 float* __restrict__ s, float* __restrict__ inv_s, int out_features, int in_features, int candidates,
+                 int rows_of_block) {
     __shared__ __align__(16) float slots[AHEAD * GROUP_THREADS * COLUMNS];
     const int chunks = (candidates - 1) / CHUNK + 1;
     const int column_blocks = (in_features - 1) / (GROUP_THREADS * COLUMNS) + 1;
@@ -91,5 +91,5 @@ extern "C" __global__ void __launch_bounds__(GROUP_THREADS, BLOCKS)
     sum_of_block<CHUNK, COLUMNS, GROUP_THREADS>(squares, importance, partial, first_g, candidates, k, in_features,
                                                 (any & 0x7fffffff) != 0, block, blocks, exact);
     if (last_to_come(&blocks_done, gridDim.x))
-        choose_best<GROUP_THREADS, 8>(partial, gamma, candidate_s, error, s, inv_s, candidates, in_features, blocks);
+        choose_best<GROUP_THREADS, 8>(partial, rank, candidate_s, error, s, inv_s, candidates, in_features, blocks);
 }

@@ -22,7 +22,7 @@ constexpr int ROW_BLOCKS = ARCHITECTURE >= 1000 && CHUNK > 6 ? 1 : 2;
 // Blocks: chunks fastest, then rows. `partial` is (candidates, blocks of rows).
 extern "C" __global__ void __launch_bounds__(ROW_THREADS, ROW_BLOCKS)
     row_errors(const float* __restrict__ w, const float* __restrict__ candidate_s,
-               const double* __restrict__ importance, const double* __restrict__ gamma, double* partial, double* error,
+               const double* __restrict__ importance, const int* __restrict__ rank, double* partial, double* error,
                float* __restrict__ s, float* __restrict__ inv_s, int out_features, int in_features, int candidates,
                int rows_of_block) {
     __shared__ int of_warps[ROWS * CHUNK][WARPS];  // the bits of floats
@@ -107,5 +107,5 @@ extern "C" __global__ void __launch_bounds__(ROW_THREADS, ROW_BLOCKS)
     sum_of_block<CHUNK, COLUMNS, ROW_THREADS>(squares, importance, partial, first_g, candidates, k, in_features,
                                               (any & 0x7fffffff) != 0, block, blocks, exact);
     if (last_to_come(&blocks_done, gridDim.x))
-        choose_best<ROW_THREADS, 8>(partial, gamma, candidate_s, error, s, inv_s, candidates, in_features, blocks);
+        choose_best<ROW_THREADS, 8>(partial, rank, candidate_s, error, s, inv_s, candidates, in_features, blocks);
 }

@@ -31,12 +31,15 @@ extern "C" __global__ void candidate_groups(const float* __restrict__ w, const f
     }
 }
 
+// Of a multiprocessor; on sm_80 the compiler needs more registers than three leave.
+constexpr int ERROR_BLOCKS = ARCHITECTURE >= 900 ? 3 : 2;
+
 // Blocks: tokens fastest, then rows, then candidates. `partial` is (candidates, blocks of one candidate).
-extern "C" __global__ void __launch_bounds__(TILE * TILE) output_errors(
-    const float* __restrict__ x, const float* __restrict__ w, const float* __restrict__ candidate_s,
-    const float* __restrict__ form, const float* __restrict__ steps, const float* __restrict__ zeros,
-    double* __restrict__ partial, int tokens, int out_features, int in_features, int group_size, int candidates,
-    int chunk, int round) {
+extern "C" __global__ void __launch_bounds__(TILE* TILE, ERROR_BLOCKS)
+    output_errors(const float* __restrict__ x, const float* __restrict__ w, const float* __restrict__ candidate_s,
+                  const float* __restrict__ form, const float* __restrict__ steps, const float* __restrict__ zeros,
+                  double* __restrict__ partial, int tokens, int out_features, int in_features, int group_size,
+                  int candidates, int chunk, int round) {
     in_turn();
     __shared__ DoubleTiles tiles;
     __shared__ double sums_of_warps[TILE * TILE / 32];
@@ -51,21 +54,28 @@ extern "C" __global__ void __launch_bounds__(TILE * TILE) output_errors(
     const Size groups = group_count(in_features, group_size), before = candidate * out_features * groups;
 
     double sums[MICRO][MICRO] = {};
-    const auto activation = [&](int token, int k) {
-        token += first_token;
-        return token < tokens && k < in_features ? x[static_cast<Size>(token) * in_features + k] : 0.0f;
+    const auto activations = [=](int k) {
+        return [=](int token) {
+            token += first_token;
+            return token < tokens && k < in_features ? x[static_cast<Size>(token) * in_features + k] : 0.0f;
+        };
     };
     // What quantization takes from a weight, with the very code that quantize_awq gives it.
-    const auto difference = [&](int row, int k) {
-        row += first_row;
-        if (row >= out_features || k >= in_features) return 0.0;
-        const float weight = w[static_cast<Size>(row) * in_features + k], scale = s[k];
-        const Size group = before + row * groups + k / group_size;
-        const Group of = {steps[group], to.zeros == 0 ? 0.0f : zeros[group]};
-        const double exact = static_cast<double>(weight) * scale;
-        return (to.value(to.code(__fmul_rn(weight, scale), of), of) - exact) / scale;
+    const auto differences = [=, &to](int k) {
+        const bool inside = k < in_features;
+        const float scale = inside ? s[k] : 1.0f;
+        const double inverse = 1.0 / scale;
+        const Size groups_before = before + (inside ? k / group_size : 0);
+        return [=, &to](int row) {
+            row += first_row;
+            if (row >= out_features || !inside) return 0.0;
+            const float weight = w[static_cast<Size>(row) * in_features + k];
+            const Size group = groups_before + row * groups;
+            const Group of = {steps[group], to.zeros == 0 ? 0.0f : zeros[group]};
+            return fma(to.value(to.code(__fmul_rn(weight, scale), of), of), inverse, -static_cast<double>(weight));
+        };
     };
-    add_products(tiles, sums, in_features, activation, difference);
+    add_products(tiles, sums, in_features, activations, differences);
     double sum = 0.0;
 #pragma unroll
     for (int m = 0; m < MICRO; ++m)

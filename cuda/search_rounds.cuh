@@ -11,11 +11,11 @@ struct Round {
 
 // One block: the error of each candidate from its `blocks` partial sums; then the scales of the best.
 extern "C" __global__ void __launch_bounds__(THREADS) choose(const double* __restrict__ partial,
-                                                          const double* __restrict__ gamma,
+                                                          const int* __restrict__ rank,
                                                           const float* __restrict__ candidate_s,
                                                           double* __restrict__ error, float* __restrict__ s,
                                                           float* __restrict__ inv_s, int candidates, int in_features,
                                                           int blocks) {
     in_turn();
-    choose_best<THREADS, 32>(partial, gamma, candidate_s, error, s, inv_s, candidates, in_features, blocks);
+    choose_best<THREADS, 32>(partial, rank, candidate_s, error, s, inv_s, candidates, in_features, blocks);
 }

@@ -138,10 +138,9 @@ constexpr int BLOCKS = COLUMNS * CHUNK > 40 ? 1 : 2;  // of a multiprocessor: fo
 // Blocks: chunks fastest, then channels, then rows. `partial` is (candidates, blocks of channels and rows).
 extern "C" __global__ void __launch_bounds__(COLUMN_THREADS, BLOCKS)
     column_errors(const float* __restrict__ w, const float* __restrict__ candidate_s,
-                  const double* __restrict__ importance, const double* __restrict__ gamma,
-                  const float* __restrict__ maxima, double* partial, double* error, float* __restrict__ s,
-                  float* __restrict__ inv_s, int out_features, int in_features, int candidates, int parts,
-                  int rows_of_block) {
+                  const double* __restrict__ importance, const int* __restrict__ rank, const float* __restrict__ maxima,
+                  double* partial, double* error, float* __restrict__ s, float* __restrict__ inv_s, int out_features,
+                  int in_features, int candidates, int parts, int rows_of_block) {
     extern __shared__ __align__(16) float slots[];  // of the rows to come; behind them the steps
     float2* const steps = reinterpret_cast<float2*>(slots + AHEAD * COLUMN_THREADS * COLUMNS);
     const int chunks = (candidates - 1) / CHUNK + 1;
@@ -230,5 +229,5 @@ extern "C" __global__ void __launch_bounds__(COLUMN_THREADS, BLOCKS)
     sum_of_block<CHUNK, COLUMNS, COLUMN_THREADS>(squares, importance, partial, first_g, candidates, k, in_features,
                                                  (any & 0x7fffffff) != 0, block, blocks, exact);
     if (last_to_come(&blocks_done, gridDim.x))
-        choose_best<COLUMN_THREADS, 8>(partial, gamma, candidate_s, error, s, inv_s, candidates, in_features, blocks);
+        choose_best<COLUMN_THREADS, 8>(partial, rank, candidate_s, error, s, inv_s, candidates, in_features, blocks);
 }

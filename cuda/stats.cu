@@ -1,10 +1,11 @@
-// accum_stats: mean of |x| and of x^2 per input channel over the tokens.
+// accum_stats: mean of |x| and of x^2 per input channel over the tokens; find_abs_max: the largest |x|.
 //
 // The default sums in double, in an order that only the shape decides. A block owns a strip of 4 LANES channels, a line
 // of 128 bytes in each row: LANES threads side by side read 16 bytes each, the others of a warp and the other warps the
 // rows below, AHEAD of them at a time. Where the strips alone would leave most of the card idle, the tokens are split
 // as well: such blocks leave partial sums, and finish_stats adds them up. accum_stats_atomic does one float atomicAdd
 // of |x| and one of x^2 per element; its order, and so its last bits, change from run to run.
+#include "column_peaks.cuh"
 #include "common.cuh"
 
 #if !defined(LANES) || !defined(THREADS)
@@ -124,4 +125,11 @@ extern "C" __global__ void finish_stats_atomic(float* __restrict__ abs_mean, flo
         abs_mean[channel] /= static_cast<float>(tokens);
         sq_mean[channel] /= static_cast<float>(tokens);
     }
+}
+
+extern "C" __global__ void __launch_bounds__(PEAK_THREADS) find_abs_max(const float* __restrict__ x,
+                                                                     float* __restrict__ abs_max, int tokens,
+                                                                     int in_features) {
+    in_turn();
+    find_column_peaks(x, abs_max, tokens, in_features);
 }

@@ -18,6 +18,7 @@ from awq_pycuda import philox
 from awq_pycuda.backends.cpu import CpuBackend
 from awq_pycuda.choices import Objective
 from awq_pycuda.engine.arrays import allocate
+from awq_pycuda.engine.exact_scales import exact_weight_means
 from awq_pycuda.kernels import table
 from awq_pycuda.paths import resource_dir
 from awq_pycuda.quant.format import Format
@@ -137,6 +138,18 @@ def formats_agree(backend):
             assert same_bits(found[part], values), part
 
 
+def weight_means_agree(backend):
+    # Groups within a strip, of single channels and of four, and others; one chunk of rows, and two.
+    for shape, size in (((9, 37), 10), ((9, 37), 8), ((9, 132), 8), ((150, 136), 136)):
+        w = RNG.normal(size=shape).astype("f4")
+        (found,) = poisoned(shape[1:], dtype=np.float64)
+        handles = [backend.empty(values.shape, values.dtype) for values in (w, found)]
+        for handle, values in zip(handles, (w, found), strict=True):
+            backend.write(handle, values)
+        backend._run("weight_means", w=handles[0], weight_mean=handles[1], group_size=size)
+        np.testing.assert_allclose(backend.read(handles[1]), exact_weight_means([w], Format(size)), rtol=1e-12)
+
+
 def search_agrees(size, points, objective=Objective.diag, out_features=21, tokens=13):
     def agrees(backend):
         spec = layer_of(out_features, 132, tokens=tokens)
@@ -186,6 +199,7 @@ CHECKS = {
     **{file: partial(products_agree, multiple=variant.group_multiple) for file, variant in PRODUCTS.items()},
     "scale_b.cu": steps_agree,
     "formats.cu": formats_agree,
+    "weight_means.cu": weight_means_agree,
     "search_narrow.cu": search_agrees(None, 11),
     "search_rows.cu": search_agrees(None, 11),
     "search_groups.cu": search_agrees(128, 5),

@@ -6,7 +6,6 @@ import math
 import numpy as np
 import pytest
 
-from awq_pycuda.backends.choose import no_device_search
 from awq_pycuda.backends.cpu import CpuBackend
 from awq_pycuda.choices import ConventionChoice, Formula, Normalization, Objective, Share, Statistic, Ties
 from awq_pycuda.engine.arrays import allocate
@@ -174,20 +173,6 @@ def test_the_search_takes_formula_and_statistic_that_the_record_names(formula, o
     expected = exact_scales(statistics, convention.grid.candidates[chosen], convention)
     np.testing.assert_allclose(layer.s, expected, rtol=1e-5)
     assert layer.error[chosen] <= layer.error[convention.grid.rtn]
-
-
-@pytest.mark.parametrize(
-    ("fields", "why"),
-    [
-        ({}, None),
-        ({"formula": Formula.duo}, "its kernels make no scales of search.formula=duo"),
-        ({"ties": Ties.first}, None),  # which is the smaller gamma in a grid that goes up
-        ({"ties": Ties.first, "gammas": (0.0, 0.5, 0.25)}, "its kernels give ties to the smaller gamma"),
-        ({"gammas": (0.0, 0.5, 0.25)}, None),
-    ],
-)
-def test_what_the_kernels_cannot_search_has_a_reason(fields, why):
-    assert no_device_search(Convention(**fields), shares=False) == why
 
 
 @pytest.mark.parametrize("choice", ConventionChoice)

@@ -182,7 +182,7 @@ QUANT = {
 @pytest.mark.parametrize("search", ["search=diag", "search=output", "search.where=host"])
 @pytest.mark.parametrize("kind", QUANT)
 def test_sanitize_every_format(compose, kind, search):
-    small = ("n=78", "tokens=45", "layers=2", "inputs=outliers", "timing=once", "save=full")
+    small = ("n=78", "tokens=45", "layers=2", "inputs=outliers", "timing=once", "save=full", "search.formula=both")
     config = compose(*small, search, *QUANT[kind])
     kept = Kept("cuda", config)
     assert all(np.isfinite(y).all() for y in kept.y)

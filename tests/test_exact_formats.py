@@ -141,7 +141,8 @@ def conventions(form, number=0):
         yield dataclasses.replace(convention, gammas=(0.0, 0.5, 1.0), objective=objective, quantizer=form)
 
 
-ON = [pytest.param(("cpu", *COMPILED), id="cpu")]  # both sets of loops
+# Of the CPU both sets of loops.
+ON = [pytest.param(("cpu", *COMPILED), id="cpu"), pytest.param(("cuda",), id="cuda", marks=pytest.mark.gpu)]
 
 
 @pytest.mark.parametrize("backends", ON)
@@ -163,7 +164,7 @@ def test_sound_layers_pass(name, kind, backends, worst):
                 unneeded |= {"abs_max"} if convention.clip else {"abs_max", "clipped"}
                 assert set(errors) == set(TOLERANCES) - unneeded
                 for stage, error in errors.items():
-                    worst(f"formats {stage}", error, TOLERANCES[stage])
+                    worst(f"formats {stage}{' cuda' * (backend == 'cuda')}", error, TOLERANCES[stage])
                 assert not arrays["found"].error_chosen > arrays["found"].error_rtn
 
 

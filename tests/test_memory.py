@@ -242,16 +242,6 @@ def test_a_device_s_part_is_the_arrays_and_the_largest_workspace(compose):
     assert device - kept == tokens * (4 * 128 + 8) + rows * 128
 
 
-@pytest.mark.parametrize("asked", ["baselines=all", "search.statistic=abs_max"])
-def test_beside_a_device_the_host_reads_activations_to_find_the_largest(compose, asked):
-    sizes = ("n=64", "tokens=4000", "layers=2")
-    means, largest = (
-        required_bytes(spec_of(compose(*sizes, "matmul=blocked", "baselines=rtn", *also)), device=H100)[1]
-        for also in ((), (asked,))
-    )
-    assert largest - means == 2 * 4 * 4000 * 64
-
-
 def test_the_workspace_of_the_search_by_the_output_follows_the_device_s_memory(compose):
     overrides = ("tokens=512", "layers=1", "matmul=digits", "search=output", f"gammas={[i / 20 for i in range(20)]}")
     spec = spec_of(compose("n=8192", *overrides))

@@ -34,13 +34,16 @@ def left(backend, run):
 @pytest.mark.parametrize(
     ("name", "search", "stats", "quant"),
     [
-        ("host", "diag", "deterministic", ()),
+        ("host", "diag", "deterministic", ("search.formula=duo",)),
         pytest.param("cuda", "diag", "deterministic", (), marks=GPU),
         pytest.param("cuda", "output", "atomic", (), marks=GPU),
         *(
             pytest.param("cuda", search, "deterministic", quant, marks=GPU)
             for search in ("diag", "output")
-            for quant in (("quant=nvfp4",), ("quant=int4_g128", "quant.symmetric=false"))
+            for quant in (
+                *(("quant=nvfp4",), ("quant=int4_g128", "quant.symmetric=false")),
+                *(("search.formula=both",), ("search.formula=gamma_beta", "quant=int4_g128")),
+            )
         ),
     ],
 )

@@ -9,11 +9,8 @@ from contextlib import suppress
 from functools import cache
 from typing import Any
 
-import numpy as np
-
 from awq_pycuda.backends.base import Backend
 from awq_pycuda.backends.cpu import CpuBackend
-from awq_pycuda.choices import Formula, Ties
 from awq_pycuda.config import BackendChoice, SearchPlace
 from awq_pycuda.errors import InputError
 from awq_pycuda.kernels import table
@@ -136,11 +133,7 @@ def settle_search(stage: str, layers: Sequence[Mapping[str, int]], device: Devic
 
 def no_device_search(convention: Convention, shares: bool) -> str | None:
     """Why the kernels cannot search for a convention, in a few words; `shares`: whether layers share their scales."""
-    form, grid = convention.quantizer, convention.grid.gamma
-    if convention.formula is not Formula.plain:
-        return f"its kernels make no scales of search.formula={convention.formula.name}"
-    if convention.ties is Ties.first and (np.diff(grid) < 0).any():
-        return "its kernels give ties to the smaller gamma"
+    form = convention.quantizer
     if convention.clip is not None and convention.clip.joint:
         return "its kernels clip no weights, as clip.joint=true asks of each candidate"
     if shares and form.has_tensor_scale:

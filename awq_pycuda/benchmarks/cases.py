@@ -96,6 +96,13 @@ CASES = (
         _of_statistics,
     ),
     Case(
+        "find_abs_max",
+        lambda backend, layer, *_: backend.find_abs_max(layer.x, layer.abs_max),
+        ("x",),
+        ("abs_max",),
+        _of_statistics,
+    ),
+    Case(
         DIAG_SEARCH,
         lambda backend, layer, convention, _: backend.compute_s(layer, convention),
         ("w", "abs_mean", "sq_mean"),
@@ -153,7 +160,7 @@ CASES = (
     ),
 )
 # Stages of the table of kernels that are parts of a case: the case that they are in.
-WITHIN = {"search_diag": DIAG_SEARCH, "search_output": OUTPUT_SEARCH}
+WITHIN = {"weight_means": DIAG_SEARCH, "search_diag": DIAG_SEARCH, "search_output": OUTPUT_SEARCH}
 
 
 def case_of(stage: str) -> Case:

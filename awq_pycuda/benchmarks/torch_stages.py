@@ -44,6 +44,9 @@ def stage_function(stage: str, convention: Convention) -> Callable[..., Tensors]
     def accum_stats(x: Tensor) -> Tensors:
         return {"abs_mean": x.abs().mean(0), "sq_mean": x.square().mean(0)}
 
+    def find_abs_max(x: Tensor) -> Tensors:
+        return {"abs_max": x.abs().amax(0)}
+
     def compute_s(w: Tensor, abs_mean: Tensor, sq_mean: Tensor, x: Tensor | None = None) -> Tensors:
         errors, candidates = [], []
         for gamma in gammas:
@@ -84,6 +87,7 @@ def stage_function(stage: str, convention: Convention) -> Callable[..., Tensors]
 
     own: dict[str, Callable[..., Tensors]] = {
         "accum_stats": accum_stats,
+        "find_abs_max": find_abs_max,
         "compute_s": compute_s,
         "compute_s_output": compute_s,
         "compute_scale_b": compute_scale_b,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from awq_pycuda.choices import Objective, Save, Statistic, StepDtype
+from awq_pycuda.choices import Objective, Save, StepDtype
 from awq_pycuda.config import Export, SearchPlace
 from awq_pycuda.engine.arrays import kept_bytes, searched_rows
 from awq_pycuda.engine.spec import RunSpec
@@ -46,7 +46,7 @@ def required_bytes(run: RunSpec, device: Device | None) -> tuple[int, int]:
     blocks = max(_kept_blocks(spec, convention, searching, on_device) for spec in specs)
     steps = [step, checking, 2 * codes, _exporting(run)]  # in the end codes are in the file's image and its bytes, too
     if device is not None:
-        read = sum(_read_on_host(spec, run, searching) for spec in specs)
+        read = sum(_read_on_host(spec, convention.quantizer, run.verify, searching) for spec in specs)
         return kept + _scratch(run, device), read + results + blocks + max(steps)
     steps += [_stage(spec, convention.quantizer) for spec in specs]
     return 0, kept + results + max(blocks + max(steps), *(_drawing(spec) for spec in specs))
@@ -74,15 +74,13 @@ def _exporting(run: RunSpec) -> int:
     return tensors + max(tensors, 3 * largest + 8 * min(largest, AT_ONCE))
 
 
-def _read_on_host(spec: LayerSpec, run: RunSpec, searching: bool) -> int:
+def _read_on_host(spec: LayerSpec, form: Format, verify: bool, searching: bool) -> int:
     """Of what lives on a device, what the host reads or writes, too: the driver keeps a second copy of it."""
-    m, n, k, form = spec.tokens, spec.out_features, spec.in_features, run.convention.quantizer
+    m, n, k = spec.tokens, spec.out_features, spec.in_features
     # The weights; the codes, for the metrics; the steps, which a search on the host makes for the layer's trial, too.
     always = 4 * n * k + n * k + (8 if searching else 4) * n * _of_groups(form, k)
-    if run.verify:
-        return always + (0 if spec.activations is None else 4 * m * k) + 8 * m * n
-    by_max = run.by_max is not None or run.convention.statistic is Statistic.abs_max  # which is found there
-    return always + (4 * m * k if by_max and spec.input_of is None else 0)
+    own = 0 if spec.activations is None else 4 * m * k
+    return always + (own + 8 * m * n if verify else 0)
 
 
 def _kept_blocks(spec: LayerSpec, convention: Convention, searching: bool, on_device: bool) -> int:
@@ -250,9 +248,10 @@ def search_sizes(specs: Sequence[LayerSpec], convention: Convention) -> list[dic
 def _scratch(run: RunSpec, device: Device) -> int:
     """What the kernels of one stage share between them: the workspace of the stage and layer that need most."""
     layers = [kernel_sizes(spec, run.convention) for spec in run.layers]
-    sizes = dict.fromkeys((stage for stage in table.stages() if stage not in table.SEARCHES.values()), layers)
+    sizes = dict.fromkeys((stage for stage in table.stages() if stage not in table.OF_SEARCHES), layers)
     if run.search is not SearchPlace.host:
-        sizes[table.SEARCHES[run.convention.objective.name]] = search_sizes(run.layers, run.convention)
+        searching = table.SEARCHES[run.convention.objective.name], *run.convention.asks_weights * ("weight_means",)
+        sizes |= dict.fromkeys(searching, search_sizes(run.layers, run.convention))
     needed = [0]
     for stage, of_stage in sizes.items():
         for each in of_stage:

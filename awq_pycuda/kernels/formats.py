@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from awq_pycuda.kernels.launches import FORM, arguments, blocks_of, rows_of_blocks, walk
+from awq_pycuda.kernels.launches import FORM, PEAK_THREADS, arguments, blocks_of, rows_of_blocks, walk
 from awq_pycuda.kernels.variant import Kernel, Values, Variant
 
-_PEAK_THREADS = 1024  # as in column_peaks.cuh
 _W, _S = "float* w[out_features, in_features]", "float* s[in_features]"
 _SHAPE = ("int out_features", "int in_features", "int group_size")
 _OF_GROUPS = ("float* scale_b[out_features, groups]", "float* zero_points[out_features, groups]")
@@ -17,7 +16,7 @@ _WEIGHT_PEAKS = Kernel(
     "weight_peaks",
     arguments(_W, "float* peaks", "int out_features", "int in_features"),
     grid=lambda v: v["tensor_scaled"] * blocks_of(v["in_features"], 32),
-    block=(_PEAK_THREADS,),
+    block=(PEAK_THREADS,),
 )
 _PEAKS: dict[str, Callable[[Values], int]] = {"peaks": lambda v: 4 * v["in_features"] if v["tensor_scaled"] else 4}
 # The same of every candidate of a search.
@@ -27,7 +26,7 @@ OF_TENSORS = (
         "scales_of_tensor",
         arguments("float* peaks", "float* candidate_s", FORM, "float* tensor_scales", "int in_features"),
         grid=lambda v: v["tensor_scaled"] * v["candidates"],
-        block=(_PEAK_THREADS,),
+        block=(PEAK_THREADS,),
     ),
 )
 OF_TENSORS_SCRATCH = {**_PEAKS, "tensor_scales": lambda v: 4 * v["candidates"]}
@@ -43,7 +42,7 @@ STEPS_ANY = Variant(
             "scale_of_tensor",
             arguments("float* peaks", _S, FORM, "float* tensor_scale[matrices]", "int in_features"),
             grid=lambda v: v["tensor_scaled"],
-            block=(_PEAK_THREADS,),
+            block=(PEAK_THREADS,),
         ),
         Kernel(
             "compute_scale_b",

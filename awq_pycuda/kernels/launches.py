@@ -8,7 +8,11 @@ from awq_pycuda.kernels.variant import WALK_THREADS, Argument, Parameter, Values
 
 ONLY = "only"  # the variant of a stage that has no other
 _WALK_BLOCKS = 32  # for each multiprocessor: enough to fill the card; such kernels stride over the rest
+# The multiprocessors that grids are made for. Fixed, as the order of sums is.
+MULTIPROCESSORS = 132
+PEAK_THREADS = 1024  # as in column_peaks.cuh
 MEANS = ("float* abs_mean[in_features]", "float* sq_mean[in_features]")
+RANK = "int* rank[candidates]"  # of candidates whose errors are the same: the lower one is chosen
 QMAX = Parameter(range(1, 128), compiled=(127,))  # the largest code
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
+from awq_pycuda.kernels.candidates import CANDIDATES, MAKERS
 from awq_pycuda.kernels.formats import OF_TENSORS, OF_TENSORS_SCRATCH
-from awq_pycuda.kernels.launches import FORM, QMAX, arguments, blocks_of, plain_only, walk
-from awq_pycuda.kernels.searches import CANDIDATES, MAKERS
+from awq_pycuda.kernels.launches import FORM, QMAX, RANK, arguments, blocks_of, plain_only, walk
 from awq_pycuda.kernels.variant import Kernel, Values, Variant
 
 Scratch: TypeAlias = dict[str, Callable[[Values], int]]  # bytes of arrays, by name
@@ -46,7 +46,7 @@ _CHOOSE = Kernel(
     "choose",
     arguments(
         "double* partial",
-        "double* gamma[candidates]",
+        RANK,
         "float* candidate_s",
         "double* error[candidates]",
         "float* s[in_features]",

@@ -4,30 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from awq_pycuda.kernels.candidates import CANDIDATES, MAKERS
 from awq_pycuda.kernels.formats import OF_TENSORS, OF_TENSORS_SCRATCH
-from awq_pycuda.kernels.launches import FORM, MEANS, QMAX, arguments, blocks_of, plain_only
+from awq_pycuda.kernels.launches import FORM, MULTIPROCESSORS, QMAX, RANK, arguments, blocks_of, plain_only
 from awq_pycuda.kernels.variant import Kernel, Parameter, Values, Variant
 
-CANDIDATES = Kernel(
-    "candidates",
-    arguments(
-        *MEANS,
-        "double* gamma[candidates]",
-        "double* rule[rules]",
-        "float* candidate_s",
-        "double* importance",
-        "int in_features",
-        "int by_mean",
-        "int makers",
-    ),
-    grid=lambda v: v["candidates"] * v["makers"],
-    block=("THREADS",),
-)
 _SEARCHED = (
     "float* w[out_features, in_features]",
     "float* candidate_s",
     "double* importance",
-    "double* gamma[candidates]",
+    RANK,
 )
 _FOUND = ("double* partial", "double* error[candidates]", "float* s[in_features]", "float* inv_s[in_features]")
 _SIZES = ("int out_features", "int in_features", "int group_size", "int candidates")
@@ -37,8 +23,6 @@ _SEARCH_SCRATCH: dict[str, Callable[[Values], int]] = {
     "partial": lambda v: 8 * v["candidates"] * v["blocks"],
 }
 _COLUMN_THREADS = 256  # of a block whose threads own channels
-# The multiprocessors that grids are made for. Fixed, as the order of sums is.
-_MULTIPROCESSORS = 132
 _TILE_ROWS, _TILE_CHANNELS, _PADDING = 64, 128, 4  # of row_maxima
 _MOST_ROWS = 512  # that a thread sums up in float
 _WHOLE = 4 * _COLUMN_THREADS  # channels of a row that a block of `narrow` holds whole
@@ -75,7 +59,7 @@ def _chunk(largest: Callable[[Values], int], least: int = 1, step: int = 1) -> C
 def _rows_of_block(most: Callable[[Values], int], least: int) -> Callable[[Values], int]:
     def rows(v: Values) -> int:
         across = blocks_of(v["candidates"], v["CHUNK"]) * _column_blocks(v)
-        return _even(v["out_features"], across, v["BLOCKS"] * _MULTIPROCESSORS, most(v), 16, least)
+        return _even(v["out_features"], across, v["BLOCKS"] * MULTIPROCESSORS, most(v), 16, least)
 
     return rows
 
@@ -92,7 +76,7 @@ def _of_whole_rows(v: Values) -> int:
 def _whole_rows(v: Values) -> int:
     """Of a block: as many turns as make the last of the blocks done soonest."""
     turns, largest = blocks_of(v["out_features"], v["ROWS"]), v["MOST_ROWS"] // v["ROWS"]
-    return v["ROWS"] * _even(turns, blocks_of(v["candidates"], v["CHUNK"]), 2 * _MULTIPROCESSORS, largest, 4)
+    return v["ROWS"] * _even(turns, blocks_of(v["candidates"], v["CHUNK"]), 2 * MULTIPROCESSORS, largest, 4)
 
 
 def _column_blocks(v: Values) -> int:
@@ -113,7 +97,7 @@ def _maxima_blocks(v: Values) -> int:
 
 def _channels_of_part(v: Values) -> int:
     tiles = blocks_of(v["in_features"], _TILE_CHANNELS)
-    return _TILE_CHANNELS * _even(tiles, _maxima_blocks(v), 2 * _MULTIPROCESSORS, tiles, 1)
+    return _TILE_CHANNELS * _even(tiles, _maxima_blocks(v), 2 * MULTIPROCESSORS, tiles, 1)
 
 
 def _maxima_shared(v: Values) -> int:
@@ -137,11 +121,6 @@ def _unless(able: Callable[[Values], bool], takes: str) -> Callable[[Values], st
 
     return refuses
 
-
-# Of each candidate: a block for every 1,024 channels, if one multiprocessor each has room for all.
-MAKERS: dict[str, Callable[[Values], int]] = {
-    "makers": lambda v: max(1, min(blocks_of(v["in_features"], 1024), _MULTIPROCESSORS // v["candidates"]))
-}
 
 DIAG_SEARCH = (
     Variant(

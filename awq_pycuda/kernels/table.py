@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from awq_pycuda.kernels.candidates import WEIGHT_MEANS
 from awq_pycuda.kernels.digits import DIGITS, DIGITS_MMA
 from awq_pycuda.kernels.formats import QUANTIZE_ANY, STEPS_ANY
 from awq_pycuda.kernels.launches import (
     MEANS,
     ONLY,
+    PEAK_THREADS,
     PRODUCT,
     QMAX,
     WITH_ZEROS,
@@ -40,6 +42,8 @@ from awq_pycuda.kernels.variant import (
 ARCHITECTURES: tuple[Capability, ...] = ((8, 0), (9, 0), (10, 0))
 KEYS = {"accum_stats": "stats", "dequantizeTiled": "matmul.kernel"}  # the config key that chooses a stage's variant
 SEARCHES = {"diag": "search_diag", "output": "search_output"}  # the stage that searches, by the objective
+# What only some runs search by.
+OF_SEARCHES = (*SEARCHES.values(), "weight_means")
 # Stages of which the first variant is taken that can do the sizes and the format.
 BY_SIZES = (*SEARCHES.values(), "compute_scale_b", "quantize_awq")
 AUTO = "auto"  # in place of a variant: the first of these that can
@@ -79,6 +83,8 @@ def _rows_of_block(v: Values) -> int:
 def _chunks(v: Values) -> int:
     return blocks_of(v["tokens"], v["rows_of_block"])
 
+
+_STATS_THREADS = {"THREADS": Parameter(range(256, 1025, 256), compiled=(1024, 512, 256))}
 
 # The first variant of a stage is the default.
 VARIANTS = (
@@ -133,7 +139,7 @@ VARIANTS = (
             ),
         ),
         macros={"LANES": _LANES},
-        parameters={"THREADS": Parameter(range(256, 1025, 256), compiled=(1024, 512, 256))},
+        parameters=_STATS_THREADS,
         derived={"THREADS": _stats_threads, "rows_of_block": _rows_of_block, "chunks": _chunks},
         scratch={"partial": lambda v: 16 * v["chunks"] * v["in_features"]},
         tolerance=2**-24,  # nothing but the rounding of the mean to float32
@@ -160,6 +166,29 @@ VARIANTS = (
         zeroed=("abs_mean", "sq_mean"),
         tolerance=1e-5,
     ),
+    Variant(
+        stage="find_abs_max",
+        name=ONLY,
+        file="stats.cu",
+        help="a block to every 32 channels; of the bits of magnitudes, whose order is theirs",
+        kernels=(
+            Kernel(
+                "find_abs_max",
+                arguments(
+                    "float* x[tokens, in_features]",
+                    "float* abs_max[in_features]",
+                    "int tokens",
+                    "int in_features",
+                ),
+                grid=lambda v: blocks_of(v["in_features"], 32),
+                block=(PEAK_THREADS,),
+            ),
+        ),
+        macros={"LANES": _LANES},
+        parameters=_STATS_THREADS,
+        derived={"THREADS": _stats_threads},
+    ),
+    WEIGHT_MEANS,
     *DIAG_SEARCH,
     *OUTPUT_SEARCH,
     Variant(

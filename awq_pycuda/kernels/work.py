@@ -64,6 +64,7 @@ WORK: dict[str, Callable[[Sizes], Work]] = {
     "init": lambda z: Work(0, 4 * _weights(z), _weights(z)),
     # |x| and its sum, x² and its sum: an addition, and a multiplication and addition.
     "accum_stats": lambda z: Work(4 * _inputs(z), 8 * z.in_features, 3 * _inputs(z)),
+    "find_abs_max": lambda z: Work(4 * _inputs(z), 4 * z.in_features, _inputs(z)),
     "compute_s": lambda z: Work(
         4 * _weights(z) + 8 * z.in_features,
         8 * z.in_features + 8 * z.candidates,

@@ -29,7 +29,7 @@ from awq_pycuda.kernels.variant import IN_TURN, MAX_BLOCKS, Argument, Device, Ke
 from awq_pycuda.quant import for_kernels
 from awq_pycuda.quant.conventions import Convention
 from awq_pycuda.quant.format import Format
-from awq_pycuda.quant.quantized import Quantized, column_peaks
+from awq_pycuda.quant.quantized import Quantized
 
 T = TypeVar("T")
 
@@ -185,14 +185,8 @@ class CudaBackend(HostStages[ManagedArray]):
         self._run("accum_stats", x=x, abs_mean=abs_mean, sq_mean=sq_mean)
 
     def find_abs_max(self, x: ManagedArray, abs_max: ManagedArray) -> None:
-        """See `Backend.find_abs_max`; on the host: no kernel does it.
-
-        Raises:
-            Unrecordable: while launches are recorded.
-        """
-        if self._recording is not None:
-            raise Unrecordable("the largest |x| are found on the host")
-        self.from_host(abs_max, column_peaks(self.on_host(x)))
+        """See `Backend.find_abs_max`."""
+        self._run("find_abs_max", x=x, abs_max=abs_max)
 
     def compute_s(self, layer: Layer[ManagedArray], convention: Convention) -> None:
         """See `Backend.compute_s`.
@@ -381,8 +375,8 @@ class CudaBackend(HostStages[ManagedArray]):
             if argument.name in arrays:
                 _expect(arrays[argument.name], argument, values)
         source = variant.source(values)
-        # All at the first launch: what is missing compiles in parallel. Which search it will be, the sizes decide.
-        firsts = [each for stage, (each, *_) in self._variants.items() if stage not in table.SEARCHES.values()]
+        # All at the first launch: what is missing compiles in parallel. How is searched, sizes and convention decide.
+        firsts = [each for stage, (each, *_) in self._variants.items() if stage not in table.OF_SEARCHES]
         others = [each.source({**each.defaults(), **self._parameters}) for each in firsts]
         module, *_ = load(self._gpu, [source, *others])
         scratch = self._scratch({name: nbytes(values) for name, nbytes in variant.scratch.items()})
