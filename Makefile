@@ -18,6 +18,7 @@ DEV_READY := $(VENV)/.stamp-dev
 TORCH_READY := $(VENV)/.stamp-torch
 CAPTURE_READY := $(VENV)/.stamp-capture
 CHECKPOINTS_READY := $(VENV)/.stamp-checkpoints
+TRUTH_READY := $(VENV)/.stamp-truth
 CLUSTER_READY := $(VENV)/.stamp-cluster
 CUDA_READY := $(VENV)/.stamp-cuda
 TOOLCHAIN_READY := toolchain
@@ -96,6 +97,11 @@ $(CAPTURE_READY): locks/capture.txt | $(TORCH_READY)
 
 $(CHECKPOINTS_READY): locks/checkpoints.txt | $(CAPTURE_READY)
 	@$(INSTALL) $< 'what the tests load checkpoints with'
+	@touch $@
+
+# Their files are all that is read of them.
+$(TRUTH_READY): locks/truth.txt | $(CAPTURE_READY)
+	@$(INSTALL) $< 'a language model and a text' --no-deps
 	@touch $@
 
 $(CLUSTER_READY): locks/cluster.txt | $(CPU_READY)
@@ -180,7 +186,7 @@ format: $(DEV_READY)
 	$(CLANG_FORMAT) -i $(FORMATTED)
 
 # Minutes of CPU. The tests check what takes seconds: tests/test_docs.py.
-docs: $(SETUP) $(DEV_READY) $(CAPTURE_READY) $(CHECKPOINTS_READY)
+docs: $(SETUP) $(DEV_READY) $(CAPTURE_READY) $(CHECKPOINTS_READY) $(TRUTH_READY)
 	$(PYTHON) tools/renew_docs.py $(ARGS)
 
 # uv is only needed here.

@@ -73,6 +73,15 @@ def test_pytorch_comes_without_cuda(checkout):
     assert f"installing PyTorch without CUDA: {head('torch.txt')}" in out
 
 
+def test_of_the_model_and_the_text_nothing_else_is_installed(checkout):
+    code, out, _ = call(checkout, "make", ".venv/.stamp-truth")
+    assert code == 0
+    assert installed(checkout) == ["torch.txt", "capture.txt", "truth.txt"]
+    assert f"installing a language model and a text: {head('truth.txt')}" in out
+    *_, last = (checkout / "calls").read_text().splitlines()
+    assert "--no-deps" in last
+
+
 def test_where_its_index_is_out_of_reach_the_other_build_is_told_with_its_size(checkout):
     code, out, _ = call(checkout, "make", ".venv/.stamp-torch", fail="locks/torch.txt")
     assert code == 0

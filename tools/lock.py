@@ -28,12 +28,15 @@ SETS = {
     "dev": "requirements-dev.txt",
     "capture": "requirements-capture.txt",
     "checkpoints": "requirements-checkpoints.txt",
+    "truth": "requirements-truth.txt",
     "cluster": "requirements-cluster.txt",
     "cuda": "requirements.txt",
     "cuda-toolkit": "requirements-cuda-toolkit.txt",
 }
 # Those that stand on PyTorch, which has locks of its own.
 WITH_TORCH = ("capture", "checkpoints")
+# Those of which nothing but the packages named is installed.
+ALONE = ("truth",)
 # PyPI's PyTorch for Linux brings CUDA, which nothing here uses: gigabytes. PyTorch's own index has one without.
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 CPU_WHEELS = r"(cp311-cp311|cp312-cp312|cp313-cp313)-manylinux_2_28_(x86_64|aarch64)\.whl#sha256=([0-9a-f]{64})"
@@ -107,7 +110,7 @@ def main(uv: str) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         together = folder / "all.txt"
-        compile_with(uv, *SETS.values(), "--output-file", together)
+        compile_with(uv, *(source for name, source in SETS.items() if name not in ALONE), "--output-file", together)
         torch = folder / "torch.txt"
         (pin,) = re.findall(r"^torch==.*$", together.read_text(encoding="utf-8"), re.MULTILINE)
         torch.write_text(f"{pin}\n", encoding="utf-8")
@@ -119,6 +122,8 @@ def main(uv: str) -> None:
             options: list[str | Path] = [source, "--constraint", together]
             if name in WITH_TORCH:
                 options += [f"--no-emit-package={each}" for each in apart]
+            if name in ALONE:
+                options.append("--no-deps")
             path = LOCKS / f"{name}.txt"
             path.unlink(missing_ok=True)
             compile_with(uv, *options, "--generate-hashes", "--output-file", path)
