@@ -139,6 +139,9 @@ def test_the_analysis_knows_results_and_nothing_of_runs():
         "results.bench_schema",
         "results.conditions",
         "results.entries",
+        "results.evaluation_reader",
+        "results.evaluation_record",
+        "results.evaluation_schema",
         "results.verified",
         "kernels.work",
     }

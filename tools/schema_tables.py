@@ -1,6 +1,7 @@
-"""Prints a table of docs/results.md from the schema, `schema_tables.py layout|run|layer|metrics`, or of docs/bench.md.
+"""Prints a table of docs/results.md from the schema, `schema_tables.py layout|run|layer|metrics`, or of another page.
 
-The latter are `bench_layout` and `bench_run`. `renew_docs.py` puts them into the pages, so that nothing there is typed.
+Those of docs/bench.md are `bench_layout` and `bench_run`, those of docs/evaluation.md `evaluation_layout` and
+`evaluation_run`. `renew_docs.py` puts them into the pages, so that nothing there is typed.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Sequence
 
-from awq_pycuda.results import bench_schema, schema
+from awq_pycuda.results import bench_schema, evaluation_schema, schema
 from awq_pycuda.results.entries import Entry
 
 SIZES = {
@@ -24,6 +25,9 @@ SIZES = {
     "row": "rows",
     "sample": "samples",
     "figure": "figures",
+    "recipe": "R",
+    "window": "W",
+    "token": "T",
 }
 TOLERANCE = "_tolerance"
 
@@ -94,6 +98,8 @@ TABLES: dict[str, Callable[[], list[str]]] = {
     "metrics": metrics,
     "bench_layout": lambda: layout(bench_schema.TABLE),
     "bench_run": lambda: run(bench_schema.TABLE),
+    "evaluation_layout": lambda: layout(evaluation_schema.TABLE),
+    "evaluation_run": lambda: run(evaluation_schema.TABLE),
 }
 
 if __name__ == "__main__":
