@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 from awq_pycuda.kernels.candidates import CANDIDATES, MAKERS
 from awq_pycuda.kernels.formats import OF_TENSORS, OF_TENSORS_SCRATCH
@@ -29,6 +30,7 @@ _WHOLE = 4 * _COLUMN_THREADS  # channels of a row that a block of `narrow` holds
 _MOST_WHOLE = 110  # rows and candidates to each of these channels: with more of them `rows` is faster
 
 
+@cache  # of a sweep's jobs most ask the same
 def _even(items: int, across: int, at_once: int, largest: int, more: int, least: int = 1) -> int:
     """How many items a block takes, so that the last of the blocks is done soonest.
 

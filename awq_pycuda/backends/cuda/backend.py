@@ -374,11 +374,12 @@ class CudaBackend(HostStages[ManagedArray]):
         for argument in variant.arrays():
             if argument.name in arrays:
                 _expect(arrays[argument.name], argument, values)
-        source = variant.source(values)
-        # All at the first launch: what is missing compiles in parallel. How is searched, sizes and convention decide.
-        firsts = [each for stage, (each, *_) in self._variants.items() if stage not in table.OF_SEARCHES]
-        others = [each.source({**each.defaults(), **self._parameters}) for each in firsts]
-        module, *_ = load(self._gpu, [source, *others])
+        sources = [variant.source(values)]
+        if sources[0] not in self._gpu.modules:  # the other stages' will be asked for: they compile in parallel
+            # How is searched, sizes and convention decide.
+            firsts = [each for stage, (each, *_) in self._variants.items() if stage not in table.OF_SEARCHES]
+            sources += [each.source({**each.defaults(), **self._parameters}) for each in firsts]
+        module, *_ = load(self._gpu, sources)
         scratch = self._scratch({name: nbytes(values) for name, nbytes in variant.scratch.items()})
         values |= {name: array.pointer for name, array in arrays.items()}
         values |= {name: pointer for name, (pointer, _) in scratch.items()}
