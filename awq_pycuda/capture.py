@@ -20,11 +20,10 @@ from rich.table import Table
 
 from awq_pycuda.capturing.fault import Fault, one_line
 from awq_pycuda.capturing.gguf_file import is_gguf
-from awq_pycuda.capturing.loading import LIBRARIES, load
+from awq_pycuda.capturing.loading import load
 from awq_pycuda.capturing.text import find_around, hash_text, read_windows
 from awq_pycuda.errors import InputError
 from awq_pycuda.layers.files import LayerShape, describe_layers
-from awq_pycuda.layers.writer import LayerWriter
 from awq_pycuda.options import REQUIRED, SYNTAX, describe, member, nonempty, option, parse, refusal, serve, whole
 
 if TYPE_CHECKING:
@@ -127,9 +126,7 @@ def _capture(options: Options) -> list[str]:
     loaded = load(Path(options.model))
     # Only now: these modules need PyTorch, and `load` says what to do where it is missing.
     from awq_pycuda.capturing import probing, windows
-    from awq_pycuda.capturing.account import take_account
-    from awq_pycuda.capturing.recording import Recorder
-    from awq_pycuda.capturing.report import report
+    from awq_pycuda.capturing.writing import NothingLeft, model_name, write_layers
 
     model, tokenizer = loaded.model, loaded.tokenizer
     around = find_around(text, tokenizer)
@@ -142,35 +139,21 @@ def _capture(options: Options) -> list[str]:
     if plan.experts:
         # Rows that go into experts do not say of which tokens they are: the last window ends with the tokens asked for.
         ids[-1] = ids[-1][: options.tokens - sum(map(len, ids[:-1]))]
+    attributes = {
+        "model": model_name(Path(options.model)),
+        "model_type": model.config.model_type,
+        "text_sha256": text_hash,
+        "tokens": options.tokens,
+        "window": window.length,
+    }
     try:
-        with LayerWriter(Path(options.out), options.dtype.value) as writer:
-            recorder = Recorder(writer, model, plan, options.tokens, np.dtype(options.dtype.value), loaded.absent)
-            recorder.add_layers()
-            recorder.run(ids)
-            left_out = {**plan.left_out, **recorder.left_out}
-            rows = recorder.rows()
-            if not any(rows.values()):
-                raise _none_left(options, left_out)
-            writer.set_attributes(
-                {
-                    "model": _name(Path(options.model)),
-                    "model_type": model.config.model_type,
-                    "text_sha256": text_hash,
-                    "tokens": options.tokens,
-                    "window": window.length,
-                    **{f"{library}_version": str(sys.modules[library].__version__) for library in LIBRARIES},
-                    **loaded.attributes,
-                },
-            )
+        return write_layers(
+            Path(options.out), loaded, plan, ids, options.tokens, window, attributes, options.dtype.value
+        ).said
+    except NothingLeft as nothing:
+        raise _none_left(options, str(nothing)) from nothing
     except OSError as error:
         raise _refuse("out", options.out, f"cannot be written ({one_line(error)})") from error
-    account = take_account(model, plan, rows, left_out)
-    return [*loaded.said, *report(window, plan, rows, left_out, account, loaded.heads)]
-
-
-def _name(model: Path) -> str:
-    # A hub's cache has files under their hashes, and links to them under their names; a folder may be `.`.
-    return model.name if model.is_file() else model.resolve().name
 
 
 def _choose(options: Options, plan: "Plan") -> "Plan":
@@ -181,12 +164,11 @@ def _choose(options: Options, plan: "Plan") -> "Plan":
         raise _refuse("include", options.include, what)
     chosen = plan.choose(lambda name: re.search(options.include, name) is not None)
     if not chosen.order:
-        raise _none_left(options, chosen.left_out)
+        raise _none_left(options, "; ".join(sorted(set(chosen.left_out.values()))))
     return chosen
 
 
-def _none_left(options: Options, left_out: dict[str, str]) -> InputError:
-    reasons = "; ".join(sorted(set(left_out.values())))
+def _none_left(options: Options, reasons: str) -> InputError:
     return _refuse("include", options.include, f"finds only layers that cannot be captured ({reasons})")
 
 

@@ -1,6 +1,7 @@
 """Streams what goes into the layers of a plan into a layer file, window by window."""
 
 import hashlib
+from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import Any
 
@@ -76,7 +77,7 @@ class Recorder:
             self._check(name, "bias", bias)
         self._ids[name] = self._writer.add(name, weight, bias, tokens)
 
-    def run(self, windows: list[list[int]]) -> None:
+    def run(self, windows: Iterable[list[int]]) -> None:
         """Run the windows, (tokens,) ids each, one after the other.
 
         Raises `Fault` where the model fails, where it uses a tensor that its files do not give before the last of the
