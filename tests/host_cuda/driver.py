@@ -67,6 +67,7 @@ class Gpu:
 
     device: HostDevice
     sources: Path
+    modules = frozenset()  # none is kept: see `load`
     multiprocessors = 1  # so that a kernel which strides over its work soon has to
     limits = variant.Device((9, 0), 227 << 10, 80 << 30)
 
