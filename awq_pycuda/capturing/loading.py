@@ -16,6 +16,7 @@ from awq_pycuda.capturing.gguf_file import LIBRARIES as GGUF_LIBRARIES
 from awq_pycuda.capturing.gguf_file import GgufFile
 
 LIBRARIES = ("torch", "transformers")
+_CAUSAL = "causal language models, which predict each token from those before it"
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,9 @@ class Loaded:
     """A model in float32 on the CPU, set to evaluation, with what its files say about it."""
 
     model: Any
+    """The base model: without a head, where its class has one."""
+    causal: Any | None
+    """The causal language model around it, where that was asked for."""
     tokenizer: Any
     absent: dict[str, str]
     """Parameters and buffers that the files do not give, by name, each with what the files do instead."""
@@ -44,11 +48,12 @@ class _Report:
     mismatched: dict[str, tuple[Any, Any]]
 
 
-def load(path: Path) -> Loaded:
-    """Load model and tokenizer from a folder or a GGUF file alone.
+def load(path: Path, causal: bool = False) -> Loaded:
+    """Load model and tokenizer from a folder or a GGUF file alone, where ``causal`` with a language model's head.
 
     Raises `Fault` for one that cannot be loaded, and for weights that are not all of the model's: adapters, quantized
-    weights other than GGUF's, tensors that the model does not take up though they stand where they would change it.
+    weights other than GGUF's, tensors that the model does not take up though they stand where they would change it;
+    where ``causal`` also for one that is no causal language model, or lacks any of its weights.
     """
     # Read by transformers at import: nothing may be looked for elsewhere.
     os.environ["HF_HUB_OFFLINE"] = "1"
@@ -61,11 +66,11 @@ def load(path: Path) -> Loaded:
             tokenizer = transformers.AutoTokenizer.from_pretrained(
                 **arguments, local_files_only=True, trust_remote_code=False
             )
-            model, report = _load_model(source, arguments, None)
+            model, report = _load_model(source, arguments, None, causal)
             heads = list(_heads(model)) if report.unexpected else []
             tied = _tied_to_heads(model, heads, report)
             if tied:
-                model, report = _load_model(source, arguments, tied)
+                model, report = _load_model(source, arguments, tied, causal)
         unused = _judge_unexpected(model, set().union(*map(source.of_head, heads)), report)
         absent = _find_absent(model, report)
         said = source.describe(model)
@@ -81,7 +86,13 @@ def load(path: Path) -> Loaded:
     for name, tensor in model.named_parameters():
         if tensor.dtype != torch.float32 and tensor.is_floating_point():
             raise Fault("model", f"keeps {name} in {tensor.dtype}, where float32 was asked for")
-    return Loaded(model.eval(), tokenizer, absent, unused, said, source.attributes())
+    if not causal:
+        return Loaded(model.eval(), None, tokenizer, absent, unused, said, source.attributes())
+    for what in absent.values():
+        raise Fault("model", f"its weights {what}, which was made up")
+    if model.base_model is model:
+        raise Fault("model", "its class keeps its head and its layers in one", _CAUSAL)
+    return Loaded(model.base_model, model.eval(), tokenizer, absent, unused, said, source.attributes())
 
 
 def _open(path: Path) -> Folder | GgufFile:
@@ -102,13 +113,14 @@ def _import(library: str) -> Any:
 
 
 def _load_model(
-    source: Folder | GgufFile, arguments: dict[str, Any], key_mapping: dict[str, str] | None
+    source: Folder | GgufFile, arguments: dict[str, Any], key_mapping: dict[str, str] | None, causal: bool
 ) -> tuple[Any, _Report]:
-    """Load the model as `transformers.AutoModel` does, with the loader's report as it stood before it was tidied."""
+    """Load the model as transformers does, with the loader's report as it stood before it was tidied."""
     torch, transformers = map(importlib.import_module, LIBRARIES)
     base = transformers.PreTrainedModel
     load_files = base._load_pretrained_model
     reports = []
+    kind, config = _find_causal(transformers, arguments) if causal else (transformers.AutoModel, {})
 
     def load_and_note(model: Any, state: Any, files: Any, *args: Any, **kwargs: Any) -> Any:
         stored = source.read_stored(files)
@@ -121,8 +133,9 @@ def _load_model(
         return info, offload
 
     with mock.patch.object(base, "_load_pretrained_model", load_and_note):
-        model = transformers.AutoModel.from_pretrained(
+        model = kind.from_pretrained(
             **arguments,
+            **config,
             **source.model_arguments(),
             local_files_only=True,
             trust_remote_code=False,
@@ -134,6 +147,18 @@ def _load_model(
         )
     (report,) = reports
     return model, report
+
+
+def _find_causal(transformers: Any, arguments: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The class that loads causal language models, with the configuration, read to tell whether the model is one.
+
+    Raises `Fault` where it is none.
+    """
+    kind = transformers.AutoModelForCausalLM
+    config = transformers.AutoConfig.from_pretrained(**arguments, local_files_only=True, trust_remote_code=False)
+    if type(config) not in kind._model_mapping:
+        raise Fault("model", f"is no causal language model ({config.model_type})", _CAUSAL)
+    return kind, {"config": config}
 
 
 def _heads(model: Any) -> Iterator[Any]:
