@@ -1,4 +1,4 @@
-"""`python -m awq_pycuda.analyze`: result files to tables, figures and a report; or two sets of them compared.
+"""`python -m awq_pycuda.analyze`: results to tables, figures and a report; or two sets of them compared.
 
 Needs no GPU, no CUDA and none of the configs; reads result files only.
 """
@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # pandas takes a second to import; --help and bad input do wi
 
     from awq_pycuda.analysis.collect import Collection
     from awq_pycuda.analysis.compare import Comparison
+    from awq_pycuda.analysis.evaluations import Evaluation
 
 PATHS = "result files and folders"
 FOLDER = "a folder that can be written to"
@@ -102,14 +103,16 @@ Usage: python -m awq_pycuda.analyze PATH... [out=report]
 Reads result files, and folders that are searched for files named *.h5 or *.hdf5 (hidden ones are not). What cannot be
 read is named and left out. Needs no GPU, and nothing but the files.
 
-The first form writes to the folder `out`: the tables runs, layers, curves, timings and passes as Parquet and CSV,
-figures as PNG and SVG, and report.html. Files of these names that are there already are replaced, others are kept.
+The first form writes to the folder `out`: of runs the tables runs, layers, curves, timings and passes, of evaluations
+evaluation_recipes, evaluation_layers and evaluation_windows, as Parquet and CSV; figures as PNG and SVG; report.html.
+Files of these names that are there already are replaced, others are kept.
 
 {describe(AnalyzeOptions)}
-The second compares two files of awq_pycuda.bench row by row. Else it matches the runs of two files or folders by
-config and says what B changed against A: per stage and for the whole pipeline faster, slower, same or unclear, with
-the ratio of the medians and its 90 % interval; per layer and metric better, worse or same. Runs without a counterpart
-are listed.
+The second says what B changed against A. Two files of awq_pycuda.bench it compares row by row, two evaluations on the
+same tokens recipe by recipe: better, worse, same or unclear, with the difference and its 95 % interval. Else it matches
+the runs of two files or folders by config: per stage and for the whole pipeline faster, slower, same or unclear, with
+the ratio of the medians and its 90 % interval; per layer and metric better, worse or same. What has no counterpart is
+listed.
 
 {describe(CompareOptions)}
 The third says on one screen where the error of a layer, given by name or number, comes from: which input channels,
@@ -124,7 +127,9 @@ held-out tokens.
 Exit codes: 0 done, 1 fail_on has found something or writing failed, 2 bad input, 128 + number stopped by a signal.
 """
 TABLES = ("runs", "layers", "curves", "timings", "passes")
+EVALUATION_TABLES = ("recipes", "layers", "windows")
 COMPARED = ("times", "metrics", "not_compared")
+EVALUATIONS_COMPARED = ("figures", "not_compared")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -143,23 +148,29 @@ def _analyze(arguments: Sequence[str]) -> int:
     if not paths:
         raise InputError(f"PATH: no value; allowed: {PATHS}")
     out = _folder(options.out)
-    from awq_pycuda.analysis import figures, printing, report
+    from awq_pycuda.analysis import evaluations, figures, printing, printing_evaluation, report
 
     console = make_console()
     with console.status("reading"):
         collection = _collect(paths)
+        tables = {name: getattr(collection, name) for name in TABLES if len(collection.runs)}
+        if collection.evaluations:
+            named = {f"evaluation_{name}": name for name in EVALUATION_TABLES}
+            tables |= {name: evaluations.together(collection.evaluations, table) for name, table in named.items()}
     _make(out)
     with console.status("writing tables"):
-        for name in TABLES:
-            _write_table(getattr(collection, name), out / name)
+        for name, table in tables.items():
+            _write_table(table, out / name)
     with console.status("drawing figures"):
         drawn, failures = figures.write_figures(collection, out / "figures")
     with console.status("writing the report"):
         report.write_report(collection, out / "report.html", failures)
     printing.print_runs(console, collection)
+    for evaluation in collection.evaluations:
+        printing_evaluation.print_evaluation(console, evaluation)
     for failure in failures:
         printing.print_line(console, f"left out {failure.part}: {failure.reason}")
-    printing.print_line(console, f"tables {out}: {', '.join(TABLES)} as Parquet and CSV")
+    printing.print_line(console, f"tables {out}: {', '.join(tables)} as Parquet and CSV")
     printing.print_line(console, f"figures {out / 'figures'}: {len(drawn)} files, PNG and SVG")
     page = out / "report.html"
     printing.print_line(console, f"report {page}")
@@ -175,14 +186,18 @@ def _compare(arguments: Sequence[str]) -> int:
     from awq_pycuda.analysis import printing
     from awq_pycuda.analysis.compare import compare
     from awq_pycuda.analysis.compare_bench import compare_benches, read_benches
+    from awq_pycuda.analysis.compare_evaluations import read_evaluations
 
+    evaluations = read_evaluations(*paths)
+    if evaluations is not None:
+        return _compare_evaluations(options, out, evaluations)
     sides: Any = read_benches(*paths)
     print_side: Any = printing.print_bench
     if sides is not None:
         a, b = sides
         result = compare_benches(a, b, options.tolerance)
     else:
-        sides, print_side = [_collect([path]) for path in paths], printing.print_set
+        sides, print_side = [_collect_runs([path]) for path in paths], printing.print_set
         a, b = sides
         result = compare(a, b, options.tolerance, options.metric_tolerance, options.ignore)
     if out is not None:
@@ -199,6 +214,28 @@ def _compare(arguments: Sequence[str]) -> int:
     if found:
         printing.print_line(console, f"fail_on={','.join(options.fail_on)}: {found}")
     return 1 if found else 0
+
+
+def _compare_evaluations(options: CompareOptions, out: Path | None, sides: Sequence[Evaluation]) -> int:
+    from awq_pycuda.analysis import printing, printing_evaluation
+    from awq_pycuda.analysis.compare_evaluations import compare_evaluations
+
+    a, b = sides
+    result = compare_evaluations(a, b, options.metric_tolerance)
+    console = make_console()
+    for name, side in zip("AB", sides, strict=True):
+        printing_evaluation.print_evaluation_side(console, name, side)
+    printing_evaluation.print_evaluations_compared(console, result)
+    if out is not None:
+        _make(out)
+        for name in EVALUATIONS_COMPARED:
+            _write_table(getattr(result, name), out / f"compare_{name}")
+        tables = ", ".join(f"compare_{name}" for name in EVALUATIONS_COMPARED)
+        printing.print_line(console, f"tables {out}: {tables}")
+    worse = int((result.figures["verdict"] == "worse").sum()) if "worse" in options.fail_on else 0
+    if worse:
+        printing.print_line(console, f"fail_on={','.join(options.fail_on)}: {worse} worse")
+    return 1 if worse else 0
 
 
 def _explain(arguments: Sequence[str]) -> int:
@@ -223,7 +260,7 @@ def _table(arguments: Sequence[str]) -> int:
     from awq_pycuda.analysis.tables import table
 
     console = make_console()
-    for line in list(table(_collect(paths), options.rows, options.columns, options.figure, options.over)):
+    for line in list(table(_collect_runs(paths), options.rows, options.columns, options.figure, options.over)):
         console.print(line, soft_wrap=True, markup=False, highlight=False)
     return 0
 
@@ -258,11 +295,19 @@ def _collect(paths: Sequence[Path]) -> Collection:
     from awq_pycuda.analysis.collect import collect
 
     collection = collect(paths)
-    if collection.runs.empty:
+    if collection.runs.empty and not collection.evaluations:
         named = [f"{left_out.path} ({left_out.reason})" for left_out in collection.left_out]
         more = f" and {len(named) - 5} more" if len(named) > 5 else ""
         given = " ".join(str(path) for path in paths[:3]) + (" ..." if len(paths) > 3 else "")
         raise InputError(f"{given}: no result that can be read; left out: {', '.join(named[:5])}{more}")
+    return collection
+
+
+def _collect_runs(paths: Sequence[Path]) -> Collection:
+    """The same for what needs runs, not evaluations of models."""
+    collection = _collect(paths)
+    if collection.runs.empty:
+        raise InputError(f"{paths[0]}: an evaluation of a model, not a run; allowed: results of runs")
     return collection
 
 

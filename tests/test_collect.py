@@ -13,7 +13,8 @@ import pandas as pd
 import pytest
 from result_files import TABLES, edited, make_many, make_run, real, vary
 
-from awq_pycuda.analysis.collect import by_gamma, channels, collect, column_of, run_names
+from awq_pycuda.analysis.collect import by_gamma, channels, collect, column_of
+from awq_pycuda.analysis.find import run_names
 from awq_pycuda.backends.cpu import CpuBackend
 from awq_pycuda.errors import InputError, RunFailed
 

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import re
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -17,6 +14,8 @@ import numpy as np
 import pandas as pd
 
 from awq_pycuda.analysis.derived import DERIVED, derived
+from awq_pycuda.analysis.evaluations import Evaluation, evaluations_of
+from awq_pycuda.analysis.find import LeftOut, find_files, natural, run_names
 from awq_pycuda.analysis.frames import frame, joined, labels
 from awq_pycuda.analysis.recipes import format_name, recipe_name
 from awq_pycuda.errors import InputError
@@ -24,11 +23,11 @@ from awq_pycuda.hdf5 import UnreadableError
 from awq_pycuda.hdf5_worker import ask
 from awq_pycuda.results import schema
 from awq_pycuda.results.conditions import held_down
+from awq_pycuda.results.evaluation_record import EvaluationRecord
 from awq_pycuda.results.files import read_files
 from awq_pycuda.results.reader import LayerRecord, ResultFile, read_channels
 from awq_pycuda.spread import Spread
 
-SUFFIXES = (".h5", ".hdf5")  # what is read of a folder
 SALIENT_SHARE = 0.01  # the share of salient channels in the AWQ paper's 1 % experiments (Lin et al., 2023, section 3.1)
 _LONG_LIST = 8
 
@@ -54,21 +53,14 @@ _SAMPLE_COLUMNS = ("gamma", "beta", "duo", "error_relative", "chosen", "stage", 
 _TAKEN = {*_RUN_COLUMNS, *_LAYER_COLUMNS, *_SAMPLE_COLUMNS}
 
 
-@dataclass(frozen=True)
-class LeftOut:
-    """A file or folder that was not read, and why, in one line."""
-
-    path: Path
-    reason: str
-
-
 @dataclass(frozen=True, eq=False)  # by identity, so that what is made of one can be kept
 class Collection:
     """Every readable result as tables; docs/analysis.md has their columns.
 
-    `runs` has a row per file, `layers` one per run and layer (with the columns of the run), `curves` one per run,
-    layer and candidate, `timings` one per run, layer, stage, repeat and clock, `passes` one per run and repeat. `swept`
-    are the columns of config keys whose value differs among the complete runs that have them, `seed` last.
+    `runs` has a row per file of a run, `layers` one per run and layer (with the columns of the run), `curves` one per
+    run, layer and candidate, `timings` one per run, layer, stage, repeat and clock, `passes` one per run and repeat.
+    `swept` are the columns of config keys whose value differs among the complete runs that have them, `seed` last.
+    `evaluations` have tables of their own.
     """
 
     runs: pd.DataFrame
@@ -78,6 +70,7 @@ class Collection:
     passes: pd.DataFrame
     left_out: list[LeftOut]
     swept: list[str]
+    evaluations: list[Evaluation]
 
 
 @np.errstate(all="ignore")  # RTN may have no error to divide by, and damage can leave any number
@@ -93,10 +86,13 @@ def collect(paths: Sequence[Path]) -> Collection:
     """
     left_out: list[LeftOut] = []
     results: list[ResultFile] = []
+    evaluations: list[tuple[Path, EvaluationRecord]] = []
     files = find_files(paths, left_out)
     for path, outcome in zip(files, read_files(files), strict=True):
         if isinstance(outcome, str):
             left_out.append(LeftOut(path, outcome))
+        elif isinstance(outcome, EvaluationRecord):
+            evaluations.append((path, outcome))
         else:
             results.append(replace(outcome, path=path))
     swept = _swept_keys(results)
@@ -116,6 +112,7 @@ def collect(paths: Sequence[Path]) -> Collection:
         passes=_passes(names, results),
         left_out=left_out,
         swept=[column_of(key) for key in swept],
+        evaluations=evaluations_of(evaluations),
     )
 
 
@@ -153,73 +150,6 @@ def _channel_table(vectors: Mapping[str, Any]) -> pd.DataFrame:
     salient[np.argsort(-abs_mean, kind="stable")[: max(1, round(SALIENT_SHARE * abs_mean.size))]] = True
     rms = np.sqrt(vectors["sq_mean"])
     return pd.DataFrame({"channel": np.arange(abs_mean.size), **vectors, "rms": rms, "salient": salient})
-
-
-def find_files(paths: Sequence[Path], left_out: list[LeftOut]) -> list[Path]:
-    """Every file to read, each once, in natural order; what cannot be looked at is added to `left_out`."""
-    candidates: list[Path] = []
-    for given in paths:
-        if not os.path.isdir(given):
-            candidates.append(given)
-            continue
-        before = len(left_out)
-        below = list(_walk(given, left_out))
-        candidates += below
-        if not below and len(left_out) == before:
-            left_out.append(LeftOut(given, f"no file that ends in {' or '.join(SUFFIXES)} in this folder"))
-    found: dict[str, Path] = {}
-    for path in sorted(candidates, key=lambda path: natural(str(path))):
-        try:
-            str(path).encode()
-        except UnicodeEncodeError:
-            left_out.append(LeftOut(path, "its path is not UTF-8, so that no table can name it"))
-        else:
-            found.setdefault(os.path.realpath(path), path)
-    return list(found.values())
-
-
-def _walk(folder: Path, left_out: list[LeftOut]) -> Iterator[Path]:
-    """Files below a folder that may be results. Linked folders are followed, but none is entered twice."""
-    entered: set[str] = set()
-
-    def refused(error: OSError) -> None:
-        left_out.append(LeftOut(Path(error.filename), error.strerror or str(error)))
-
-    for here, folders, files in os.walk(folder, followlinks=True, onerror=refused):
-        real = os.path.realpath(here)
-        if real in entered:
-            folders.clear()
-            continue
-        entered.add(real)
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in folders:
-            if name.endswith(SUFFIXES):
-                left_out.append(LeftOut(Path(here, name), "a folder, not a file"))
-        yield from (Path(here, name) for name in files if name.endswith(SUFFIXES) and not name.startswith("."))
-
-
-def natural(text: str) -> list[tuple[int, str]]:
-    """Sort key that puts 2.h5 before 10.h5."""
-    return [(int(part), part) if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", text)]
-
-
-def run_names(paths: Sequence[Path]) -> list[str]:
-    """A short unique name for each file: the fewest last parts of its folder that no other has, hashes cut to 8 digits.
-
-    results.h5 itself is no part of it; any other file name is. The names depend on the set of files alone.
-    """
-    parts = []
-    for path in paths:
-        whole = Path(os.path.abspath(path))
-        stem = whole.with_suffix("") if whole.suffix in SUFFIXES else whole
-        named = whole.parent if whole.name == schema.FILE_NAME else stem
-        parts.append([re.sub(r"^([0-9a-f]{8})[0-9a-f]{4,}$", r"\1", part) for part in named.parts[1:]])
-    suffixes = [["/".join(own[-count:]) for count in range(1, len(own) + 1)] for own in parts]
-    taken = Counter(suffix for own in suffixes for suffix in own)
-    return [
-        next((suffix for suffix in own if taken[suffix] == 1), str(path))
-        for own, path in zip(suffixes, paths, strict=True)
-    ]
 
 
 def column_of(key: str) -> str:

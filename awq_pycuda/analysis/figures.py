@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from awq_pycuda.analysis import (
     figure_style,
     figures_error,
+    figures_evaluation,
     figures_product,
     figures_quality,
     figures_search,
@@ -43,19 +44,23 @@ _STEMS = {
     "held_out": figures_sweep.held_out,
     "curves_by_sweep": figures_sweep.curves_by_sweep,
 }
-_AGAINST = {  # and the swept key
+_FAMILIES = {  # and the swept key, or, where they are several, the evaluation
     "time_against_": figures_time.times_against,
     "error_removed_against_": figures_quality.error_removed_against,
+    "evaluation_recipes": figures_evaluation.recipes,
+    "evaluation_layers": figures_evaluation.layers_alone,
+    "evaluation_tokens": figures_evaluation.tokens,
 }
 
 
 def write_figures(collection: Collection, folder: Path) -> tuple[list[Path], list[Failure]]:
-    """Writes every figure that the complete runs have data for; removes an earlier call's that they have none for.
+    """Writes every figure that the results have data for; removes an earlier call's that they have none for.
 
     They are error_curves, channel_scales, sqnr, propagation, stage_times, roofline, product_rate, curves_by_grid,
     propagation_by_sweep, held_out, curves_by_sweep, and for each swept key time_against_<key> and
-    error_removed_against_<key>. Many runs are shown as medians and quartiles; each figure says in its second line what
-    it shows.
+    error_removed_against_<key>, of the complete runs; and of evaluations evaluation_recipes, evaluation_layers and
+    evaluation_tokens, with _<name> where they are several. Many runs are shown as medians and quartiles; each figure
+    says in its second line what it shows.
 
     Args:
         collection: what to draw.
@@ -78,7 +83,7 @@ def write_figures(collection: Collection, folder: Path) -> tuple[list[Path], lis
                     paths += figure_style.save(figure, folder, stem)
     for suffix in ("png", "svg"):
         for path in folder.glob(f"*.{suffix}"):
-            if path not in paths and (path.stem in _STEMS or path.stem.startswith(tuple(_AGAINST))):
+            if path not in paths and (path.stem in _STEMS or path.stem.startswith(tuple(_FAMILIES))):
                 path.unlink()
     return paths, failures
 
@@ -87,7 +92,7 @@ def _figures(collection: Collection, failures: list[Failure]) -> Iterator[tuple[
     """Each figure's name, and how it is drawn: one by one, so that no more than one is in memory."""
     for stem, draw in _STEMS.items():
         yield stem, partial(draw, collection)
-    for start, family in _AGAINST.items():
+    for start, family in _FAMILIES.items():
         with left_out(f"figures {start}…", failures):
             for key, draw_one in family(collection):
                 yield f"{start}{_file_part(key)}", draw_one

@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from awq_pycuda.analysis import figure_style as look
-from awq_pycuda.analysis.collect import Collection, natural
+from awq_pycuda.analysis.collect import Collection
+from awq_pycuda.analysis.find import natural
 from awq_pycuda.analysis.roofline import Ceilings, ceilings, device_of, points
 from awq_pycuda.analysis.selection import (
     complete_layers,

@@ -19,6 +19,7 @@ from awq_pycuda.analysis.selection import (
     complete_runs,
     no_signal_line,
     pass_spreads,
+    plural,
     removed_spreads,
     run_labels,
 )
@@ -41,14 +42,12 @@ def print_line(console: Console, text: str) -> None:
 
 
 def print_runs(console: Console, collection: Collection) -> None:
-    """How many runs there are, why some failed, and which files are left out for what reason."""
+    """How many runs and evaluations there are, why runs failed, and which files are left out for what reason."""
     failed = collection.runs[collection.runs["status"] == "failed"]
-    total, complete = len(collection.runs), len(collection.runs) - len(failed)
-    print_line(
-        console,
-        f"{total} run{'s' if total != 1 else ''}: {complete} complete, {len(failed)} failed; "
-        f"{len(collection.left_out)} left out",
-    )
+    total, complete, evaluations = len(collection.runs), len(collection.runs) - len(failed), len(collection.evaluations)
+    found = [f"{plural(total, 'run')}: {complete} complete, {len(failed)} failed"] if total or not evaluations else []
+    found += [plural(evaluations, "evaluation")] if evaluations else []
+    print_line(console, "; ".join([*found, f"{len(collection.left_out)} left out"]))
     for run, error in failed[["run", "error"]].itertuples(index=False):
         print_line(console, f"failed {run}: {error}")
     for left_out in collection.left_out:
@@ -64,7 +63,7 @@ def _print_figures(console: Console, collection: Collection) -> None:
     columns = {"RTN\ndB": "rtn_output_sqnr_db_median", "max\ndB": "max_output_sqnr_db_median"}
     columns = {heading: column for heading, column in columns.items() if runs[column].notna().any()}
     columns["AWQ\ndB"] = "output_sqnr_db_median"
-    table = _table(console, None, ("run",), ("layers", *columns, "error\nremoved", "quartiles"))
+    table = small_table(console, None, ("run",), ("layers", *columns, "error\nremoved", "quartiles"))
     for heading in ("pipeline\nms", "noise"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.collapse_padding = True
@@ -117,7 +116,7 @@ def print_comparison(console: Console, result: Comparison) -> None:
     if len(rows):
         title = "Times: median over the passes, stages summed over the layers"
         headings = ("A ms", "B ms", "B/A", f"{100 * CONFIDENCE:.0f} % interval", "passes", "")
-        table = _table(console, title, ("config", "what"), headings)
+        table = small_table(console, title, ("config", "what"), headings)
         for row in rows.head(_MOST_ROWS).itertuples():
             interval = "-" if pd.isna(row.low) else f"{row.low:.3f} to {row.high:.3f}"
             numbers = (f"{row.median_a_ms:.3f}", f"{row.median_b_ms:.3f}", f"{row.ratio:.3f}", interval)
@@ -127,7 +126,9 @@ def print_comparison(console: Console, result: Comparison) -> None:
     _count(console, "times", times, rows)
     changed = metrics[metrics["verdict"] != "same"]
     if len(changed):
-        table = _table(console, "Metrics that are not the same", ("config", "layer", "metric"), ("A", "B", "B - A", ""))
+        table = small_table(
+            console, "Metrics that are not the same", ("config", "layer", "metric"), ("A", "B", "B - A", "")
+        )
         for row in changed.head(_MOST_ROWS).itertuples():
             values = (_number(row.a, ".6g"), _number(row.b, ".6g"), _number(row.difference, "+.3g"))
             table.add_row(escape(row.config), escape(printable(row.name)), row.metric, *values, row.verdict)
@@ -144,7 +145,8 @@ def _number(value: float, form: str) -> str:
     return "-" if math.isnan(value) else format(value, form)
 
 
-def _table(console: Console, title: str | None, texts: tuple[str, ...], numbers: tuple[str, ...]) -> Table:
+def small_table(console: Console, title: str | None, texts: tuple[str, ...], numbers: tuple[str, ...]) -> Table:
+    """An empty table with columns of text, which fold, and of numbers, which do not."""
     style = box.SIMPLE_HEAD if console.is_terminal else None
     table = Table(box=style, title=title, title_justify="left")
     for heading in texts:

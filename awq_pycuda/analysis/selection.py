@@ -15,8 +15,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from awq_pycuda.analysis.collect import Collection, natural
+from awq_pycuda.analysis.collect import Collection
 from awq_pycuda.analysis.derived import DERIVED
+from awq_pycuda.analysis.find import natural
 from awq_pycuda.analysis.recipes import PARTS
 from awq_pycuda.names import shorten, without_shared
 from awq_pycuda.results import schema

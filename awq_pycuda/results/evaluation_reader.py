@@ -31,10 +31,11 @@ def read_evaluation(path: Path) -> EvaluationRecord:
     Raises:
         UnreadableError: whatever is wrong with it, in one line.
     """
-    return opened(path, schema, _read)
+    return opened(path, schema, read_evaluation_root)
 
 
-def _read(file: File, root: Mapping[str, Scalar]) -> EvaluationRecord:
+def read_evaluation_root(file: File, root: Mapping[str, Scalar]) -> EvaluationRecord:
+    """The whole of an open file of an evaluation."""
     file.check(schema.TABLE)
     scales = {each.name: len(file.numbers(each.path)) for each in schema.TABLE if each.is_scale}
     found: dict[str, Any] = {}

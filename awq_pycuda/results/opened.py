@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,6 +27,7 @@ _MAX_BYTES = 1 << 30  # of one dataset: a damaged size must not take the machine
 Array = NDArray[Any]
 Scalar = str | int | float | bool
 T = TypeVar("T")
+Reading = Callable[["File", Mapping[str, Scalar]], T]  # of an open file and its root attributes
 # Types of attributes: as Python has them, and as messages name them.
 _KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {
     "str": (str, "text"),
@@ -36,8 +37,14 @@ _KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {
 }
 
 
-def opened(path: Path, layout: Layout, reading: Callable[[File, Mapping[str, Scalar]], T]) -> T:
-    """What `reading` makes of an open file and its root attributes.
+def opened(path: Path, layout: Layout, reading: Reading[T], others: Sequence[tuple[Layout, Reading[T]]] = ()) -> T:
+    """What the reading of its kind makes of an open file and its root attributes.
+
+    Args:
+        path: the file.
+        layout: what it should be laid out as.
+        reading: reads it then.
+        others: further kinds of files that it may be of, each with its own reading.
 
     Raises:
         UnreadableError: whatever is wrong with it, in one line.
@@ -65,6 +72,7 @@ def opened(path: Path, layout: Layout, reading: Callable[[File, Mapping[str, Sca
             with open(path, "rb") as stream:
                 found = hdf5.checked_objects(file, stream)
             root = _attributes(found["/"])
+            layout, reading = next((kind for kind in others if root.get("schema") == kind[0].NAME), (layout, reading))
             return reading(File(found, layout, _version(root, layout), root.get("status") == "complete"), root)
         finally:
             file.close()

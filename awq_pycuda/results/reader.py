@@ -106,8 +106,8 @@ def read_root(path: Path, file: File, root: Mapping[str, Scalar]) -> ResultFile:
     status = root["status"]
     if status not in ("complete", "failed"):
         raise UnreadableError(f"status is {status!r}, not complete or failed")
-    config = dict(_flat(_parsed(root, "config", lambda text: yaml.load(text, yaml.CSafeLoader) or {}), ""))
-    device = _parsed(root, "device", json.loads)
+    config = config_by_key(root["config"])
+    device = _parsed(root["device"], "device", json.loads)
     layers = [_read_layer(file, layer) for layer in _layers(file.found)]
     if schema.TIMINGS not in file.found:
         return ResultFile(path, root, config, device, layers)
@@ -122,9 +122,18 @@ def _layers(found: hdf5.Objects) -> list[int]:
     return sorted(int(number[1]) for number in numbers if number)
 
 
-def _parsed(root: Mapping[str, Scalar], name: str, parse: Any) -> dict[str, Any]:
+def config_by_key(text: Any) -> dict[str, Any]:
+    """The resolved config that is stored as YAML, by dotted key.
+
+    Raises:
+        UnreadableError: it is no config.
+    """
+    return dict(_flat(_parsed(text, "config", lambda text: yaml.load(text, yaml.CSafeLoader) or {}), ""))
+
+
+def _parsed(text: Any, name: str, parse: Any) -> dict[str, Any]:
     try:
-        value = parse(root[name])
+        value = parse(text)
     except (ValueError, yaml.YAMLError, RecursionError):
         value = None
     if not isinstance(value, dict):
