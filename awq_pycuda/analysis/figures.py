@@ -23,6 +23,7 @@ from awq_pycuda.analysis import (
     figures_evaluation,
     figures_product,
     figures_quality,
+    figures_recipes,
     figures_search,
     figures_sweep,
     figures_time,
@@ -50,6 +51,8 @@ _FAMILIES = {  # and the swept key, or, where they are several, the evaluation
     "evaluation_recipes": figures_evaluation.recipes,
     "evaluation_layers": figures_evaluation.layers_alone,
     "evaluation_tokens": figures_evaluation.tokens,
+    "evaluation_gains": figures_recipes.gains,
+    "evaluation_draws": figures_recipes.draws,
 }
 
 
@@ -58,9 +61,9 @@ def write_figures(collection: Collection, folder: Path) -> tuple[list[Path], lis
 
     They are error_curves, channel_scales, sqnr, propagation, stage_times, roofline, product_rate, curves_by_grid,
     propagation_by_sweep, held_out, curves_by_sweep, and for each swept key time_against_<key> and
-    error_removed_against_<key>, of the complete runs; and of evaluations evaluation_recipes, evaluation_layers and
-    evaluation_tokens, with _<name> where they are several. Many runs are shown as medians and quartiles; each figure
-    says in its second line what it shows.
+    error_removed_against_<key>, of the complete runs; and of evaluations evaluation_recipes, evaluation_layers,
+    evaluation_tokens, evaluation_gains and evaluation_draws, with _<name> where they are several. Many runs are shown
+    as medians and quartiles; each figure says in its second line what it shows.
 
     Args:
         collection: what to draw.

@@ -27,20 +27,21 @@ _NAME_GAP = 0.045  # between names of formats, as a share of the panel
 
 def recipes(collection: Collection) -> Drawn:
     """For each evaluation: its recipes as points, bits of a weight against KL."""
-    return _each(collection, _recipes)
+    return each(collection, _recipes)
 
 
 def layers_alone(collection: Collection) -> Drawn:
     """For each evaluation that has it: layers ranked by what each costs alone, beside its own SQNR."""
-    return _each(collection, _layers_alone)
+    return each(collection, _layers_alone)
 
 
 def tokens(collection: Collection) -> Drawn:
     """For each evaluation: KL by position in the window, and how few tokens hold how much of it."""
-    return _each(collection, _tokens)
+    return each(collection, _tokens)
 
 
-def _each(collection: Collection, draw: Callable[[Evaluation], Figure | None]) -> Drawn:
+def each(collection: Collection, draw: Callable[[Evaluation], Figure | None]) -> Drawn:
+    """The figure of each evaluation, named after it where they are several."""
     one = len(collection.evaluations) == 1
     for evaluation in collection.evaluations:
         yield "" if one else f"_{evaluation.name}", partial(draw, evaluation)
