@@ -94,6 +94,21 @@ def test_formats_of_one_name_are_told_apart_by_what_differs(tmp_path):
     assert table["rtn"].isna().all()
 
 
+@pytest.mark.parametrize(
+    ("symmetric", "form", "of_rtn"), [("null", "int8 row torchao", "rtn_torchao"), ("true", "int8 row", "rtn_autoawq")]
+)
+def test_what_a_format_leaves_open_differs_with_the_convention(symmetric, form, of_rtn, tmp_path):
+    quant = f"quant: {{element: int, bits: 8, group_size: null, symmetric: {symmetric}}}\n"
+    recipes = {
+        f"{method}_{name}": (f"{quant}convention: {name}\n{gammas}", 8.1, 0.1)
+        for name in ("autoawq", "torchao")
+        for method, gammas in (("rtn", RTN), ("awq", "gammas: [0, 0.5, 1]\n"))
+    }
+    write_study(tmp_path, recipes)
+    row = collect([tmp_path]).evaluations[0].recipes.set_index("recipe").loc["awq_torchao"]
+    assert (row["format"], row["rtn"]) == (form, of_rtn)
+
+
 def test_windows_and_layers_are_those_of_the_file(found):
     windows = found.windows[found.windows["recipe"] == "awq_int4"]
     of_tokens = found.record.recipes[1].of_tokens

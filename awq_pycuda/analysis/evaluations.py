@@ -170,7 +170,10 @@ def _config(recipe: EvaluatedRecipe) -> dict[str, Any]:
 
 
 def _formats(recipes: Sequence[EvaluatedRecipe], configs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The name of each recipe's format; where formats of one name differ, with the keys in which they do."""
+    """The name of each recipe's format; where formats of one name differ, with the keys in which they do.
+
+    What a config leaves to its convention differs with that.
+    """
     found = [
         ORIGINAL if index == 0 else format_name(config) if config else MIXTURE if recipe.mixture else ""
         for index, (recipe, config) in enumerate(zip(recipes, configs, strict=True))
@@ -178,12 +181,17 @@ def _formats(recipes: Sequence[EvaluatedRecipe], configs: Sequence[Mapping[str, 
     for form in set(found):
         alike = [index for index, name in enumerate(found) if name == form and configs[index]]
         keys = sorted({key for index in alike for key in configs[index] if key.startswith("quant.")})
+        left = [key for key in keys if key != "quant.group_size"]  # of which null is a whole row
+        if any(configs[index].get(key) is None for index in alike for key in left):
+            keys.append("convention")
         differing = [key for key in keys if len({json.dumps(configs[index].get(key)) for index in alike}) > 1]
         for index in alike:
-            found[index] += "".join(
-                f" {key.removeprefix('quant.')}={json.dumps(configs[index].get(key))}" for key in differing
-            )
+            found[index] += "".join(_setting(key, configs[index].get(key)) for key in differing)
     return found
+
+
+def _setting(key: str, value: Any) -> str:
+    return f" {value}" if key == "convention" else f" {key.removeprefix('quant.')}={json.dumps(value)}"
 
 
 def _share_of_highest(kl: NDArray[np.float64]) -> float:
