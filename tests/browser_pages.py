@@ -55,3 +55,13 @@ def plot(page, figure, expression):
     return page.evaluate(
         f"(() => {{ const gd = document.querySelector('#figure-{figure} .plot'); return {expression}; }})()"
     )
+
+
+def beyond(page):
+    """Elements that reach beyond the screen and stand in nothing that scrolls and says so."""
+    return page.evaluate(
+        """() => [...document.querySelectorAll('main *, header *')].filter((e) => {
+            const box = e.getBoundingClientRect();
+            return box.width && box.right > innerWidth + 1 && !e.closest('.more-right') && !e.closest('svg');
+        }).map((e) => e.outerHTML.slice(0, 80))"""
+    )

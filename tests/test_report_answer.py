@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from browser_pages import browser, plot, show
+from browser_pages import beyond, browser, plot, show
 from result_files import editing, make_run, vary
 
 from awq_pycuda.analysis.collect import collect
@@ -141,16 +141,6 @@ def test_layers_that_no_error_reaches_from_others_have_no_propagation(show, tmp_
     page = show(tmp_path / "own")
     assert page.locator("#figure-propagation").count() == 0
     assert page.locator("#figure-sqnr").count() == 1
-
-
-def beyond(page):
-    """Elements that reach beyond the screen and stand in nothing that scrolls and says so."""
-    return page.evaluate(
-        """() => [...document.querySelectorAll('main *, header *')].filter((e) => {
-            const box = e.getBoundingClientRect();
-            return box.width && box.right > innerWidth + 1 && !e.closest('.more-right') && !e.closest('svg');
-        }).map((e) => e.outerHTML.slice(0, 80))"""
-    )
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

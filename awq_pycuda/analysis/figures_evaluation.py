@@ -15,7 +15,7 @@ from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter, StrMe
 from awq_pycuda.analysis import figure_style as look
 from awq_pycuda.analysis.collect import Collection
 from awq_pycuda.analysis.evaluations import MIXTURE, Evaluation, rank_correlation, without_original
-from awq_pycuda.analysis.selection import families, plural
+from awq_pycuda.analysis.selection import layer_kinds, plural
 from awq_pycuda.names import shorten, without_shared
 
 Drawn = Iterator[tuple[str, Callable[[], Figure | None]]]
@@ -181,10 +181,8 @@ def _layers_alone(evaluation: Evaluation) -> Figure | None:
 
 
 def _kinds(table: pd.DataFrame) -> list[str]:
-    """What each layer is, such as `self_attn.q_proj`: its name less the numbers; all alike where they are too many."""
-    names = dict(zip(table["layer"], without_shared(list(table["name"])), strict=True))
-    kind = {layer: name for name, members in families(names).items() for layer in members}
-    found = [kind[layer] for layer in table["layer"]]
+    """What each layer is; all alike where there are too many kinds."""
+    found = layer_kinds(list(table["name"]))
     return found if len(set(found)) <= look.MOST_SERIES else ["layers"] * len(found)
 
 

@@ -33,7 +33,7 @@ def print_evaluation(console: Console, evaluation: Evaluation) -> None:
     for row in recipes.head(_MOST_ROWS).itertuples():
         decibels = "-" if math.isnan(row.output_sqnr_db_median) else f"{row.output_sqnr_db_median:.2f}"
         cost = (nats(row.kl), interval(row.kl_low, row.kl_high), over_rtn(row), nats(row.kl_reverse))
-        rest = (percent(row.top1), decibels, f"{row.perplexity:.4g}")
+        rest = (percent(row.top1), decibels, f"{row.perplexity:#.4g}")
         table.add_row(escape(printable(row.recipe)), f"{row.bits:.2f}", *cost, *rest)
     console.print(table)
     if len(recipes) > _MOST_ROWS:

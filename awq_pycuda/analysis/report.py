@@ -16,6 +16,14 @@ import pandas as pd
 from awq_pycuda.analysis.collect import Collection, collect
 from awq_pycuda.analysis.guard import Failure, attempt
 from awq_pycuda.analysis.report_data import page_data
+from awq_pycuda.analysis.report_evaluations import (
+    HEADS,
+    EvaluationPart,
+    better_than_rtn,
+    evaluation_data,
+    evaluation_part,
+    evaluation_title,
+)
 from awq_pycuda.analysis.selection import (
     complete_layers,
     complete_runs,
@@ -111,19 +119,28 @@ def _parts(collection: Collection, failures: list[Failure]) -> dict[str, Any]:
     runs, names = collection.runs, list(collection.runs["run"])
     nothing = page_data(collect([]), [])
 
+    def of_evaluations() -> tuple[list[EvaluationPart], list[dict[str, Any]]]:
+        return list(map(evaluation_part, shown)), list(map(evaluation_data, shown))
+
+    shown = collection.evaluations
+    parts, figures = attempt("evaluations", failures, of_evaluations, (list[EvaluationPart](), list[dict[str, Any]]()))
+
     def data() -> tuple[str, bool]:
         found = page_data(collection, failures)
-        return _json_script(found), bool(found["roofs"])
+        return _json_script(found | {"evaluations": figures}), bool(found["roofs"])
 
     labels = attempt(
         "names of the runs", failures, lambda: run_labels(collection), dict(zip(names, names, strict=True))
     )
-    script, has_roofline = attempt("interactive figures", failures, data, (_json_script(nothing), True))
+    without = (_json_script(nothing | {"evaluations": figures}), True)
+    script, has_roofline = attempt("interactive figures", failures, data, without)
     return {
         "data": script,
         "has_roofline": has_roofline,
+        "evaluations": parts,
+        "heads": HEADS,
         "title": attempt("title", failures, lambda: _title(collection), plural(len(runs), "run")),
-        "about": attempt("head", failures, lambda: _about(runs), list[tuple[str, str]]()),
+        "about": attempt("head", failures, lambda: _about(collection), list[tuple[str, str]]()),
         "tiles": attempt("tiles", failures, lambda: _tiles(collection), list[Tile]()),
         "no_signal": attempt("layers without signal", failures, lambda: no_signal_line(collection), ""),
         "common": attempt("settings", failures, lambda: _common(runs), list[tuple[str, str]]()),
@@ -151,8 +168,10 @@ def _json_script(value: Any) -> str:
 
 
 def _title(collection: Collection) -> str:
-    """What the page is about: the study, or the one run, or how many runs."""
+    """What the page is about: what was evaluated, else the study, the one run, or how many runs."""
     runs = collection.runs
+    if of_evaluations := evaluation_title(collection):
+        return of_evaluations
     studies = [study for study in dict.fromkeys(map(named_study, runs["study"])) if study]
     if studies and len(studies) <= _MOST_NAMED:
         return f"{'Study' if len(studies) == 1 else 'Studies'} {', '.join(studies)}"
@@ -161,8 +180,13 @@ def _title(collection: Collection) -> str:
     return plural(len(runs), "run")
 
 
-def _about(runs: pd.DataFrame) -> list[tuple[str, str]]:
-    """When, on which state of the code and on what the runs were made."""
+def _about(collection: Collection) -> list[tuple[str, str]]:
+    """When, on which state of the code and on what the results were made."""
+    roots = [each.record.root for each in collection.evaluations]
+    columns = ("created", "git_commit", "git_dirty", "backend")
+    evaluated = pd.DataFrame([{name: root[name] for name in columns} for root in roots], columns=list(columns))
+    evaluated["device_name"] = [str(json.loads(str(root["device"])).get("name", "")) for root in roots]
+    runs = pd.concat([evaluated, collection.runs[list(evaluated)]], ignore_index=True)
     days = sorted({str(created)[:16].replace("T", " ") for created in runs["created"]})
     commits = [
         f"{str(commit)[:7]}{' (changed)' if dirty is True or dirty is np.True_ else ''}"
@@ -185,7 +209,7 @@ def _about(runs: pd.DataFrame) -> list[tuple[str, str]]:
 def _tiles(collection: Collection) -> list[Tile]:
     """The figures at the top. Of several runs the median of their figures, with the range from lowest to highest."""
     runs = list(complete_runs(collection)["run"])
-    found = []
+    found = _evaluation_tiles(collection)
     removed = [spread for run, spread in removed_spreads(collection).items() if run in runs and spread.count]
     if len(removed) == 1:
         of = f"median of {plural(removed[0].count, 'layer')}, quartiles {percent_range(removed[0])}"
@@ -208,7 +232,23 @@ def _tiles(collection: Collection) -> list[Tile]:
         of = f"IQR / median of a run's passes: the median run, highest {percent(np.nanmax(noises), 0)}"
         found.append(Tile(percent(float(np.nanmedian(noises)), 0), "noise of the times", of))
     of = f"{len(collection.runs) - len(runs):,} failed, {len(collection.left_out):,} left out"
-    found.append(Tile(f"{len(runs):,}", f"complete run{'' if len(runs) == 1 else 's'}", of))
+    if len(collection.runs) or not found:
+        found.append(Tile(f"{len(runs):,}", f"complete run{'' if len(runs) == 1 else 's'}", of))
+    return found
+
+
+def _evaluation_tiles(collection: Collection) -> list[Tile]:
+    """How many recipes were evaluated, and how many of them are surely better than RTN."""
+    recipes = sum(len(each.record.recipes) - 1 for each in collection.evaluations)
+    if not collection.evaluations:
+        return []
+    tokens = sorted({int(each.record.root["predicted_tokens"]) for each in collection.evaluations})
+    on = " to ".join(f"{count:,}" for count in dict.fromkeys((tokens[0], tokens[-1])))
+    found = [Tile(f"{recipes:,}", f"recipe{'' if recipes == 1 else 's'} evaluated", f"on {on} tokens")]
+    better, total = better_than_rtn(collection)
+    if total:
+        of = f"of {total} beside RTN in the same format, by 95 % intervals of the difference"
+        found.append(Tile(f"{better}", "of a lower KL than RTN", of))
     return found
 
 

@@ -73,7 +73,7 @@ def page_data(collection: Collection, failures: list[Failure]) -> dict[str, Any]
 def _spread(runs: pd.DataFrame, median: str, name: str) -> dict[str, list[float | None]]:
     """Lower quartile, median and upper quartile of a figure of the runs, from the table of runs."""
     columns = {"low": f"{name}_q25", "median": median, "high": f"{name}_q75"}
-    return {part: _numbers(runs[column]) for part, column in columns.items()}
+    return {part: numbers(runs[column]) for part, column in columns.items()}
 
 
 def _sums(collection: Collection, ids: Sequence[str]) -> dict[str, dict[str, list[float | None]]]:
@@ -82,10 +82,10 @@ def _sums(collection: Collection, ids: Sequence[str]) -> dict[str, dict[str, lis
         part: run_stages(collection, share).reindex(ids)
         for part, share in zip(("low", "median", "high"), QUARTILES, strict=True)
     }
-    return {stage: {part: _numbers(table[stage]) for part, table in parts.items()} for stage in parts["median"]}
+    return {stage: {part: numbers(table[stage]) for part, table in parts.items()} for stage in parts["median"]}
 
 
-def _numbers(values: Any, digits: int = _DIGITS) -> list[float | None]:
+def numbers(values: Any, digits: int = _DIGITS) -> list[float | None]:
     """Rounded to a few digits; what JSON has no number for is None."""
     rounded = significant(np.asarray(values, dtype=float), digits)
     return [value if np.isfinite(value) else None for value in rounded.tolist()]
@@ -121,8 +121,8 @@ def _layers(layers: pd.DataFrame, place: dict[str, int]) -> dict[str, Any]:
         "shapes": list(shapes),
         "fresh": starts_chain(layers).tolist(),
         "silent": layers["output_sqnr_db"].isna().tolist(),
-        **{name: _numbers(layers[column]) for name, column in columns.items()},
-        "ms": {stage: _numbers(layers[f"ms.{stage}"]) for stage in stages_of(layers)},
+        **{name: numbers(layers[column]) for name, column in columns.items()},
+        "ms": {stage: numbers(layers[f"ms.{stage}"]) for stage in stages_of(layers)},
     }
 
 
@@ -156,11 +156,11 @@ def _curves(collection: Collection, layers: pd.DataFrame, place: dict[str, int])
                 "run": place[run],
                 "layer": int(layer),
                 "grid": grids.setdefault(tuple(gamma[rows].tolist()), len(grids)),
-                "ratio": _numbers(relative[rows], 4),
+                "ratio": numbers(relative[rows], 4),
                 "chosen": int(np.argmax(chosen[rows])),
             }
         )
-    return {"grids": [_numbers(grid, 15) for grid in grids], "curves": found}
+    return {"grids": [numbers(grid, 15) for grid in grids], "curves": found}
 
 
 def _channels(collection: Collection, layers: pd.DataFrame, place: dict[str, int]) -> list[dict[str, Any]]:
@@ -180,9 +180,9 @@ def _channels(collection: Collection, layers: pd.DataFrame, place: dict[str, int
             {
                 "run": place[run],
                 "layer": int(layer),
-                "absMean": _numbers(table["abs_mean"], 4),
-                "rms": _numbers(table["rms"], 4),
-                "s": _numbers(table["s"], 4),
+                "absMean": numbers(table["abs_mean"], 4),
+                "rms": numbers(table["rms"], 4),
+                "s": numbers(table["s"], 4),
                 "salient": np.flatnonzero(table["salient"]).tolist(),
             }
         )
@@ -202,10 +202,10 @@ def _roofs(collection: Collection) -> list[dict[str, Any]]:
                 "gflops": limits.gflops,
                 "gbytes": limits.gbytes,
                 "stage": list(mine["stage"]),
-                "intensity": _numbers(mine["intensity"]),
-                "rate": _numbers(mine["gflops"]),
-                "low": _numbers(mine["gflops_low"]),
-                "high": _numbers(mine["gflops_high"]),
+                "intensity": numbers(mine["intensity"]),
+                "rate": numbers(mine["gflops"]),
+                "low": numbers(mine["gflops_low"]),
+                "high": numbers(mine["gflops_high"]),
                 "text": [
                     f"{row.out_features} × {row.in_features}, {row.tokens} tokens; {row.ms:.4g} ms; {settings}"
                     for row, settings in zip(mine.itertuples(), _settings(variant), strict=True)

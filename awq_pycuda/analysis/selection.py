@@ -144,6 +144,13 @@ def families(labels: dict[int, str]) -> dict[str, list[int]]:
     return found
 
 
+def layer_kinds(names: Sequence[str]) -> list[str]:
+    """What each layer is, such as `self_attn.q_proj`: its name less numbers and the leading parts that all share."""
+    own = dict(enumerate(without_shared(names)))
+    kind = {place: name for name, members in families(own).items() for place in members}
+    return [kind[place] for place in own]
+
+
 def swept_keys(collection: Collection) -> dict[str, list[str]]:
     """The swept columns, each with those that change along with it and so tell nothing more, such as `tokens` with `n`.
 
