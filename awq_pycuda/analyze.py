@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from awq_pycuda.console import make_console
 from awq_pycuda.errors import InputError
-from awq_pycuda.options import SYNTAX, describe, nonempty, option, parse, refusal, serve, share, whole, words
+from awq_pycuda.options import REQUIRED, SYNTAX, describe, nonempty, option, parse, refusal, serve, share, whole, words
 
 if TYPE_CHECKING:  # pandas takes a second to import; --help and bad input do without
     import pandas as pd
@@ -27,6 +27,8 @@ if TYPE_CHECKING:  # pandas takes a second to import; --help and bad input do wi
 
 PATHS = "result files and folders"
 FOLDER = "a folder that can be written to"
+YAML = "a file name that ends in .yaml, in an existing folder that can be written"
+EVALUATIONS = "evaluation.h5 of awq_pycuda.evaluate, or folders that hold one"
 KEYS = "a column of the table of layers, such as format, recipe, name, or a config key"
 
 
@@ -94,11 +96,34 @@ class TableOptions:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions:
+    """What the command line of a plan sets."""
+
+    size: str = option(
+        "SIZE",
+        "mean bits of a weight that the plan may take, or the recipe whose size it is",
+        "a number of bits, or a recipe of the evaluations",
+        nonempty,
+        REQUIRED,
+    )
+    out: str = option("FILE.yaml", "file of recipes to write; an existing one is replaced", YAML, nonempty, "plan.yaml")
+    name: str = option("NAME", "what the plan is called in it", "a name that no recipe has", nonempty, "plan")
+    among: tuple[str, ...] = option(
+        "NAMES",
+        "recipes that layers may get; none: all",
+        "recipes of the evaluations, with commas between",
+        words(),
+        (),
+    )
+
+
 USAGE = f"""\
 Usage: python -m awq_pycuda.analyze PATH... [out=report]
        python -m awq_pycuda.analyze compare A B [key=value ...]
        python -m awq_pycuda.analyze explain FILE LAYER [top=4]
        python -m awq_pycuda.analyze table PATH... [rows=format] [columns=recipe] [figure=error_removed] [over=median]
+       python -m awq_pycuda.analyze plan EVALUATION... size=SIZE [out=plan.yaml] [name=plan] [among=NAMES]
 
 Reads result files, and folders that are searched for files named *.h5 or *.hdf5 (hidden ones are not). What cannot be
 read is named and left out. Needs no GPU, and nothing but the files.
@@ -123,6 +148,10 @@ The fourth prints a table in Markdown: one figure over the layers of all complet
 held-out tokens.
 
 {describe(TableOptions)}
+The fifth makes a mixture of recipes: those of the layers that cost the model the least at a size given. It reads
+evaluations of one model, one of them at least with alone=RECIPE, and writes recipes for `awq_pycuda.evaluate`.
+
+{describe(PlanOptions)}
 {SYNTAX}
 Exit codes: 0 done, 1 fail_on has found something or writing failed, 2 bad input, 128 + number stopped by a signal.
 """
@@ -138,7 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _work(arguments: Sequence[str]) -> int:
-    commands = {"compare": _compare, "explain": _explain, "table": _table}
+    commands = {"compare": _compare, "explain": _explain, "table": _table, "plan": _plan}
     command = commands.get(arguments[0]) if arguments else None
     return command(arguments[1:]) if command else _analyze(arguments)
 
@@ -262,6 +291,28 @@ def _table(arguments: Sequence[str]) -> int:
     console = make_console()
     for line in list(table(_collect_runs(paths), options.rows, options.columns, options.figure, options.over)):
         console.print(line, soft_wrap=True, markup=False, highlight=False)
+    return 0
+
+
+def _plan(arguments: Sequence[str]) -> int:
+    options, paths = parse(PlanOptions, arguments, EVALUATIONS)
+    if not paths:
+        raise InputError(f"PATH: no value; allowed: {EVALUATIONS}")
+    out = Path(options.out)
+    if out.suffix != ".yaml" or not out.parent.is_dir() or out.is_dir():
+        raise refusal(PlanOptions, "out", options.out, "cannot be written")
+    from awq_pycuda.analysis import plan
+
+    made = plan.make_plan(plan.read_evaluations(paths), options.size, options.among)
+    text = plan.as_yaml(made, options.name, options.size)
+    try:
+        out.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise refusal(PlanOptions, "out", options.out, error.strerror or str(error)) from None
+    console = make_console()
+    for line in plan.describe(made, options.name):
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
+    console.print(f"recipes {out}", soft_wrap=True, markup=False, highlight=False)
     return 0
 
 
