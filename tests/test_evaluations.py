@@ -140,7 +140,15 @@ def test_a_rank_correlation_by_hand():
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0.0, "0"), (0.56, "0.560"), (0.0013049, "0.00130"), (12.345, "12.3"), (1.23e-7, "1.23e-07"), (np.nan, "-")],
+    [
+        (0.0, "0"),
+        (0.56, "0.560"),
+        (0.0013049, "0.00130"),
+        (12.345, "12.3"),
+        (1.23e-7, "1.23e-07"),
+        (np.inf, "inf"),
+        (np.nan, "-"),
+    ],
 )
 def test_three_digits_count(value, text):
     assert nats(value) == text
@@ -168,7 +176,7 @@ def test_the_command_prints_kl_first_and_perplexity_last(folder, command):
 
 def test_runs_and_evaluations_lie_side_by_side(folder, command, tmp_path):
     make_run(tmp_path / "recipes" / "rtn_int4")
-    write_study(tmp_path)
+    (tmp_path / "calibration.h5").write_bytes(write_study(tmp_path).read_bytes()[:2000])  # no result, as its layers are
     code, out, _ = command(tmp_path, folder / "tiny")
     assert code == 0
     assert out.splitlines()[0] == "1 run: 1 complete, 0 failed; 2 evaluations; 0 left out"
@@ -190,6 +198,17 @@ def test_a_single_window_has_no_intervals(command, tmp_path):
     assert code == 0
     assert "plan 4.20 " in " ".join(out.split())
     assert collect([tmp_path]).evaluations[0].layers["kl_alone_low"].isna().all()
+
+
+def test_the_original_alone_has_tables_of_the_same_columns(command, found, tmp_path):
+    write_study(tmp_path, {})
+    code, out, _ = command(tmp_path)
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines() if line.startswith(" ")][-1] == "original"
+    (alone,) = collect([tmp_path]).evaluations
+    for name in ("recipes", "windows", "layers"):
+        assert list(getattr(alone, name)) == list(getattr(found, name))
+    assert alone.layers["kl_alone"].dtype == alone.recipes["kl_over_rtn"].dtype == float
 
 
 def test_what_needs_runs_says_that_it_got_an_evaluation(folder, command):

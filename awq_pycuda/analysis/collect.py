@@ -21,7 +21,7 @@ from awq_pycuda.analysis.recipes import format_name, recipe_name
 from awq_pycuda.errors import InputError
 from awq_pycuda.hdf5 import UnreadableError
 from awq_pycuda.hdf5_worker import ask
-from awq_pycuda.results import schema
+from awq_pycuda.results import evaluation_schema, schema
 from awq_pycuda.results.conditions import held_down
 from awq_pycuda.results.evaluation_record import EvaluationRecord
 from awq_pycuda.results.files import read_files
@@ -95,6 +95,8 @@ def collect(paths: Sequence[Path]) -> Collection:
             evaluations.append((path, outcome))
         else:
             results.append(replace(outcome, path=path))
+    own = {path.with_name(evaluation_schema.CALIBRATION_NAME) for path, _ in evaluations}
+    left_out = [each for each in left_out if each.path not in own]  # it holds layers, and no result
     swept = _swept_keys(results)
     # The folders of a study are hashes: their order says nothing.
     results.sort(key=lambda result: [_rank(result.config.get(key)) for key in swept])

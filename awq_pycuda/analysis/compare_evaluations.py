@@ -92,7 +92,8 @@ def compare_evaluations(a: Evaluation, b: Evaluation, tolerance: float = 0.0) ->
     for name in both:
         ours, others = window_means(own, mine[name]), window_means(other, theirs[name])
         for figure in OF_TOKENS:
-            difference = others[figure] - ours[figure]
+            equal = np.array_equal(ours[figure], others[figure], equal_nan=True)
+            difference = np.zeros_like(ours[figure]) if equal else others[figure] - ours[figure]
             value = float(bootstrap.mean(ours[figure]))
             low, high = map(float, bootstrap.interval(difference))
             signed = (-high, -low) if figure in _HIGHER else (low, high)

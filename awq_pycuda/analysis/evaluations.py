@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,6 +150,7 @@ def _recipe_rows(
         for figure in FIGURES:
             value = getattr(recipe, figure)
             row |= {figure: value.value, f"{figure}_low": value.low, f"{figure}_high": value.high}
+        row |= dict.fromkeys(("kl_over_rtn", "kl_over_rtn_low", "kl_over_rtn_high"), math.nan)
         of = rtn.get(formats[index], index)
         if of != index:
             difference = means[index]["kl"] - means[of]["kl"]
@@ -214,4 +216,5 @@ def _layers(name: str, record: EvaluationRecord, bootstrap: Bootstrap) -> pd.Dat
             table["rank_alone"] = table["kl_alone"].rank(ascending=False, method="first")
         parts.append(table)
     table = pd.concat(parts, ignore_index=True) if parts else frame([], _LAYER_COLUMNS)
-    return table.astype({"evaluation": "str", "recipe": "str", "name": "str"})
+    numbers = dict.fromkeys(_LAYER_COLUMNS, "float64") if table.empty else {}  # without any row no column has a type
+    return table.astype(numbers | {"evaluation": "str", "recipe": "str", "name": "str"})

@@ -47,7 +47,7 @@ def summary(evaluation: Evaluation) -> str:
     """The model, how many recipes, and on what they were evaluated, in one line."""
     root, record = evaluation.record.root, evaluation.record
     recipes, windows = plural(len(record.recipes) - 1, "recipe"), plural(len(record.windows.tokens), "window")
-    tokens = f"{root['predicted_tokens']:,} tokens in {windows} of {root['window']:,}"
+    tokens = f"{plural(int(root['predicted_tokens']), 'token')} in {windows} of {root['window']:,}"
     return f"{root['model']} ({root['model_type']}), {recipes} on {tokens}, {plural(len(record.layers.name), 'layer')}"
 
 
@@ -55,11 +55,9 @@ def nats(value: float) -> str:
     """A KL divergence: three digits that count; `-` where there is none."""
     if math.isnan(value):
         return "-"
-    return f"{value:.3g}" if abs(value) < 1e-4 and value else f"{value:.{max(0, min(6, 2 - _power(value)))}f}"
-
-
-def _power(value: float) -> int:
-    return math.floor(math.log10(abs(value))) if value else 2
+    if not 1e-4 <= abs(value) < 1e4:
+        return f"{value:.3g}"
+    return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
 
 
 def interval(low: float, high: float) -> str:

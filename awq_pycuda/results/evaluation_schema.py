@@ -10,6 +10,7 @@ from awq_pycuda.results.entries import Better, Entry, entry_of
 NAME = "awq_pycuda_evaluation"
 VERSION = 1
 FILE_NAME = "evaluation.h5"
+CALIBRATION_NAME = "calibration.h5"  # the layer file beside it that recipes are searched on
 
 RECIPES = "/recipes"
 WINDOWS = "/windows"
