@@ -11,10 +11,9 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, is_dataclass, replace
 from enum import Enum
-from functools import cache
 from operator import attrgetter
 from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin
 
 from awq_pycuda.choices import (
     Baselines,
@@ -34,7 +33,7 @@ from awq_pycuda.choices import (
     ZeroPoint,
     ZeroStep,
 )
-from awq_pycuda.config_types import fits
+from awq_pycuda.config_types import fits, hints
 from awq_pycuda.errors import InputError
 from awq_pycuda.kernels import table
 from awq_pycuda.quant.tools import FINITE, MAX_GAMMA, TOOLS, is_clamp, is_floor, is_grid, is_least_power
@@ -115,6 +114,7 @@ class FileInputs(InputsConfig):
 
     kind: str = "file"
     path: str = MISSING
+    first_token: int = 0
     chunk_tokens: int | None = None
 
 
@@ -244,6 +244,7 @@ ALLOWED: dict[str, str] = {
     "inputs.factor_min": "a number above 0, at most inputs.factor_max",
     "inputs.factor_max": "a number above 0, at most 1e6, at least inputs.factor_min",
     "inputs.path": "a layer file: .h5, .hdf5, .safetensors or .npz",
+    "inputs.first_token": f"a whole number from 0 to {MAX_SIZE}",
     "inputs.chunk_tokens": f"null (whole where they fit, else in chunks) or a whole number from 1 to {MAX_SIZE}",
     "quant.group_size": f"null (one step per row) or a whole number from 1 to {MAX_SIZE}",
     "quant.bits": "a whole number from 2 to 8",
@@ -283,7 +284,7 @@ ALLOWED: dict[str, str] = {
 def _types(node: type, prefix: str = "") -> dict[str, Any]:
     """The type of each key of a config class, by its dotted name."""
     found: dict[str, Any] = {}
-    for name, kind in get_type_hints(node).items():
+    for name, kind in hints(node).items():
         for part in (SyntheticInputs, OutlierInputs, FileInputs) if kind is InputsConfig else (kind,):
             found |= _types(part, f"{prefix}{name}.") if is_dataclass(part) else {f"{prefix}{name}": kind}
     return found
@@ -349,6 +350,7 @@ def check(config: Config) -> None:
     if isinstance(config.inputs, FileInputs):
         if config.inputs.path == MISSING:
             raise InputError(f"inputs.path: has no value; allowed: {ALLOWED['inputs.path']}")
+        need("inputs.first_token", config.inputs.first_token, lambda first: 0 <= first <= MAX_SIZE)
         need("inputs.chunk_tokens", config.inputs.chunk_tokens, count_or_all)
     need("inputs.kind", config.inputs.kind, lambda kind: kind == type(config.inputs).kind)
     need("inputs.holdout", config.inputs.holdout, lambda share: 0 <= share < 1)
@@ -380,14 +382,9 @@ def settled(config: Config) -> Config:
     return replace(config, search=search, gammas=gammas, share=config.share or tool.share, clip=clip)
 
 
-@cache
-def _hints(schema: Any) -> dict[str, Any]:
-    return get_type_hints(schema)
-
-
 def _name_members(node: Any, prefix: str) -> None:
     schema: Any = type(node)
-    for name, kind in _hints(schema).items():
+    for name, kind in hints(schema).items():
         value = getattr(node, name)
         if is_dataclass(value):
             _name_members(value, f"{prefix}{name}.")

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import fields, is_dataclass
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass, replace
 from enum import Enum
 from typing import Any
 
 import yaml
 
-from awq_pycuda.config import Config
+from awq_pycuda.config import Config, FileInputs, InputsConfig, OutlierInputs, SyntheticInputs, check
+from awq_pycuda.errors import InputError
 
 
 def plain(node: Any) -> Any:
@@ -28,6 +30,41 @@ def as_yaml(config: Config) -> str:
     """The config as result files hold it."""
     text: str = yaml.safe_dump(plain(config), sort_keys=False)
     return text
+
+
+def from_yaml(text: str) -> Config:
+    """The checked config that a result file holds; a key that it lacks, of a later version, has its default.
+
+    Raises:
+        InputError: it is no config of this version or an earlier one.
+    """
+    try:
+        tree = yaml.load(text, yaml.CSafeLoader)
+    except (yaml.YAMLError, RecursionError):
+        tree = None
+    if not isinstance(tree, dict):
+        raise InputError("config: is no mapping of keys; allowed: what a run has stored")
+    config: Config = _filled(Config(), tree, "")
+    check(config)
+    return config
+
+
+def _filled(node: Any, tree: Mapping[Any, Any], prefix: str) -> Any:
+    """A copy of a part of the config with the values of a tree."""
+    if isinstance(node, InputsConfig):
+        kinds = {kind.kind: kind for kind in (SyntheticInputs, OutlierInputs, FileInputs)}
+        kind = tree.get("kind")
+        node = kinds[kind]() if isinstance(kind, str) and kind in kinds else node
+    values: dict[str, Any] = {}
+    known = {item.name for item in fields(node)}
+    for name, value in tree.items():
+        if name not in known:
+            raise InputError(f"{prefix}{name}={value}: no such key; allowed: those of this version")
+        own = getattr(node, name)
+        if is_dataclass(own) and not isinstance(value, dict):
+            raise InputError(f"{prefix}{name}={value}: is no group of keys; allowed: what a run has stored")
+        values[name] = _filled(own, value, f"{prefix}{name}.") if is_dataclass(own) else value
+    return replace(node, **values)
 
 
 def config_hash(config: Config) -> str:

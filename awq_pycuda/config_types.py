@@ -1,11 +1,18 @@
-"""Whether a value is of the type that a key of the config has."""
+"""The types of the config's keys, and whether a value is of one."""
 
 from __future__ import annotations
 
 import sys
 from enum import Enum
+from functools import cache
 from types import UnionType
-from typing import Any, get_args, get_origin
+from typing import Any, get_args, get_origin, get_type_hints
+
+
+@cache
+def hints(schema: Any) -> dict[str, Any]:
+    """The type of each field of a dataclass, by name, looked up once."""
+    return get_type_hints(schema)
 
 
 def fits(kind: Any, value: object) -> bool:

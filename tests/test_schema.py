@@ -120,12 +120,13 @@ def test_a_file_has_what_the_table_says_and_nothing_else(tmp_path, given):
 
 
 def test_the_full_file_leaves_nothing_of_the_table_out(tmp_path):
-    """Only what a failed run says of itself, what a GPU tells, and who shares: see test_sharing.py."""
+    """Only what a failed run says of itself, what a GPU tells, who shares, and what an evaluation's run reads."""
     made = [make_run(tmp_path / name, "layers=1", *RUNS[name]) for name in RUNS]
     found = {path for file in made for path in contents(file)}
     of_gpu = {entry.path for entry in schema.under(schema.CONDITIONS)}
     assert {entry.path for entry in schema.TABLE} - found == {
         "/@error",
+        "/@inputs_sha256",
         f"{schema.LAYER}/search/@shares_s_with",
     } | of_gpu
 

@@ -1,5 +1,6 @@
 """Writes the layers of a plan with what windows of a text send into them, and says what became of everything."""
 
+import json
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from awq_pycuda.capturing.recording import Recorder
 from awq_pycuda.capturing.report import report
 from awq_pycuda.capturing.windows import Window
 from awq_pycuda.layers.writer import LayerWriter
+
+SAID = "said"  # the dataset of a layer file that has what was said when it was made
 
 
 class NothingLeft(Exception):
@@ -69,4 +72,5 @@ def write_layers(
         said = [*loaded.said, *report(window, plan, rows, left_out, account, loaded.heads)]
         versions = {f"{library}_version": str(sys.modules[library].__version__) for library in LIBRARIES}
         writer.set_attributes({**attributes, **versions, **loaded.attributes})
+        writer.set_text(SAID, json.dumps(said), "what is to be said of the capture: a JSON list of lines")
     return Written(rows, said)

@@ -82,7 +82,7 @@ def spec_of(config: Config, in_chunks: bool = False) -> RunSpec:
     """
     return RunSpec(
         layers=plan_layers(config, in_chunks),
-        convention=_convention_of(config),
+        convention=convention_of(config),
         backend=config.backend,
         search=config.search.where,
         variants={stage: attrgetter(key)(config).name for stage, key in table.KEYS.items()},
@@ -97,7 +97,7 @@ def spec_of(config: Config, in_chunks: bool = False) -> RunSpec:
     )
 
 
-def _convention_of(config: Config) -> Convention:
+def convention_of(config: Config) -> Convention:
     """The convention that the config names, with what it asks to be otherwise."""
     of_tool = CONVENTIONS[config.convention]
     given: dict[str, Any] = {"gammas": config.gammas, "share": config.share, **vars(config.search)}

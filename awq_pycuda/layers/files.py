@@ -58,18 +58,20 @@ class LayerShape:
 
 
 def load_layers(
-    path: Path, layers: int | None = None, tokens: int | None = None, stored: bool = False
+    path: Path, layers: int | None = None, tokens: int | None = None, stored: bool = False, first: int = 0
 ) -> list[FileLayer]:
     """Read the first ``layers`` layers of a file (default: all), in the order of their group names.
 
     Layers that no token reached are left out: they have nothing to run on, see `unreached_layers`.
-    ``tokens`` takes only the first so many rows of every layer's own activations (default: all), and all of a layer
-    that holds fewer, such as an expert to which few tokens were routed. Float16 tensors come back as float32. With
-    ``stored`` activations stay in the file, which then has to be HDF5 with those of every layer. Raises `InputError`
-    for any fault of the file, for more layers than it holds and for more tokens than any of them does.
+    ``tokens`` takes only so many rows of every layer's own activations (default: all), from the row ``first`` on, and
+    all from there of a layer that holds fewer, such as an expert to which few tokens were routed. Float16 tensors come
+    back as float32. With ``stored`` activations stay in the file, which then has to be HDF5 with those of every layer.
+    Raises `InputError` for any fault of the file, for more layers than it holds, for more tokens than any of them does
+    and for a layer that holds none from ``first`` on.
     """
     loaded: list[FileLayer] = []
-    with _open_checked(path, layers, tokens) as sources:
+    rows = slice(first, None if tokens is None else first + tokens)
+    with _open_checked(path, layers, tokens, first) as sources:
         for index, (source, input_of) in enumerate(zip(sources, _inputs_of(sources), strict=True)):
             label = _label(index, source.name)
             arrays = {
@@ -81,9 +83,9 @@ def load_layers(
             if input_of is not None:
                 activations = loaded[input_of].activations
             elif stored:
-                activations = _looked_through(path, label, source.tensors.get("activations"), slice(tokens))
+                activations = _looked_through(path, label, source.tensors.get("activations"), rows)
             elif "activations" in source.tensors:
-                activations = _read(path, label, "activations", source.tensors["activations"], slice(tokens))
+                activations = _read(path, label, "activations", source.tensors["activations"], rows, first)
             loaded.append(FileLayer(source.name, arrays["weight"], activations, arrays.get("bias"), input_of))
     return loaded
 
@@ -109,8 +111,9 @@ def _looked_through(path: Path, label: str, tensor: Tensor | None, rows: slice) 
         raise _refuse_chunks(path, f"{path.suffix} is read as a whole")
     found = tensor.rows.alone(rows)
     step = max(1, _LOOKED_THROUGH // tensor.shape[1])
-    for start in range(0, len(found), step):
-        _read(path, label, "activations", tensor, slice(start, min(start + step, len(found))), start)
+    first = rows.start
+    for start in range(first, first + len(found), step):
+        _read(path, label, "activations", tensor, slice(start, min(start + step, first + len(found))), start)
     return found
 
 
@@ -118,15 +121,17 @@ def _refuse_chunks(path: Path, why: str) -> InputError:
     return refuse(path, f"{why}; allowed in chunks (inputs.chunk_tokens) is HDF5 with activations of every layer")
 
 
-def describe_layers(path: Path, layers: int | None = None, tokens: int | None = None) -> list[LayerShape]:
+def describe_layers(
+    path: Path, layers: int | None = None, tokens: int | None = None, first: int = 0
+) -> list[LayerShape]:
     """Dimensions of what `load_layers` would read, without reading it, so that its memory can be counted first.
 
     Raises `InputError` as `load_layers` does, except for faults that only the values show.
     """
     shapes = []
-    with _open_checked(path, layers, tokens) as sources:
+    with _open_checked(path, layers, tokens, first) as sources:
         for source, input_of in zip(sources, _inputs_of(sources), strict=True):
-            rows = source.tensors["activations"].shape[0] if "activations" in source.tensors else None
+            rows = source.tensors["activations"].shape[0] - first if "activations" in source.tensors else None
             shapes.append(
                 LayerShape(
                     name=source.name,
@@ -150,6 +155,21 @@ def try_layers(path: Path) -> None:
     """Reads all of an HDF5 file but its tensors, whatever is wrong with it: for a process that may hang or crash."""
     with suppress(InputError):
         describe_layers(path)
+
+
+def stored_weights(path: Path) -> dict[str, StoredRows]:
+    """The (out_features, in_features) weights of the layers of an HDF5 file that a token reached, not read, by name.
+
+    Raises `InputError` as `describe_layers` does, and for two layers of one name.
+    """
+    found: dict[str, StoredRows] = {}
+    with _open_checked(path, None, None) as sources:
+        for source in sources:
+            rows = source.tensors["weight"].rows
+            if rows is None or source.name in found:
+                raise refuse(path, f"holds two layers named {source.name}" if rows else "is read as a whole")
+            found[source.name] = rows.opened()
+    return found
 
 
 def unreached_layers(path: Path) -> list[str]:
@@ -182,7 +202,7 @@ def find_fault(array: NDArray[Any], limit: float, first_row: int = 0) -> str | N
 
 
 @contextmanager
-def _open_checked(path: Path, layers: int | None, tokens: int | None) -> Iterator[list[Source]]:
+def _open_checked(path: Path, layers: int | None, tokens: int | None, first: int = 0) -> Iterator[list[Source]]:
     """Open a file of any of the formats, with its structure and its shapes checked for the layers chosen."""
     with open_sources(path) as sources:
         reached = [source for source in sources if not source.unreached]
@@ -191,7 +211,7 @@ def _open_checked(path: Path, layers: int | None, tokens: int | None) -> Iterato
         _check_layers(path, reached, layers)
         chosen = reached[:layers]
         _check_structure(path, chosen)
-        _check_tokens(chosen, tokens)
+        _check_tokens(chosen, tokens, first)
         yield chosen
 
 
@@ -251,17 +271,25 @@ def _check_tensor(path: Path, label: str, tensor_name: str, tensor: Tensor) -> N
         raise refuse(path, f"{label} has shape {tensor.shape}; allowed are dimensions of at least 1")
 
 
-def _check_tokens(sources: list[Source], tokens: int | None) -> None:
+def _check_tokens(sources: list[Source], tokens: int | None, first: int) -> None:
     held = {
         index: source.tensors["activations"].shape[0]
         for index, source in enumerate(sources)
         if "activations" in source.tensors
     }
-    if tokens is None or not held:
+    if not held:
+        if first:
+            raise InputError(f"inputs.first_token={first}: inputs.path holds no activations; allowed is 0")
         return
-    most = max(held, key=held.__getitem__)
-    if not 1 <= tokens <= held[most]:
+    least, most = min(held, key=held.__getitem__), max(held, key=held.__getitem__)
+    if first >= held[least]:
         raise InputError(
-            f"tokens={tokens}: inputs.path holds activations of at most {held[most]} tokens, those of "
-            f"{_label(most, sources[most].name)}; allowed are 1 to {held[most]}",
+            f"inputs.first_token={first}: {_label(least, sources[least].name)} of inputs.path holds activations of "
+            f"{held[least]} tokens; allowed are 0 to {held[least] - 1}",
+        )
+    if tokens is not None and not 1 <= tokens <= held[most] - first:
+        behind = f" from inputs.first_token={first} on" if first else ""
+        raise InputError(
+            f"tokens={tokens}: inputs.path holds activations of at most {held[most] - first} tokens{behind}, those of "
+            f"{_label(most, sources[most].name)}; allowed are 1 to {held[most] - first}",
         )

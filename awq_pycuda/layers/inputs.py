@@ -133,10 +133,9 @@ def plan_layers(config: Config, in_chunks: bool = False) -> list[LayerSpec]:
             if fault := _endless(path, file_stamp(path)):
                 raise refuse("inputs.path", path, fault)
             in_chunks |= inputs.chunk_tokens is not None
-            _refuse_too_large(path, config, in_chunks)
-            specs = _from_file(
-                config, inputs.chunk_tokens, _load(path, file_stamp(path), config.layers, config.tokens, in_chunks)
-            )
+            _refuse_too_large(path, config, inputs.first_token, in_chunks)
+            loaded = _load(path, file_stamp(path), config.layers, config.tokens, in_chunks, inputs.first_token)
+            specs = _from_file(config, inputs.chunk_tokens, loaded)
     else:
         assert isinstance(inputs, SyntheticInputs)
         specs = _synthetic(config, inputs)
@@ -201,9 +200,9 @@ def _synthetic(config: Config, inputs: SyntheticInputs) -> list[LayerSpec]:
     ]
 
 
-def _refuse_too_large(path: Path, config: Config, in_chunks: bool) -> None:
+def _refuse_too_large(path: Path, config: Config, first: int, in_chunks: bool) -> None:
     """Reads the shapes alone: a file larger than the machine must not be loaded to find that out."""
-    shapes = describe_layers(path, config.layers, config.tokens)
+    shapes = describe_layers(path, config.layers, config.tokens, first)
     if len(shapes) > MAX_LAYERS:
         raise refuse("layers", "null", f"inputs.path={path} holds {len(shapes)} layers")
     own = [0 if in_chunks or shape.input_of is not None else shape.tokens or 0 for shape in shapes]
@@ -232,9 +231,11 @@ def _sha256(path: Path, _stamp: tuple[int, ...]) -> str:
 
 
 @lru_cache(maxsize=1)
-def _load(path: Path, _stamp: tuple[int, ...], layers: int | None, tokens: int | None, stored: bool) -> list[FileLayer]:
+def _load(
+    path: Path, _stamp: tuple[int, ...], layers: int | None, tokens: int | None, stored: bool, first: int
+) -> list[FileLayer]:
     # One load serves the checks before a run, the run itself and every job of a sweep over one file.
-    return load_layers(path, layers, tokens, stored)
+    return load_layers(path, layers, tokens, stored, first)
 
 
 def _from_file(config: Config, chunk_tokens: int | None, layers: list[FileLayer]) -> list[LayerSpec]:

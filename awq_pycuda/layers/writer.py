@@ -127,6 +127,11 @@ class LayerWriter:
         """Note where the layers come from, as attributes of the file."""
         self._file.attrs.update(attributes)
 
+    def set_text(self, name: str, text: str, description: str) -> None:
+        """Keep a text of any length as a dataset of the file, in the bytes of UTF-8: attributes have 64 KB at most."""
+        dataset = self._file.create_dataset(name, data=np.frombuffer(text.encode(), np.uint8))
+        dataset.attrs["description"] = description
+
     def _activations(self, group: Any, shape: tuple[int, int], maxshape: tuple[int | None, int] | None = None) -> None:
         self._dataset(group, "activations", shape, ("tokens", "in_features"), "inputs of the layer", maxshape=maxshape)
 

@@ -12,7 +12,15 @@ from numpy.typing import NDArray
 from awq_pycuda.choices import Divisor, Element, StepDtype, ZeroOrder, ZeroPoint, ZeroStep
 from awq_pycuda.errors import InputError
 from awq_pycuda.quant import packing
-from awq_pycuda.quant.step_types import E4M3_LARGEST, epsilon, power_of_two, round_e2m1, rounded, smallest
+from awq_pycuda.quant.step_types import (
+    BITS_OF_STEPS,
+    E4M3_LARGEST,
+    epsilon,
+    power_of_two,
+    round_e2m1,
+    rounded,
+    smallest,
+)
 
 Array = NDArray[Any]
 Parts = tuple[tuple[slice, Array], ...]
@@ -142,6 +150,18 @@ class Format:
     def groups(self, in_features: int) -> int:
         """Groups of a row, the last one full or not."""
         return -(-in_features // self.size(in_features))
+
+    def stored_bits(self, out_features: int, in_features: int) -> int:
+        """Bits that a matrix takes: codes, steps and zero points in their types, and what scales all of its steps.
+
+        Integer zero points have the bits of a code, float ones those of a step. AWQ's scale per input channel is not
+        counted: it belongs into what makes the layer's input.
+        """
+        of_step = BITS_OF_STEPS[self.step_dtype]
+        of_zero = self.bits if self.zero_point is ZeroPoint.integer else of_step
+        of_group = of_step + (0 if self.symmetric else of_zero)
+        of_matrix = BITS_OF_STEPS[StepDtype.fp32] if self.has_tensor_scale else 0
+        return out_features * (in_features * self.bits + self.groups(in_features) * of_group) + of_matrix
 
     def parts(self, matrix: Array) -> Parts:
         """Views of a (rows, K) matrix by groups: which groups, and (rows, these groups, channels of one).

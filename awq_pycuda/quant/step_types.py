@@ -21,6 +21,14 @@ _FLOATS: dict[StepDtype, tuple[int, int, float]] = {
 _E8M0 = (-127, 127)  # exponents that a byte holds (OCP Microscaling Formats specification, 1.0)
 # What compressed-tensors takes for a step that comes out as 0: the gap above 1.
 _EPSILON = {StepDtype.fp16: 2.0**-10, StepDtype.bf16: 2.0**-7, StepDtype.e4m3: 2.0**-3, StepDtype.fp32: 2.0**-23}
+BITS_OF_STEPS = {
+    StepDtype.fp32: 32,
+    StepDtype.fp16: 16,
+    StepDtype.bf16: 16,
+    StepDtype.e4m3: 8,
+    StepDtype.e8m0: 8,
+    StepDtype.e8m0_up: 8,
+}
 E4M3_LARGEST = _FLOATS[StepDtype.e4m3][2]
 
 

@@ -134,9 +134,9 @@ class File:
         entry = self.layout.entry(path)
         return _attribute(self.attributes(entry.parent, layer), place(entry.parent, layer), entry)
 
-    def numbers(self, path: str, layer: int = 0) -> Array:
-        """The numbers of a dataset, in float64."""
-        return _numbers(self.found, place(path, layer), len(self.layout.entry(path).dims))
+    def numbers(self, path: str, layer: int = 0, rank: int | None = None) -> Array:
+        """The numbers of a dataset, in float64; `rank` where it may have fewer dimensions than the schema names."""
+        return _numbers(self.found, place(path, layer), len(self.layout.entry(path).dims) if rank is None else rank)
 
     def texts(self, path: str) -> list[str]:
         """The texts of a dataset, in their order."""

@@ -12,7 +12,7 @@ from awq_pycuda.results.entries import Entry, entry_of
 from awq_pycuda.results.verified import VERIFIED
 
 NAME = "awq_pycuda"
-VERSION = 6
+VERSION = 7
 FILE_NAME = "results.h5"
 
 LAYER = "/layers/000"  # stands for every layer
@@ -51,6 +51,9 @@ TABLE: tuple[Entry, ...] = (
     Entry("/@overrides", "JSON list, as given on the command line", "str"),
     Entry("/@config", "the resolved config as YAML", "str"),
     Entry("/@config_hash", "SHA-256 of the config without `study`, independent of key order", "str"),
+    Entry(
+        "/@inputs_sha256", "SHA-256 of the layer file", "str", (), "1", "optional", 7, note="; of an evaluation's runs"
+    ),
     Entry("/@backend", "`cuda` or `cpu`", "str"),
     Entry(
         "/@device",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache, lru_cache
 from operator import attrgetter
@@ -17,8 +17,10 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType, RangeSweep
 from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
 from hydra.plugins.config_source import ConfigLoadError
 from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 from awq_pycuda.config import (
     ALLOWED,
@@ -37,7 +39,7 @@ from awq_pycuda.errors import InputError
 from awq_pycuda.kernels import table
 from awq_pycuda.paths import resource_dir
 from awq_pycuda.sweeps.hosts import visible_gpus
-from awq_pycuda.sweeps.hydra_errors import groups, no_value, similar
+from awq_pycuda.sweeps.hydra_errors import explain, groups, no_value, similar
 from awq_pycuda.sweeps.launchers import LAUNCHERS
 from awq_pycuda.sweeps.overrides import check_overrides, check_referred, referring
 
@@ -68,6 +70,25 @@ def register_schemas(studies: bool = True) -> None:
             store.store(group="hydra/launcher", name=name, node=OmegaConf.merge(plugin.node, settings))
     for path in sorted(resource_dir("experiments").glob("*.yaml")) if studies else ():
         store.store(group="experiment", name=path.stem, node=OmegaConf.load(path), package="_global_")
+
+
+@contextmanager
+def composing() -> Iterator[Callable[[Sequence[str]], Config]]:
+    """Yields what makes a config, checked and settled, of overrides as `run` takes them for one job.
+
+    It raises an `InputError` for whatever is wrong with them, in the line that `run` prints.
+    """
+
+    def compose(overrides: Sequence[str]) -> Config:
+        try:
+            check_overrides(overrides)
+            return to_config(hydra.compose("config", list(overrides)))
+        except (HydraException, OmegaConfBaseException) as error:
+            raise InputError(" ".join(explain(error, overrides).splitlines())) from None
+
+    register_schemas(studies=False)
+    with hydra.initialize_config_dir(str(resource_dir("conf")), version_base="1.3"):
+        yield compose
 
 
 def to_config(composed: DictConfig) -> Config:

@@ -23,6 +23,8 @@ from awq_pycuda.kernels import table
 from awq_pycuda.paths import resource_dir
 from awq_pycuda.sweeps.launchers import LAUNCHERS
 
+RECIPES = "recipes"  # beside the groups: lists of overrides that an evaluation takes
+
 
 def explain(error: BaseException, overrides: Sequence[str]) -> str:
     """The line to print for an error of composing the config.
@@ -74,7 +76,7 @@ def no_value(key: str) -> str:
 @cache
 def groups() -> dict[str, list[str]]:
     """The options of each group."""
-    folders = {path.name: path for path in resource_dir("conf").iterdir() if path.is_dir()}
+    folders = {path.name: path for path in resource_dir("conf").iterdir() if path.is_dir() and path.name != RECIPES}
     folders["experiment"] = resource_dir("experiments")
     options = {group: sorted(path.stem for path in folder.glob("*.yaml")) for group, folder in folders.items()}
     return options | {"matmul": sorted(table.names("dequantizeTiled"))}
