@@ -12,8 +12,10 @@ from awq_pycuda import analyze
 from awq_pycuda.analysis import figures, report
 from awq_pycuda.analysis.collect import collect
 from awq_pycuda.analysis.evaluations import rank_correlation, together
+from awq_pycuda.analysis.load import load
 from awq_pycuda.analysis.printing_evaluation import nats
 from awq_pycuda.bootstrap import Bootstrap
+from awq_pycuda.errors import InputError
 
 SIZES = ["clip_int4", "awq_int4", "rtn_int4", "plan", "rtn_nvfp4", "awq_nvfp4", "rtn_int8", "original"]
 
@@ -227,6 +229,16 @@ def test_the_documentation_names_every_column(folder, command):
         for column in (path.stem, *pd.read_csv(path).columns):
             ends = [column.removesuffix(end) for end in ("_low", "_high", "")]
             assert any(f"`{name}`" in text for name in ends), column
+
+
+def test_a_notebook_reads_the_file_as_it_is_laid_out(folder, found):
+    tree = load(folder / "tiny" / "evaluation.h5")
+    assert tree["tokens/kl"].dims == ("recipe", "token")
+    names = tree["recipes/name"].values.tolist()
+    assert float(tree["recipes/kl"][names.index("awq_int4")]) == found.recipes.set_index("recipe")["kl"]["awq_int4"]
+    assert tree["layers/bits"].attrs["description"].startswith("bits of a weight")
+    with pytest.raises(InputError, match=r"tiny/evaluation\.h5: an evaluation, to be given alone"):
+        load(folder)
 
 
 # ---- two of them compared

@@ -21,7 +21,8 @@ from awq_pycuda.hdf5 import UnreadableError
 from awq_pycuda.hdf5_worker import ask
 from awq_pycuda.quant.format import Format
 from awq_pycuda.results import schema
-from awq_pycuda.results.reader import read
+from awq_pycuda.results.files import read_any
+from awq_pycuda.results.reader import ResultFile
 
 _ALLOWED = "allowed: a result file of awq_pycuda, or a folder that holds some"
 # What the variables of a Dataset hold, by their names there.
@@ -40,14 +41,15 @@ def load(paths: Path | str | Sequence[Path | str]) -> xr.DataTree | xr.Dataset:
     """Results for a notebook, wholly in memory.
 
     Args:
-        paths: a result file; or a folder, or several files and folders, as `python -m awq_pycuda.analyze` takes them.
+        paths: a result file, or an evaluation's; or a folder, or several files and folders, as
+            `python -m awq_pycuda.analyze` takes them.
 
     Returns:
-        Of one file a DataTree, laid out as the file (docs/results.md), Wq
-            unpacked. Of a folder or several paths a Dataset with
-        the dimension `run`: metrics (run, layer), `search_error` (run, layer, gamma), `gpu_ms` and `host_ms`
-        (run, layer, stage, repeat), `pipeline_ms` (run, repeat), with status, device and every config key as
-        coordinates of `run`. NaN where a run has no such layer, gamma or repeat. Both keep units and descriptions.
+        Of one file a DataTree, laid out as the file (docs/results.md, docs/evaluation.md), Wq unpacked. Of a folder or
+        several paths a Dataset with the dimension `run`: metrics (run, layer), `search_error` (run, layer, gamma),
+        `gpu_ms` and `host_ms` (run, layer, stage, repeat), `pipeline_ms` (run, repeat), with status, device and every
+        config key as coordinates of `run`. NaN where a run has no such layer, gamma or repeat. Both keep units and
+        descriptions.
 
     Raises:
         InputError: the one file is no result, or there is no result among several. Others that cannot be read are
@@ -58,6 +60,7 @@ def load(paths: Path | str | Sequence[Path | str]) -> xr.DataTree | xr.Dataset:
     several = [paths] if isinstance(paths, str | os.PathLike) else paths
     collection = collect([Path(path) for path in several])
     left_out = [f"{each.path}: {each.reason}" for each in collection.left_out]
+    left_out += [f"{each.path}: an evaluation, to be given alone" for each in collection.evaluations]
     if collection.runs.empty:
         raise InputError(f"no result that can be read; left out: {'; '.join(left_out) or 'nothing given'}; {_ALLOWED}")
     if left_out:
@@ -79,9 +82,9 @@ def _read_tree(path: Path) -> xr.DataTree:
     Raises:
         UnreadableError: it is no result, or damaged, be it in a part that the tables do not need.
     """
-    config = read(path).config
+    found = read_any(path)
     try:
-        form = _stored_format(config)
+        form = _stored_format(found.config if isinstance(found, ResultFile) else {})  # an evaluation has no codes
         with xr.open_datatree(path, engine="h5netcdf") as tree:
             tree.load()
         for layer in tree["layers"].children.values() if "layers" in tree.children else ():
