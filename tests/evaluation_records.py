@@ -22,7 +22,14 @@ ROOT: dict[str, Any] = {
     **dict.fromkeys(("created", "versions", "git_commit", "kernels_sha256", "options", "model_type"), ""),
     **{"status": "complete", "backend": "cpu", "device": '{"name": "a CPU"}', "git_dirty": False, "model": "tiny"},
     **{f"{of}_sha256": of[0] * 64 for of in ("model", "text", "calibration", "evaluation")},
-    **{"calibration_tokens": 8, "evaluation_tokens": 12, "predicted_tokens": 9, "window": 4, "vocabulary": 50},
+    **{
+        "calibration_tokens": 8,
+        "skipped_tokens": 0,
+        "evaluation_tokens": 12,
+        "predicted_tokens": 9,
+        "window": 4,
+        "vocabulary": 50,
+    },
     **{"parameters": 4096, "linear_parameters": 1024, "seed": 0, "said": json.dumps(["every token was seen"])},
 }
 WINDOWS, TOKENS, LAYERS = 3, 9, 2
@@ -40,7 +47,7 @@ def recipe(name: str, size: float, **changed: Any) -> EvaluatedRecipe:
         np.full(LAYERS, np.nan if original else 0.5),
     )
     values = {
-        **{"name": name, "config": "", "mixture": "", "config_hash": "", "results": ""},
+        **{"name": name, "config": "", "overrides": "[]", "mixture": "", "config_hash": "", "results": ""},
         **{"bits": of_layers.bits[0], "linear_bytes": 128 * of_layers.bits[0], **figures},
         **{"perplexity": Figure(20 + size, 18 + size, 22 + size), "top1": Figure(1 - size / 2, 1 - size, 1.0)},
         **{"search_s": 0.0 if original else 0.5, "evaluate_s": 0.25, "of_layers": of_layers},
@@ -53,7 +60,7 @@ def evaluation(*recipes: EvaluatedRecipe, alone: bool = False, **root: Any) -> E
     """The evaluation of the original and these recipes (default: two)."""
     of_window = np.repeat(np.arange(WINDOWS), TOKENS // WINDOWS)
     rng = np.random.default_rng(3)
-    costs = rng.random((2, LAYERS, WINDOWS)) / 10
+    costs = rng.random((3, LAYERS, WINDOWS)) / 10
     return EvaluationRecord(
         ROOT | root,
         [recipe(ORIGINAL, 0.0), *(recipes or (recipe("int4", 0.25), recipe("int8", 0.002)))],

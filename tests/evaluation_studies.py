@@ -91,7 +91,14 @@ def study(
         hashed = config and f"{zlib.crc32(config.encode()):08x}"
         folder = f"recipes/{name}/results.h5" if config else ""
         return EvaluatedRecipe(
-            **{"name": name, "config": config, "mixture": mixture, "config_hash": hashed, "results": folder},
+            **{
+                "name": name,
+                "config": config,
+                "overrides": "[]",
+                "mixture": mixture,
+                "config_hash": hashed,
+                "results": folder,
+            },
             **{"bits": bits, "linear_bytes": 128 * bits, "search_s": 2.0, "evaluate_s": 1.0},
             **figures,
             of_tokens=of_tokens,
@@ -108,7 +115,7 @@ def study(
         Windows(512 + (per_window + 1) * np.arange(windows), np.full(windows, per_window)),
         Tokens(of_window, shared.integers(0, 50, count), nll),
         Layers(names, np.full(len(names), 64), np.full(len(names), 128)),
-        Alone(placed[alone], costs, 1.2 * costs) if alone else None,
+        Alone(placed[alone], costs, 1.2 * costs, 3 + costs) if alone else None,
     )
 
 

@@ -52,6 +52,7 @@ class EvaluatedRecipe:
 
     name: str
     config: str
+    overrides: str
     mixture: str
     config_hash: str
     results: str
@@ -100,6 +101,7 @@ class Alone:
     recipe: int
     kl: Floats
     kl_reverse: Floats
+    nll: Floats
 
 
 @dataclass(frozen=True)

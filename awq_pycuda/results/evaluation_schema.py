@@ -46,8 +46,11 @@ TABLE: tuple[Entry, ...] = (
     Entry("/@text_sha256", "of the text's bytes", "str"),
     Entry("/@calibration_sha256", "of the ids of the calibration's tokens, as int64", "str"),
     Entry("/@evaluation_sha256", "of the ids of the evaluation's tokens, as int64", "str"),
-    Entry("/@calibration_tokens", "tokens of the text, from its first on, that recipes were searched on", "i8"),
-    Entry("/@evaluation_tokens", "tokens of the text behind them that recipes were evaluated on", "i8"),
+    Entry(
+        "/@calibration_tokens", "tokens that recipes were searched on: the text's first, with the special ones", "i8"
+    ),
+    Entry("/@skipped_tokens", "tokens of the text behind them that nothing ran on", "i8"),
+    Entry("/@evaluation_tokens", "tokens of the text behind these that recipes were evaluated on", "i8"),
     Entry("/@predicted_tokens", "those of them with a token before them in their window", "i8"),
     Entry("/@window", "tokens of a window, with the tokenizer's special ones", "i8"),
     Entry("/@vocabulary", "tokens that a distribution is over", "i8"),
@@ -64,6 +67,9 @@ TABLE: tuple[Entry, ...] = (
     Entry(f"{RECIPES}/name", "`original`, then each recipe's name", "str", _RECIPE),
     Entry(
         f"{RECIPES}/config", "the resolved config of its run as YAML; empty for `original` and mixtures", "str", _RECIPE
+    ),
+    Entry(
+        f"{RECIPES}/overrides", "JSON list: what it gives its run; empty for `original` and mixtures", "str", _RECIPE
     ),
     Entry(
         f"{RECIPES}/mixture", "JSON: the recipe of each layer; empty where one recipe is that of all", "str", _RECIPE
@@ -120,6 +126,7 @@ TABLE: tuple[Entry, ...] = (
         ("layer", "window"),
     ),
     Entry(f"{ALONE}/kl_reverse", "that of KL(Q||P)", "f8", ("layer", "window")),
+    Entry(f"{ALONE}/nll", "that of -log Q(token)", "f8", ("layer", "window")),
     *(replace(each, since=1) for each in schema.TABLE if each.path == schema.DIGEST),
 )
 

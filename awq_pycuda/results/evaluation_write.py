@@ -47,8 +47,7 @@ def _values(record: EvaluationRecord) -> dict[str, Any]:
     for name in ("bits", "output_sqnr_db", "rtn_output_sqnr_db", "gamma"):
         values[f"layers/{name}"] = np.stack([getattr(recipe.of_layers, name) for recipe in record.recipes])
     if record.alone is not None:
-        alone = record.alone
-        values |= {"alone/@recipe": alone.recipe, "alone/kl": alone.kl, "alone/kl_reverse": alone.kl_reverse}
+        values |= {f"alone/{'@' * (name == 'recipe')}{name}": value for name, value in vars(record.alone).items()}
     return values
 
 
