@@ -118,12 +118,20 @@ class PlanOptions:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class PredictOptions:
+    """What the command line of a prediction sets."""
+
+    top: int = option("COUNT", "how many of the costliest layers are named", "a whole number from 1", whole(1), 10)
+
+
 USAGE = f"""\
 Usage: python -m awq_pycuda.analyze PATH... [out=report]
        python -m awq_pycuda.analyze compare A B [key=value ...]
        python -m awq_pycuda.analyze explain FILE LAYER [top=4]
        python -m awq_pycuda.analyze table PATH... [rows=format] [columns=recipe] [figure=error_removed] [over=median]
        python -m awq_pycuda.analyze plan EVALUATION... size=SIZE [out=plan.yaml] [name=plan] [among=NAMES]
+       python -m awq_pycuda.analyze predict LAYERS PATH... [top=10]
 
 Reads result files, and folders that are searched for files named *.h5 or *.hdf5 (hidden ones are not). What cannot be
 read is named and left out. Needs no GPU, and nothing but the files.
@@ -152,6 +160,10 @@ The fifth makes a mixture of recipes: those of the layers that cost the model th
 evaluations of one model, one of them at least with alone=RECIPE, and writes recipes for `awq_pycuda.evaluate`.
 
 {describe(PlanOptions)}
+The sixth predicts what recipes cost the model, in KL divergence, from the file of layers that they were searched on and
+the errors in their result files or evaluations; and holds it against what evaluations have measured.
+
+{describe(PredictOptions)}
 {SYNTAX}
 Exit codes: 0 done, 1 fail_on has found something or writing failed, 2 bad input, 128 + number stopped by a signal.
 """
@@ -167,7 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _work(arguments: Sequence[str]) -> int:
-    commands = {"compare": _compare, "explain": _explain, "table": _table, "plan": _plan}
+    commands = {"compare": _compare, "explain": _explain, "table": _table, "plan": _plan, "predict": _predict}
     command = commands.get(arguments[0]) if arguments else None
     return command(arguments[1:]) if command else _analyze(arguments)
 
@@ -313,6 +325,18 @@ def _plan(arguments: Sequence[str]) -> int:
     for line in plan.describe(made, options.name):
         console.print(line, soft_wrap=True, markup=False, highlight=False)
     console.print(f"recipes {out}", soft_wrap=True, markup=False, highlight=False)
+    return 0
+
+
+def _predict(arguments: Sequence[str]) -> int:
+    options, paths = parse(PredictOptions, arguments, PATHS)
+    if len(paths) < 2:
+        raise InputError(f"predict: {len(paths)} paths; allowed: a file of layers, then {PATHS}")
+    from awq_pycuda.analysis import prediction
+
+    console = make_console()
+    for line in prediction.describe(prediction.predict(paths[0], paths[1:]), options.top):
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
     return 0
 
 
