@@ -26,7 +26,10 @@ FIGURES = ("kl", "kl_reverse", "top1", "perplexity")
 OF_TOKENS = ("kl", "kl_reverse", "nll", "top1")
 MIXTURE = "mixture"  # the format of a recipe that takes several
 TOP_SHARE = 0.01  # of the tokens: those of which `kl_in_top` tells how much of all KL they hold
-_ROOT = ("model", "model_type", "status", "created", "window", "calibration_tokens", "evaluation_tokens")
+_ROOT = (
+    *("model", "model_type", "status", "created", "window"),
+    *("calibration_tokens", "skipped_tokens", "evaluation_tokens"),
+)
 _RECIPE_COLUMNS = (
     *("evaluation", "recipe", "format", "method", "bits", "linear_bytes"),
     *("kl", "kl_low", "kl_high", "rtn", "kl_over_rtn", "kl_over_rtn_low", "kl_over_rtn_high"),
