@@ -162,7 +162,10 @@ def test_the_command_prints_kl_first_and_perplexity_last(folder, command):
     lines = out.splitlines()
     assert lines[0] == "1 evaluation; 1 left out"
     assert lines[1].startswith(f"left out {folder}/damaged.h5: damaged HDF5 file")
-    assert lines[2] == "evaluation tiny: tiny (), 7 recipes on 96 tokens in 8 windows of 13, 8 layers"
+    assert (
+        lines[2]
+        == "evaluation tiny: tiny (), 7 recipes searched on 7 tokens and evaluated on 96 in 8 windows of 13, 8 layers"
+    )
     assert lines[4].split() == ["recipe", "bits", "KL", "95", "%", "interval", "over", "RTN", *lines[4].split()[8:]]
     assert lines[4].split()[-1] == "perplexity"
     rows = [line.split()[0] for line in lines[5:13]]
@@ -266,10 +269,12 @@ def test_better_worse_and_unclear_by_pairs_of_windows(folder, command, tmp_path)
         if name != "plan"
     }
     changed["clip_int4"] = (changed["clip_int4"][0] + "seed: 3\n", *changed["clip_int4"][1:])
-    write_study(tmp_path / "b", changed | {"other": ("", 5.0, 0.1)}, seed=5)
+    write_study(tmp_path / "b", changed | {"other": ("", 5.0, 0.1)}, seed=5, calibration_sha256="f" * 64)
     code, out, _ = command("compare", folder / "tiny", "b", "fail_on=worse", "out=made")
     found = verdicts(out)
     assert (found["awq_int4"], found["rtn_int8"], found["rtn_nvfp4"]) == ("better", "worse", "unclear")
+    assert "calibration tokens of A and B differ" in out.splitlines()
+    assert "models of A and B differ" not in out.splitlines()
     assert "clip_int4 has another config in B" in out.splitlines()
     assert "not compared: A plan: B has no such recipe" in out.splitlines()
     assert "not compared: B other: A has no such recipe" in out.splitlines()

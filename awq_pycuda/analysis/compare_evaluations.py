@@ -27,6 +27,7 @@ from awq_pycuda.results.files import read_any
 
 _COLUMNS = ("recipe", "figure", "a", "b", "difference", "low", "high", "verdict")
 _HIGHER = ("top1",)  # is better
+_APART = {"model_sha256": "models", "calibration_sha256": "calibration tokens"}
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,13 @@ class EvaluationComparison:
 
     `figures` has a row per recipe of both and figure (`kl`, `kl_reverse`, `nll`, `top1`): the means over the tokens,
     B's less A's with its 95 % interval, and a verdict. `changed` are the recipes whose configs differ, `not_compared`
-    (set, recipe, reason) those that only one of them has.
+    (set, recipe, reason) those that only one of them has; `apart` is what else differs, such as the models.
     """
 
     figures: pd.DataFrame
     not_compared: pd.DataFrame
     changed: Sequence[str]
+    apart: Sequence[str]
 
 
 def read_evaluations(*paths: Path) -> list[Evaluation] | None:
@@ -105,6 +107,7 @@ def compare_evaluations(a: Evaluation, b: Evaluation, tolerance: float = 0.0) ->
     return EvaluationComparison(
         figures=pd.DataFrame(rows, columns=list(_COLUMNS)),
         not_compared=pd.DataFrame(left, columns=["set", "recipe", "reason"]),
+        apart=[what for name, what in _APART.items() if own.root[name] != other.root[name]],
         changed=[name for name in both if mine[name].config_hash != theirs[name].config_hash],
     )
 

@@ -47,8 +47,9 @@ def summary(evaluation: Evaluation) -> str:
     """The model, how many recipes, and on what they were evaluated, in one line."""
     root, record = evaluation.record.root, evaluation.record
     recipes, windows = plural(len(record.recipes) - 1, "recipe"), plural(len(record.windows.tokens), "window")
-    tokens = f"{plural(int(root['predicted_tokens']), 'token')} in {windows} of {root['window']:,}"
-    return f"{root['model']} ({root['model_type']}), {recipes} on {tokens}, {plural(len(record.layers.name), 'layer')}"
+    searched = plural(int(root["calibration_tokens"]), "token")
+    tokens = f"searched on {searched} and evaluated on {root['predicted_tokens']:,} in {windows} of {root['window']:,}"
+    return f"{root['model']} ({root['model_type']}), {recipes} {tokens}, {plural(len(record.layers.name), 'layer')}"
 
 
 def nats(value: float) -> str:
@@ -107,6 +108,8 @@ def print_evaluations_compared(console: Console, result: EvaluationComparison) -
     for figure, mine in result.figures.groupby("figure", sort=False):
         counts = ", ".join(f"{count} {verdict}" for verdict, count in mine["verdict"].value_counts().items())
         print_line(console, f"{_NAMED.get(str(figure), 'KL')}: {counts}")
+    for what in result.apart:
+        print_line(console, f"{what} of A and B differ")
     for name in result.changed:
         print_line(console, f"{name} has another config in B")
     for side, recipe, reason in result.not_compared.itertuples(index=False):
