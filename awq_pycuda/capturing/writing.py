@@ -15,9 +15,8 @@ from awq_pycuda.capturing.probing import Plan
 from awq_pycuda.capturing.recording import Recorder
 from awq_pycuda.capturing.report import report
 from awq_pycuda.capturing.windows import Window
+from awq_pycuda.layers.notes import SAID
 from awq_pycuda.layers.writer import LayerWriter
-
-SAID = "said"  # the dataset of a layer file that has what was said when it was made
 
 
 class NothingLeft(Exception):

@@ -9,22 +9,19 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import h5py
-from numpy.typing import NDArray
-
-from awq_pycuda import __version__, hdf5
+from awq_pycuda import __version__
 from awq_pycuda.capturing.fault import Fault
 from awq_pycuda.capturing.loading import LIBRARIES, Loaded
 from awq_pycuda.capturing.probing import Plan, make_plan
 from awq_pycuda.capturing.text import Around
 from awq_pycuda.capturing.windows import Window, plain_ids
-from awq_pycuda.capturing.writing import SAID, NothingLeft, write_layers
+from awq_pycuda.capturing.writing import NothingLeft, write_layers
 from awq_pycuda.hdf5 import UnreadableError
 from awq_pycuda.hdf5_worker import ask
 from awq_pycuda.layers.files import describe_layers, stored_weights
 from awq_pycuda.layers.inputs import file_sha256
+from awq_pycuda.layers.notes import read_notes
 from awq_pycuda.layers.rows import StoredRows
 
 _OF_ORIGIN = ("model_sha256", "windows_sha256", "awq_pycuda_version", *(f"{name}_version" for name in LIBRARIES))
@@ -107,7 +104,7 @@ def calibrate(
             said = write_layers(path, loaded, plan, told, tokens, window, attributes).said
         except NothingLeft as nothing:
             raise Fault("model", f"has no layer that saw a token ({nothing})") from nothing
-    lines = [_account(windows, around, path), *said]
+    lines = [_account(windows, around, window.length, path), *said]
     return Calibration(path, file_sha256(path), tokens, lines, reused, stored_weights(path))
 
 
@@ -121,34 +118,19 @@ def _said_by(path: Path, noted: Mapping[str, str]) -> list[str] | None:
     """The lines of a calibration's file that is of this origin; None where there is none, or of another."""
     if not path.is_file():
         return None
-    (answer,) = ask([(_read_notes, path)])
+    (answer,) = ask([(read_notes, path, _OF_ORIGIN)])
     if isinstance(answer, UnreadableError):
         return None
     attributes, lines = answer
     same = all(attributes.get(name) == noted.get(name) for name in _OF_ORIGIN)
-    return list(lines) if same else None
+    return lines if same else None
 
 
-def _read_notes(path: Path) -> tuple[dict[str, Any], list[str]]:
-    """What a layer file notes of its origin, and what is to be said of it; for a process that may hang or crash.
-
-    Raises:
-        UnreadableError: it is no such file, or damaged.
-    """
-    try:
-        with h5py.File(path, "r", locking=False) as file:
-            hdf5.objects(file.id)
-            attributes = {name: file.attrs[name] for name in _OF_ORIGIN if name in file.attrs}
-            letters: NDArray[Any] = file[SAID][()]
-            return attributes, json.loads(letters.tobytes())
-    except Exception as error:  # whatever HDF5 makes of damage
-        raise UnreadableError(" ".join(str(error).split())) from None
-
-
-def _account(windows: Sequence[list[int]], around: Around, path: Path) -> str:
-    """What became of every token of the calibration."""
-    tokens, special = sum(map(len, windows)), len(windows) * len(around)
+def _account(windows: Sequence[list[int]], around: Around, length: int, path: Path) -> str:
+    """What became of every token of the calibration, whose last window ends with the tokens asked for."""
     lengths = Counter(map(len, windows))
+    tokens, before, text = sum(map(len, windows)), len(around.before), length - len(around)
+    special = sum(min(each, before) + max(0, each - before - text) for each in map(len, windows))
     shapes = describe_layers(path)
     all_of = sum(shape.tokens == tokens for shape in shapes)
     of_windows = " and ".join(
@@ -156,5 +138,5 @@ def _account(windows: Sequence[list[int]], around: Around, path: Path) -> str:
         for length, count in sorted(lengths.items(), reverse=True)
     )
     of_text = f"{tokens - special} of the text's first and {special} special ones"
-    others = "" if all_of == len(shapes) else f", {len(shapes) - all_of} experts saw those routed to them"
+    others = "" if all_of == len(shapes) else f", {len(shapes) - all_of} experts those routed to them"
     return f"calibration: {tokens} tokens ({of_text}) in {of_windows}; {all_of} layers saw all of them{others}"

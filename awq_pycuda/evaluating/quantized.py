@@ -211,7 +211,7 @@ def _run(
     path.unlink(missing_ok=True)
     with alone_in(path.parent, "out"), signals.held():
         with run.at_work():
-            origin = describe(run, recipe.overrides, as_yaml(config)) | {"inputs_sha256": calibration.sha256}
+            origin = describe(run, recipe.composed, as_yaml(config)) | {"inputs_sha256": calibration.sha256}
             record = attempt(run, origin, on_progress, signals.released())
         store(path.parent, run.spec, record)
     return stored(read(path), recipe.name), time.perf_counter() - begin

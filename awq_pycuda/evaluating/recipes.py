@@ -15,11 +15,11 @@ from awq_pycuda.errors import InputError
 from awq_pycuda.evaluating.stored import Stored, find_stored
 from awq_pycuda.paths import resource_dir
 from awq_pycuda.results.evaluation_record import ORIGINAL
+from awq_pycuda.results.evaluation_schema import CALIBRATION_NAME
 from awq_pycuda.results.schema import FILE_NAME
 from awq_pycuda.sweeps.composition import composing
 from awq_pycuda.sweeps.hydra_errors import RECIPES
 
-LAYER_FILE = "calibration.h5"  # what every recipe's run reads
 # What every recipe's run has where the recipe does not say otherwise: nothing is timed, little is compared.
 _DEFAULTS = ("timing=once", "baselines=rtn")
 # What an evaluation itself decides.
@@ -35,8 +35,8 @@ class Recipe:
 
     Attributes:
         name: unlike all others'.
-        overrides: of a run, as they are given to `run`.
-        config: of that run, but for the layer file.
+        overrides: of a run, as the recipe gives them; `composed` are all that its run has.
+        config: of that run, but for where its layer file lies.
         mixture: patterns of layers' paths in their order, each with the name of the recipe that its layers get.
         parts: the recipes that a mixture names, by name.
         stored: a complete run's file.
@@ -44,6 +44,7 @@ class Recipe:
 
     name: str
     overrides: tuple[str, ...] = ()
+    composed: tuple[str, ...] = ()
     config: Config | None = None
     mixture: tuple[tuple[str, str], ...] = ()
     parts: Mapping[str, Recipe] = field(default_factory=dict)
@@ -79,12 +80,12 @@ def parse(given: str, calibration: int, shared: Sequence[str] = ()) -> list[Reci
     with composing() as compose:
         for name, node in entries.items():
             if isinstance(node, yaml.SequenceNode):
-                overrides = _overrides(given, name, node, [*_DEFAULTS, f"tokens={calibration}", *shared])
+                own, others = _overrides(given, name, node, [*_DEFAULTS, f"tokens={calibration}", *shared])
                 try:
-                    config = compose(overrides)
+                    config = compose([*others, *own])
                 except InputError as error:
                     raise _refuse(given, f"{name}: {error}") from None
-                found[name] = Recipe(name, tuple(overrides), config)
+                found[name] = Recipe(name, tuple(own), (*others, *own), config)
     plain = dict(found)
     for name, node in entries.items():
         if name not in plain:
@@ -219,8 +220,10 @@ def _pairs(given: str, name: str, node: yaml.Node | None, allowed: str) -> dict[
     return found
 
 
-def _overrides(given: str, name: str, node: yaml.SequenceNode, others: Sequence[str]) -> list[str]:
-    """The overrides of a recipe's run: its own, and others of keys that it does not give."""
+def _overrides(
+    given: str, name: str, node: yaml.SequenceNode, others: Sequence[str]
+) -> tuple[list[str], tuple[str, ...]]:
+    """A recipe's own overrides, and those that its run has beside them: others of keys that it does not give."""
     own = []
     for item in node.value:
         if not isinstance(item, yaml.ScalarNode):
@@ -231,8 +234,8 @@ def _overrides(given: str, name: str, node: yaml.SequenceNode, others: Sequence[
     for key, text in zip(keys, own, strict=True):
         if key in _OURS or key.startswith("hydra"):
             raise _refuse(given, f"{name}: {text}: is set by the evaluation; allowed: keys of the quantization")
-    ours = [text for text in others if text.partition("=")[0] not in keys]
-    return ["inputs=file", f"inputs.path={LAYER_FILE}", *ours, *own]
+    beside = [text for text in others if text.partition("=")[0] not in keys]
+    return own, ("study=evaluation", "inputs=file", f"inputs.path={CALIBRATION_NAME}", *beside)
 
 
 def _mixture(given: str, name: str, node: yaml.Node, plain: Mapping[str, Recipe]) -> Recipe:
