@@ -60,7 +60,7 @@ def evaluation(*recipes: EvaluatedRecipe, alone: bool = False, **root: Any) -> E
     """The evaluation of the original and these recipes (default: two)."""
     of_window = np.repeat(np.arange(WINDOWS), TOKENS // WINDOWS)
     rng = np.random.default_rng(3)
-    costs = rng.random((3, LAYERS, WINDOWS)) / 10
+    costs = rng.random((4, LAYERS, WINDOWS)) / 10
     return EvaluationRecord(
         ROOT | root,
         [recipe(ORIGINAL, 0.0), *(recipes or (recipe("int4", 0.25), recipe("int8", 0.002)))],

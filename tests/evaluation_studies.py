@@ -115,7 +115,7 @@ def study(
         Windows(512 + (per_window + 1) * np.arange(windows), np.full(windows, per_window)),
         Tokens(of_window, shared.integers(0, 50, count), nll),
         Layers(names, np.full(len(names), 64), np.full(len(names), 128)),
-        Alone(placed[alone], costs, 1.2 * costs, 3 + costs) if alone else None,
+        Alone(placed[alone], costs, 1.2 * costs, 3 + costs, costs / 2) if alone else None,
     )
 
 

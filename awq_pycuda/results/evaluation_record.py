@@ -96,12 +96,16 @@ class Layers:
 
 @dataclass(frozen=True)
 class Alone:
-    """What one recipe, by its index, costs with a single layer replaced: means of windows, (L, W), NaN if undone."""
+    """What one recipe, by its index, costs with a single layer replaced: means of windows, (L, W), NaN if undone.
+
+    `stream` is the error of the residual stream behind the layer's block; docs/evaluation.md tells all.
+    """
 
     recipe: int
     kl: Floats
     kl_reverse: Floats
     nll: Floats
+    stream: Floats
 
 
 @dataclass(frozen=True)

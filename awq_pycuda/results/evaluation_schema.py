@@ -127,6 +127,13 @@ TABLE: tuple[Entry, ...] = (
     ),
     Entry(f"{ALONE}/kl_reverse", "that of KL(Q||P)", "f8", ("layer", "window")),
     Entry(f"{ALONE}/nll", "that of -log Q(token)", "f8", ("layer", "window")),
+    Entry(
+        f"{ALONE}/stream",
+        "squared error of the residual stream behind the layer's block, as a share of its square, mean over all tokens "
+        "of the window; NaN for a layer in no block",
+        "f8",
+        ("layer", "window"),
+    ),
     *(replace(each, since=1) for each in schema.TABLE if each.path == schema.DIGEST),
 )
 
