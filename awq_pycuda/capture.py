@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from awq_pycuda.capturing.fault import Fault, one_line
-from awq_pycuda.capturing.gguf_file import is_gguf
+from awq_pycuda.capturing.given import check_given, model_option, text_option
 from awq_pycuda.capturing.loading import load
 from awq_pycuda.capturing.text import find_around, hash_text, read_windows
 from awq_pycuda.errors import InputError
@@ -41,14 +41,8 @@ class Dtype(enum.Enum):
 class Options:
     """What the command line sets."""
 
-    model: str = option(
-        "FOLDER",
-        "folder of the model: config.json, weights and tokenizer.json; or a GGUF file",
-        "a folder with config.json, weights and tokenizer.json, or a GGUF file",
-        nonempty,
-        REQUIRED,
-    )
-    text: str = option("FILE", "UTF-8 text to run through it", "a file of UTF-8 text", nonempty, REQUIRED)
+    model: str = model_option()
+    text: str = text_option()
     out: str = option(
         "FILE.h5",
         "file to write; an existing one is replaced, once the new one is whole",
@@ -114,10 +108,7 @@ def capture(options: Options) -> list[str]:
     try:
         return _capture(options)
     except Fault as fault:
-        value = getattr(options, fault.key) if fault.value is None else fault.value
-        if fault.allowed is None:
-            raise _refuse(fault.key, value, fault.what) from fault
-        raise InputError(f"{fault.key}={value}: {fault.what}; allowed: {fault.allowed}") from fault
+        raise fault.worded(options) from fault
 
 
 def _capture(options: Options) -> list[str]:
@@ -177,14 +168,11 @@ def _refuse(key: str, value: str, fault: str) -> InputError:
 
 
 def _check_options(options: Options) -> None:
-    model, text, out = Path(options.model), Path(options.text), Path(options.out)
-    if model.is_file():
-        if not is_gguf(model):
-            raise _refuse("model", options.model, "is neither a folder nor a GGUF file")
-    elif not (model / "config.json").is_file():
-        raise _refuse("model", options.model, "holds no config.json" if model.is_dir() else _no_folder(options.model))
-    if not text.is_file():
-        raise _refuse("text", options.text, "is no file")
+    try:
+        check_given(options.model, options.text)
+    except Fault as fault:
+        raise fault.worded(options) from fault
+    out = Path(options.out)
     if out.suffix.lower() not in (".h5", ".hdf5"):
         raise _refuse("out", options.out, f"has the suffix {out.suffix!r}")
     if out.is_dir():
@@ -197,14 +185,6 @@ def _check_options(options: Options) -> None:
         re.compile(options.include)
     except re.error as error:
         raise _refuse("include", options.include, f"is no regular expression ({error})") from error
-
-
-def _no_folder(model: str) -> str:
-    if re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", model):
-        return (
-            f"is no folder; of the model by that name on Hugging Face, hf download {model} --local-dir FOLDER makes one"
-        )
-    return "is no folder"
 
 
 def _tokens(layers: Sequence[LayerShape]) -> str:

@@ -1,4 +1,9 @@
-"""What is wrong with an input of the capture, for the command to word."""
+"""What is wrong with a model or a text, worded for the command that was given it."""
+
+from __future__ import annotations
+
+from awq_pycuda.errors import InputError
+from awq_pycuda.options import refusal
 
 
 class Fault(Exception):
@@ -13,6 +18,13 @@ class Fault(Exception):
         self.what = what
         self.allowed = allowed
         self.value = value
+
+    def worded(self, options: object) -> InputError:
+        """The fault as the one line of a command with these options, whose class says what its keys allow."""
+        value = getattr(options, self.key) if self.value is None else self.value
+        if self.allowed is None:
+            return refusal(type(options), self.key, value, self.what)
+        return InputError(f"{self.key}={value}: {self.what}; allowed: {self.allowed}")
 
 
 def one_line(error: BaseException) -> str:

@@ -61,7 +61,7 @@ def read_windows(path: Path, tokenizer: Any, around: Around, tokens: int, length
     The last window may be shorter, where the text ends. Raises `Fault` where the text has too few tokens.
     """
     step = length - len(around)
-    ids = _first_ids(path, tokenizer, ceil(tokens / length) * step)
+    ids = read_ids(path, tokenizer, ceil(tokens / length) * step)
     windows = [[*around.before, *ids[start : start + step], *around.behind] for start in range(0, len(ids), step)]
     found = sum(map(len, windows))
     if found < tokens:
@@ -89,7 +89,7 @@ def find_around(path: Path, tokenizer: Any) -> Around:
     return Around(full[:start], full[end:])
 
 
-def _first_ids(path: Path, tokenizer: Any, count: int) -> list[int]:
+def read_ids(path: Path, tokenizer: Any, count: int) -> list[int]:
     """The first ``count`` ids of a text, without special tokens, or all where it has fewer.
 
     Only prefixes are tokenized. What follows a prefix changes ids near its end: a word or a merge goes on, a
