@@ -10,7 +10,7 @@ import yaml
 from evaluation_studies import RECIPES, study
 
 from awq_pycuda import analyze
-from awq_pycuda.analysis.layer_costs import layer_costs
+from awq_pycuda.analysis.layer_costs import NATS, layer_costs
 from awq_pycuda.analysis.plan import overrides
 from awq_pycuda.results.evaluation_write import write_evaluation
 
@@ -38,7 +38,7 @@ def test_a_recipe_that_was_not_tried_alone_is_scaled_by_the_power_of_its_layers_
     by_name = {recipe.name: recipe.of_layers.output_sqnr_db for recipe in record.recipes}
     more_db = by_name["awq_int4"] - by_name["rtn_int4"]
     np.testing.assert_allclose(costs.costs[other], measured / 10 ** (more_db / 10), rtol=1e-12)
-    assert costs.measured.tolist() == [index == tried for index in range(len(costs.names))]
+    assert list(costs.sources) == ["measured" if index == tried else "scaled" for index in range(len(costs.names))]
 
 
 def test_of_two_recipes_tried_alone_the_nearer_error_is_scaled_and_no_error_costs_nothing(tmp_path):
@@ -71,7 +71,7 @@ def test_the_plan_is_within_its_size_costs_least_and_is_written_as_recipes(tried
     assert layers[costs.layers[int(saved.argmax())]] == "rtn_int8"
     assert f"mixed: {np.mean(bits):.4g} bits of a weight (up to 5.2)" in printed
     assert "rtn_int4 (costs measured)" in printed
-    assert "rtn_int8 (costs scaled)" in printed
+    assert "rtn_int8 (costs scaled by output errors)" in printed
     assert re.search(r"rtn_nvfp4: 4.5, \S+, 0\.\d+", printed)
 
 
@@ -131,7 +131,7 @@ def test_evaluations_that_do_not_tell_the_costs_are_refused(tmp_path):
     record = study(alone="rtn_int4")
     broken = {
         "no layer was tried alone": [study()],
-        "1 layers were not tried alone": [replace(record, alone=replace(record.alone, kl=_without_one(record)))],
+        "not all layers were tried alone": [_interrupted(record, 0)],
         "its model_sha256 is not that": [record, study(model_sha256="other")],
         "its recipe awq_int4 is another": [record, study({"awq_int4": ("quant: {bits: 3}", 3.1, 0.9)})],
     }
@@ -141,7 +141,25 @@ def test_evaluations_that_do_not_tell_the_costs_are_refused(tmp_path):
     assert json.loads(record.recipes[-1].mixture)  # a mixture is no plain recipe
 
 
-def _without_one(record):
-    kl = record.alone.kl.copy()
-    kl[0, 0] = np.nan
-    return kl
+def _interrupted(record, windows):
+    """The evaluation as an interruption in the window behind so many would have left it."""
+    left = {name: getattr(record.alone, name).copy() for name in ("kl", "kl_reverse", "nll", "stream")}
+    for values in left.values():
+        values[1:, windows:] = np.nan
+    return replace(record, alone=replace(record.alone, **left))
+
+
+def test_what_all_layers_were_tried_on_before_an_interruption_counts(tmp_path):
+    record = study(alone="rtn_int4")
+    costs = layer_costs([(tmp_path, _interrupted(record, 3))])
+    np.testing.assert_allclose(costs.costs[costs.names.index("rtn_int4")], record.alone.kl[:, :3].mean(axis=1))
+
+
+def test_where_forwards_ended_behind_a_block_the_error_of_the_stream_tells_the_costs(tmp_path):
+    record = study(alone="rtn_int4")
+    record.alone.kl[:5] = np.nan
+    costs = layer_costs([(tmp_path, record)])
+    index = costs.names.index("rtn_int4")
+    assert costs.sources[index] == "stream"
+    np.testing.assert_allclose(costs.costs[index, :5], NATS * record.alone.stream[:5].mean(axis=1))
+    np.testing.assert_allclose(costs.costs[index, 5:], record.alone.kl[5:].mean(axis=1))

@@ -15,6 +15,8 @@ from awq_pycuda.results.evaluation_record import EvaluatedRecipe, EvaluationReco
 
 Floats = NDArray[np.float64]
 
+# KL(P||Q) in nats for the sum of squared errors as shares of the stream's square, as found with SmolLM2.
+NATS = 2.0
 # What has to be the same in evaluations whose layers' costs are taken together.
 _SAME = ("model_sha256", "calibration_sha256")
 
@@ -27,16 +29,17 @@ class LayerCosts:
         layers: paths of the layers, L of them.
         weights: (L,) how many weights each has.
         recipes: R of them, each with its layers' figures.
-        measured: (R,) whether a recipe's costs were measured, not scaled.
+        sources: of R, where a recipe's costs are from: `measured`, `stream` or `scaled`.
         bits: (R, L), of a weight.
         errors: (R, L), a layer's output error as a share of its output's power; NaN where there is none.
-        costs: (R, L), mean KL(P||Q) over tokens with that layer alone replaced, in nats.
+        costs: (R, L), mean KL(P||Q) over tokens with that layer alone replaced, in nats; where forwards ended behind
+            the layer's block, what the error of the stream there lets expect.
     """
 
     layers: Sequence[str]
     weights: NDArray[np.int64]
     recipes: Sequence[EvaluatedRecipe]
-    measured: NDArray[np.bool_]
+    sources: Sequence[str]
     bits: Floats
     errors: Floats
     costs: Floats
@@ -65,6 +68,7 @@ def layer_costs(evaluations: Sequence[tuple[Path, EvaluationRecord]]) -> LayerCo
     first_path, first = evaluations[0]
     recipes: dict[str, EvaluatedRecipe] = {}
     alone: dict[str, Floats] = {}
+    sources: dict[str, str] = {}
     for path, record in evaluations:
         for key in _SAME:
             if record.root[key] != first.root[key]:
@@ -75,10 +79,11 @@ def layer_costs(evaluations: Sequence[tuple[Path, EvaluationRecord]]) -> LayerCo
                 raise InputError(f"{path}: its recipe {recipe.name} is another than that of {first_path}")
         if record.alone is not None:
             name = record.recipes[record.alone.recipe].name
-            costs = Bootstrap(record.windows.tokens, resamples=1).mean(record.alone.kl)
-            if np.isnan(costs).any():
-                raise InputError(f"{path}: {np.isnan(costs).sum()} layers were not tried alone; allowed: all tried")
-            alone[name] = costs
+            found = alone_costs(record)
+            if found is None:
+                raise InputError(f"{path}: not all layers were tried alone; allowed: a complete evaluation")
+            alone[name], by_stream = found
+            sources[name] = "stream" if by_stream else "measured"
     if not alone:
         raise InputError(f"{first_path}: no layer was tried alone; allowed: an evaluation with alone=RECIPE")
     kept = [recipe for recipe in recipes.values() if recipe.config]
@@ -87,7 +92,7 @@ def layer_costs(evaluations: Sequence[tuple[Path, EvaluationRecord]]) -> LayerCo
         first.layers.name,
         first.layers.in_features * first.layers.out_features,
         kept,
-        np.array([recipe.name in alone for recipe in kept]),
+        [sources.get(recipe.name, "scaled") for recipe in kept],
         np.array([recipe.of_layers.bits for recipe in kept]),
         errors,
         np.array(
@@ -97,6 +102,21 @@ def layer_costs(evaluations: Sequence[tuple[Path, EvaluationRecord]]) -> LayerCo
             ]
         ),
     )
+
+
+def alone_costs(record: EvaluationRecord) -> tuple[Floats, bool] | None:
+    """The mean KL(P||Q) of each layer replaced alone, (L,), and whether any of them is told from the stream's error.
+
+    Of an evaluation that was interrupted, it is over the windows that all layers were tried on; None without any.
+    """
+    assert record.alone is not None
+    by_stream = np.asarray(np.isnan(record.alone.kl).all(axis=1))
+    values = np.where(by_stream[:, None], NATS * record.alone.stream, record.alone.kl)
+    done = np.flatnonzero(~np.isnan(values).any(axis=0))
+    if not len(done):
+        return None
+    means = Bootstrap(record.windows.tokens[done], resamples=1).mean(values[:, done])
+    return means, bool(by_stream.any())
 
 
 def _tried(recipes: Sequence[EvaluatedRecipe], errors: Floats, alone: dict[str, Floats]) -> tuple[Floats, Floats]:

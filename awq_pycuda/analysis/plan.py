@@ -24,6 +24,13 @@ from awq_pycuda.results.reader import config_by_key
 # What of a run's config makes a recipe; all else is the machine's, or the evaluation's own.
 _OF_RECIPES = re.compile(r"(quant|search|clip)\.|inputs\.(holdout|first_token)$|(convention|gammas|share|tokens|seed)$")
 
+# Where costs are from, in words.
+SOURCES = {
+    "measured": "measured",
+    "stream": "told from the stream's error behind each block",
+    "scaled": "scaled by output errors",
+}
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -129,8 +136,7 @@ def describe(plan: Plan, name: str) -> Iterator[str]:
         f"{plan.chosen.cost:.4g} nats; no mixture of these goes below {plan.chosen.bound:.4g}"
     )
     for index, count in sorted(Counter(plan.recipes).items(), key=lambda pair: -pair[1]):
-        source = "measured" if costs.measured[index] else "scaled"
-        yield f"  {count} of {len(costs.layers)} layers {costs.names[index]} (costs {source})"
+        yield f"  {count} of {len(costs.layers)} layers {costs.names[index]} (costs {SOURCES[costs.sources[index]]})"
     yield "one recipe for all layers: bits, sum of the layers' costs, KL measured"
     for index in sorted(range(len(costs.recipes)), key=costs.mean_bits):
         recipe = costs.recipes[index]

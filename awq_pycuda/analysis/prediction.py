@@ -18,16 +18,13 @@ from numpy.typing import NDArray
 
 from awq_pycuda.analysis.evaluations import rank_correlation
 from awq_pycuda.analysis.find import LeftOut, find_files, run_names
-from awq_pycuda.bootstrap import Bootstrap
+from awq_pycuda.analysis.layer_costs import NATS, alone_costs
 from awq_pycuda.errors import InputError
 from awq_pycuda.layers.files import FileLayer, load_layers
 from awq_pycuda.results.evaluation_record import ORIGINAL, EvaluationRecord
 from awq_pycuda.results.files import read_files
 
 Floats = NDArray[np.float64]
-
-# KL(P||Q) in nats for the sum of squared errors as shares of the stream's square, as found with SmolLM2.
-NATS = 2.0
 
 
 def shares_of_stream(path: Path) -> dict[str, float]:
@@ -146,7 +143,7 @@ def _of_evaluation(shares: Mapping[str, float], path: Path, record: EvaluationRe
         if recipe.name != ORIGINAL:
             alone = None
             if record.alone is not None and record.alone.recipe == index:
-                alone = Bootstrap(record.windows.tokens, resamples=1).mean(record.alone.kl)
+                alone, _ = alone_costs(record) or (None, False)
             decibels = recipe.of_layers.output_sqnr_db
             yield _prediction(shares, path, recipe.name, record.layers.name, decibels, recipe.kl.value, alone)
 
