@@ -84,6 +84,7 @@ def test_a_prediction_is_error_times_share_beside_what_was_measured(tmp_path, ca
     assert printed[1] == f"  {cheapest.recipe}: {cheapest.costs.sum():.4g}, {cheapest.kl:.4g}"
     assert printed[8].startswith("rank correlation over 7 recipes: ")
     assert printed[9].startswith("rtn_int4, rank correlation over its layers tried alone: ")
+    assert printed[9].endswith("of the stream's error behind their blocks: 1.00")  # as it was made up
     tried = found["rtn_int4"]
     costliest = int(tried.costs.argmax())
     assert printed[11] == f"  {tried.layers[costliest]}: {tried.costs[costliest]:.4g}, {tried.alone[costliest]:.4g}"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +18,12 @@ from numpy.typing import NDArray
 
 from awq_pycuda.analysis.evaluations import rank_correlation
 from awq_pycuda.analysis.find import LeftOut, find_files, run_names
-from awq_pycuda.analysis.layer_costs import NATS, alone_costs
+from awq_pycuda.analysis.layer_costs import NATS
+from awq_pycuda.bootstrap import Bootstrap
 from awq_pycuda.errors import InputError
 from awq_pycuda.layers.files import FileLayer, load_layers
 from awq_pycuda.results.evaluation_record import ORIGINAL, EvaluationRecord
+from awq_pycuda.results.evaluation_schema import FILE_NAME
 from awq_pycuda.results.files import read_files
 
 Floats = NDArray[np.float64]
@@ -98,7 +100,8 @@ class Prediction:
         errors: (L,), see `predicted_costs`.
         costs: (L,), predicted.
         kl: measured on the whole model; NaN where it was not.
-        alone: (L,), measured with each layer replaced alone; NaN where they were not.
+        alone: (L,), measured with each layer replaced alone; NaN where it was not.
+        stream: (L,), the error of the residual stream behind its block then; NaN where it was not measured.
     """
 
     recipe: str
@@ -107,6 +110,7 @@ class Prediction:
     costs: Floats
     kl: float
     alone: Floats
+    stream: Floats
 
 
 def predict(layer_file: Path, paths: Sequence[Path]) -> list[Prediction]:
@@ -114,14 +118,15 @@ def predict(layer_file: Path, paths: Sequence[Path]) -> list[Prediction]:
 
     Args:
         layer_file: of the layers that the recipes were searched on.
-        paths: files of runs and evaluations, and folders of such.
+        paths: files of runs and evaluations, and folders of such; of an evaluation's folder its evaluation.h5 alone.
 
     Raises:
         InputError: the layer file is none that `shares_of_stream` takes; no result; layers that it does not hold.
     """
     shares = shares_of_stream(layer_file)
     left_out: list[LeftOut] = []
-    files = [path for path in find_files(paths, left_out) if not path.samefile(layer_file)]
+    given = [path / FILE_NAME if (path / FILE_NAME).is_file() else path for path in paths]
+    files = [path for path in find_files(given, left_out) if not path.samefile(layer_file)]
     found = []
     for path, name, answer in zip(files, run_names(files), read_files(files), strict=True):
         if isinstance(answer, str):
@@ -131,7 +136,7 @@ def predict(layer_file: Path, paths: Sequence[Path]) -> list[Prediction]:
         else:
             layers = [layer.name for layer in answer.layers]
             decibels = [layer.metrics.get("output_sqnr_db", math.nan) for layer in answer.layers]
-            found.append(_prediction(shares, path, name, layers, np.array(decibels), math.nan, None))
+            found.append(_prediction(shares, path, name, layers, np.array(decibels)))
     if not found:
         named = ", ".join(f"{one.path} ({one.reason})" for one in left_out[:3])
         raise InputError(f"{paths[0]}: no result that can be read; left out: {named}")
@@ -141,28 +146,28 @@ def predict(layer_file: Path, paths: Sequence[Path]) -> list[Prediction]:
 def _of_evaluation(shares: Mapping[str, float], path: Path, record: EvaluationRecord) -> Iterator[Prediction]:
     for index, recipe in enumerate(record.recipes):
         if recipe.name != ORIGINAL:
-            alone = None
-            if record.alone is not None and record.alone.recipe == index:
-                alone, _ = alone_costs(record) or (None, False)
             decibels = recipe.of_layers.output_sqnr_db
-            yield _prediction(shares, path, recipe.name, record.layers.name, decibels, recipe.kl.value, alone)
+            found = _prediction(shares, path, recipe.name, record.layers.name, decibels)
+            found = replace(found, kl=recipe.kl.value)
+            if record.alone is not None and record.alone.recipe == index:
+                bootstrap = Bootstrap(record.windows.tokens, resamples=1)
+                found = replace(
+                    found, alone=bootstrap.mean(record.alone.kl), stream=bootstrap.mean(record.alone.stream)
+                )
+            yield found
 
 
 def _prediction(
-    shares: Mapping[str, float],
-    path: Path,
-    name: str,
-    layers: Sequence[str],
-    decibels: Floats,
-    kl: float,
-    alone: Floats | None,
+    shares: Mapping[str, float], path: Path, name: str, layers: Sequence[str], decibels: Floats
 ) -> Prediction:
+    """With nothing measured yet."""
     for layer in layers:
         if layer not in shares:
             raise InputError(f"{path}: its layer {layer} is not in the layer file; allowed: results of that file")
     errors = 10 ** (-np.asarray(decibels, np.float64) / 10)
     costs = predicted_costs(shares, layers, errors)
-    return Prediction(name, layers, errors, costs, kl, np.full(len(layers), math.nan) if alone is None else alone)
+    unknown = np.full(len(layers), math.nan)
+    return Prediction(name, layers, errors, costs, math.nan, unknown, unknown)
 
 
 def describe(predictions: Sequence[Prediction], top: int) -> Iterator[str]:
@@ -184,8 +189,11 @@ def describe(predictions: Sequence[Prediction], top: int) -> Iterator[str]:
         yield f"rank correlation over {len(known)} recipes: {own:.2f}; of their layers' mean error: {by_error:.2f}"
     tried = [one for one in predictions if not np.isnan(one.alone).all()]
     for one in tried:
-        own, by_error = rank_correlation(one.costs, one.alone), rank_correlation(one.errors, one.alone)
-        yield f"{one.recipe}, rank correlation over its layers tried alone: {own:.2f}; of their errors: {by_error:.2f}"
+        ranks = [rank_correlation(values, one.alone) for values in (one.costs, one.errors, one.stream)]
+        yield (
+            f"{one.recipe}, rank correlation over its layers tried alone: {ranks[0]:.2f}; of their errors: "
+            f"{ranks[1]:.2f}; of the stream's error behind their blocks: {ranks[2]:.2f}"
+        )
     for one in tried or predictions[:1]:
         yield f"{one.recipe}, the layers that are to cost most: KL predicted, measured alone"
         for layer in np.argsort(-one.costs, kind="stable")[:top]:
