@@ -129,6 +129,7 @@ def test_layers_are_ranked_by_what_each_costs_alone(found):
     costs = found.record.alone.kl
     assert found.alone == "rtn_int4"
     assert layers["kl_alone"].tolist() == pytest.approx(costs.mean(axis=1).tolist())
+    assert layers["stream_alone"].tolist() == pytest.approx(found.record.alone.stream.mean(axis=1).tolist())
     assert layers["rank_alone"].tolist() == (1 + np.argsort(np.argsort(-costs.mean(axis=1)))).tolist()
     low, high = Bootstrap(np.full(8, 12)).interval(costs[3])
     assert layers[["kl_alone_low", "kl_alone_high"]].iloc[3].tolist() == [low, high]

@@ -1,13 +1,16 @@
 """Pictures of evaluations: what stands where, and what is left out."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from evaluation_studies import RECIPES, RTN, write_study
+from evaluation_studies import RECIPES, RTN, study, write_study
 from matplotlib.colors import to_hex
 
 from awq_pycuda.analysis import figure_style, figures
 from awq_pycuda.analysis.collect import collect
 from awq_pycuda.analysis.figures_evaluation import layers_alone, recipes, tokens
+from awq_pycuda.results.evaluation_write import write_evaluation
 
 
 def drawn(folder, family):
@@ -62,17 +65,26 @@ def test_names_of_formats_close_together_keep_apart(tmp_path):
 
 def test_layers_are_ranked_by_cost_beside_their_sqnr(folder):
     (figure,) = drawn(folder, layers_alone).values()
-    left, middle, right = figure.axes
+    left, middle, *right = figure.axes
     evaluation = collect([folder]).evaluations[0]
     table = evaluation.layers[evaluation.layers["recipe"] == "rtn_int4"].sort_values("kl_alone", ascending=False)
     assert [x for x, *_ in marks(left)] == table["kl_alone"].tolist()
     assert [x for x, *_ in marks(middle)] == table["output_sqnr_db"].tolist()
     names = [label.get_text() for label in left.get_yticklabels()]
     assert names == [name.removeprefix("model.layers.") for name in table["name"]]
-    pairs = {(x, y) for line in right.lines for x, y in zip(*line.get_data(), strict=True)}
-    assert pairs == set(zip(table["output_sqnr_db"], table["kl_alone"], strict=True))
-    rho = np.corrcoef(table["kl_alone"].rank(), (-table["output_sqnr_db"]).rank())[0, 1]
-    assert f"{rho:.2f}; 1 would" in " ".join(figure.texts[1].get_text().split())
+    for panel, column, sign in zip(right, ("output_sqnr_db", "stream_alone"), (-1, 1), strict=True):
+        pairs = {(x, y) for line in panel.lines for x, y in zip(*line.get_data(), strict=True)}
+        assert pairs == set(zip(table[column], table["kl_alone"], strict=True))
+        rho = np.corrcoef(table["kl_alone"].rank(), (sign * table[column]).rank())[0, 1]
+        assert panel.get_title().endswith(f": ρ {rho:.2f}")
+
+
+def test_layers_of_which_the_stream_is_not_known_have_one_panel_less(tmp_path):
+    record = study(alone="rtn_int4")
+    unknown = replace(record.alone, stream=np.full_like(record.alone.stream, np.nan))
+    write_evaluation(tmp_path / "evaluation.h5", replace(record, alone=unknown))
+    (figure,) = drawn(tmp_path, layers_alone).values()
+    assert len(figure.axes) == 3
 
 
 def test_kl_by_position_and_by_share_of_the_tokens(folder):

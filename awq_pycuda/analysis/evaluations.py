@@ -41,7 +41,7 @@ _WINDOW_COLUMNS = ("evaluation", "recipe", "window", "first_token", "tokens", *O
 _LAYER_COLUMNS = (
     *("evaluation", "recipe", "layer", "name", "in_features", "out_features", "bits", "gamma"),
     *("output_sqnr_db", "rtn_output_sqnr_db", "kl_alone", "kl_alone_low", "kl_alone_high", "kl_reverse_alone"),
-    "rank_alone",
+    *("stream_alone", "rank_alone"),
 )
 
 
@@ -95,6 +95,15 @@ def rank_correlation(x: Any, y: Any) -> float:
     pairs = pd.DataFrame({"x": x, "y": y}, dtype=float)
     ranks = pairs[np.isfinite(pairs).all(axis=1)].rank()
     return float(ranks["x"].corr(ranks["y"])) if len(ranks) > 2 else float("nan")
+
+
+def cost_ranks(layers: pd.DataFrame) -> dict[str, float]:
+    """Spearman's ρ of what layers cost alone with what is known of each: `own` noise (−SQNR), error of the `stream`.
+
+    NaN where it is not known.
+    """
+    known = {"own": -layers["output_sqnr_db"], "stream": layers["stream_alone"]}
+    return {name: rank_correlation(layers["kl_alone"], values) for name, values in known.items()}
 
 
 def without_original(recipes: pd.DataFrame) -> pd.DataFrame:
@@ -215,7 +224,9 @@ def _layers(name: str, record: EvaluationRecord, bootstrap: Bootstrap) -> pd.Dat
             alone = record.alone
             low, high = bootstrap.interval(alone.kl)
             table = table.assign(kl_alone=bootstrap.mean(alone.kl), kl_alone_low=low, kl_alone_high=high)
-            table["kl_reverse_alone"] = bootstrap.mean(alone.kl_reverse)
+            table = table.assign(
+                kl_reverse_alone=bootstrap.mean(alone.kl_reverse), stream_alone=bootstrap.mean(alone.stream)
+            )
             table["rank_alone"] = table["kl_alone"].rank(ascending=False, method="first")
         parts.append(table)
     table = pd.concat(parts, ignore_index=True) if parts else frame([], _LAYER_COLUMNS)

@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter, StrMethodFormatter
+from matplotlib.ticker import FixedLocator, LogLocator, NullLocator, PercentFormatter, StrMethodFormatter
 
 from awq_pycuda.analysis import figure_style as look
 from awq_pycuda.analysis.collect import Collection
-from awq_pycuda.analysis.evaluations import MIXTURE, Evaluation, rank_correlation, without_original
+from awq_pycuda.analysis.evaluations import MIXTURE, Evaluation, cost_ranks, without_original
 from awq_pycuda.analysis.selection import layer_kinds, plural
 from awq_pycuda.names import shorten, without_shared
 
@@ -136,31 +136,27 @@ def _point(panel: Axes, x: float, y: float, row: Any, series: dict[str, int], al
 
 
 def _layers_alone(evaluation: Evaluation) -> Figure | None:
-    """Left the costliest layers with their intervals, beside their own SQNR; right all of them, cost against SQNR."""
+    """Left the costliest layers and their own SQNR; right all of them, against what is known of each."""
     table = evaluation.layers
     table = table[(table["kl_alone"] > 0) & np.isfinite(table["kl_alone"])].sort_values("rank_alone")
     if table.empty:
         return None
     shown = table.head(_MOST_LAYERS)
-    rho = rank_correlation(table["kl_alone"], -table["output_sqnr_db"])
-    note = (
-        f"{about(evaluation)} KL of the model with that layer alone replaced by {evaluation.alone}; intervals 95 %, by "
-    )
-    note += (
-        f"windows drawn again. Spearman's ρ of the cost with the layer's own noise (−SQNR): {rho:.2f}; 1 would mean "
-    )
-    note += "that a layer's decibels rank layers as the model does."
+    note = f"{about(evaluation)} KL of the model with that layer alone replaced by {evaluation.alone}; intervals 95 %, "
+    note += "by windows drawn again. Spearman's ρ says how well what is known of layers ranks their cost: 1 is alike."
     if len(shown) < len(table):
         note += f" Left, the {len(shown)} costliest of {len(table)}."
-    figure = look.new_figure(10.2, max(3.6, 0.17 * len(shown) + 1.2), "Which layer costs the model most", note)
-    left, middle, right = figure.subplots(1, 3, width_ratios=[4, 2, 4])
+    height = max(4.8, 0.17 * len(shown) + 1.2)
+    figure = look.new_figure(10.2, height, "Which layer costs the model most", note)
+    grid = figure.add_gridspec(2, 3, width_ratios=[4, 2, 4])
+    left, middle = figure.add_subplot(grid[:, 0]), figure.add_subplot(grid[:, 1])
     kinds = _kinds(table)
-    colour = {name: look.SERIES[index % look.MOST_SERIES] for index, name in enumerate(dict.fromkeys(kinds))}
-    marker = {name: look.MARKERS[index % look.MOST_SERIES] for index, name in enumerate(colour)}
+    series = {name: index % look.MOST_SERIES for index, name in enumerate(sorted(set(kinds)))}
     for place, (row, kind) in enumerate(zip(shown.itertuples(), kinds, strict=False)):
-        left.hlines(place, row.kl_alone_low, row.kl_alone_high, color=colour[kind], linewidth=2.2, alpha=0.45)
-        left.plot(row.kl_alone, place, marker[kind], color=colour[kind], markersize=5)
-        middle.plot(row.output_sqnr_db, place, marker[kind], color=colour[kind], markersize=5)
+        colour = look.SERIES[series[kind]]
+        left.hlines(place, row.kl_alone_low, row.kl_alone_high, color=colour, linewidth=2.2, alpha=0.45)
+        for panel, value in ((left, row.kl_alone), (middle, row.output_sqnr_db)):
+            panel.plot(value, place, look.MARKERS[series[kind]], color=colour, markersize=5)
     look.log_axis(left, "x", shown[["kl_alone", "kl_alone_low", "kl_alone_high"]])
     look.category_ticks(left, "y", without_shared(list(table["name"]))[: len(shown)], _MOST_LAYERS)
     look.category_ticks(middle, "y", [""] * len(shown), _MOST_LAYERS)
@@ -168,16 +164,32 @@ def _layers_alone(evaluation: Evaluation) -> Figure | None:
         panel.set_ylim(len(shown) - 0.4, -0.6)
     left.set_xlabel("KL(P||Q) in nats, this layer alone")
     middle.set_xlabel("its own SQNR (dB)")
-    for name in colour:
-        mine = table[[kind == name for kind in kinds]]
-        right.plot(mine["output_sqnr_db"], mine["kl_alone"], marker[name], color=colour[name], markersize=4, alpha=0.75)
-    look.log_axis(right, "y", table["kl_alone"])
-    right.set_xlabel("its own SQNR (dB)")
-    right.set_ylabel("KL(P||Q) in nats, this layer alone")
-    if len(colour) > 1:
-        signs = [look.handle(0, name, colour[name], marker=marker[name], linestyle="none") for name in colour]
-        look.legend_below(figure, signs)
+    rho = cost_ranks(table)
+    known = {
+        "own": ("output_sqnr_db", "its own SQNR (dB)", "its own noise (−SQNR)"),
+        "stream": ("stream_alone", "relative squared error, residual stream", "error of the stream behind its block"),
+    }
+    known = {name: what for name, what in known.items() if not np.isnan(rho[name])}
+    for row, (name, (column, label, what)) in enumerate(known.items()):
+        panel = figure.add_subplot(grid[row, 2] if len(known) > 1 else grid[:, 2])
+        _costs(panel, table[column], table["kl_alone"], kinds, series)
+        panel.set_xlabel(label)
+        panel.set_title(f"{what}: ρ {rho[name]:.2f}")
+    if len(series) > 1:
+        look.legend_below(figure, [look.handle(at, name, linestyle="none") for name, at in series.items()])
     return figure
+
+
+def _costs(panel: Axes, known: pd.Series, cost: pd.Series, kinds: list[str], series: dict[str, int]) -> None:
+    """Every layer's cost against what is known of it, a marker for each kind."""
+    for name, at in series.items():
+        mine = np.array([kind == name for kind in kinds])
+        panel.plot(known[mine], cost[mine], look.MARKERS[at], color=look.SERIES[at], markersize=4, alpha=0.75)
+    look.scale_to(panel, "x", known[np.isfinite(known)])
+    if panel.get_xscale() == "log":
+        panel.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0), numticks=12))
+    look.log_axis(panel, "y", cost)
+    panel.set_ylabel("KL(P||Q), alone")
 
 
 def _kinds(table: pd.DataFrame) -> list[str]:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from awq_pycuda.analysis.compare_evaluations import EvaluationComparison
-from awq_pycuda.analysis.evaluations import Evaluation, rank_correlation
+from awq_pycuda.analysis.evaluations import Evaluation, cost_ranks
 from awq_pycuda.analysis.printing import print_line, printable, small_table
 from awq_pycuda.analysis.selection import plural
 from awq_pycuda.names import listed, without_shared
@@ -79,13 +79,16 @@ def _print_alone(console: Console, evaluation: Evaluation) -> None:
     layers = evaluation.layers[evaluation.layers["kl_alone"].notna()].sort_values("rank_alone")
     if layers.empty:
         return
-    rho = rank_correlation(layers["kl_alone"], -layers["output_sqnr_db"])
+    rho = cost_ranks(layers)
     names = without_shared(list(layers["name"]))
     named = [f"{name} {nats(kl)}" for name, kl in zip(names, layers["kl_alone"], strict=True)]
     print_line(
         console, f"{plural(len(layers), 'layer')} alone in {evaluation.alone}, KL: {listed(named, _MOST_LAYERS)}"
     )
-    print_line(console, f"their own noise (-SQNR) ranks them as the model does with rho {rho:.2f}; 1 would be alike")
+    stream = (
+        "" if math.isnan(rho["stream"]) else f", the error of the stream behind their block with {rho['stream']:.2f}"
+    )
+    print_line(console, f"their own noise (-SQNR) ranks them as the model does with rho {rho['own']:.2f}{stream}")
 
 
 def print_evaluation_side(console: Console, name: str, evaluation: Evaluation) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from awq_pycuda.analysis.collect import Collection
-from awq_pycuda.analysis.evaluations import FIGURES, Evaluation, rank_correlation, without_original
+from awq_pycuda.analysis.evaluations import FIGURES, Evaluation, cost_ranks, without_original
 from awq_pycuda.analysis.printing_evaluation import interval, nats, over_rtn, summary
 from awq_pycuda.analysis.report_data import numbers
 from awq_pycuda.analysis.selection import layer_kinds, plural
@@ -132,14 +132,15 @@ def _alone(evaluation: Evaluation) -> dict[str, Any] | None:
     if evaluation.record.alone is None:
         return None
     table = evaluation.layers[evaluation.layers["recipe"] == evaluation.alone]
-    rho = rank_correlation(table["kl_alone"], -table["output_sqnr_db"])
+    ranks = {name: None if math.isnan(rho) else round(rho, 2) for name, rho in cost_ranks(table).items()}
     return {
         "recipe": evaluation.record.alone.recipe,
         "kl": numbers(table["kl_alone"]),
         "low": numbers(table["kl_alone_low"]),
         "high": numbers(table["kl_alone_high"]),
         "rank": numbers(table["rank_alone"]),
-        "rho": None if math.isnan(rho) else round(rho, 2),
+        "stream": numbers(table["stream_alone"]),
+        "rho": ranks,
     }
 
 
