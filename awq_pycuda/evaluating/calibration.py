@@ -88,13 +88,7 @@ def calibrate(
         Fault: the model fails, or sends into layers what no file may hold.
         OSError: the file cannot be written.
     """
-    tokens = sum(map(len, windows))
-    noted: dict[str, str] = {
-        **origin,
-        "windows_sha256": hashlib.sha256(json.dumps(windows).encode()).hexdigest(),
-        "awq_pycuda_version": __version__,
-        **{f"{name}_version": str(sys.modules[name].__version__) for name in LIBRARIES},
-    }
+    tokens, noted = sum(map(len, windows)), _noted(origin, windows)
     said = _said_by(path, noted)
     reused = said is not None
     if said is None:
@@ -106,6 +100,20 @@ def calibrate(
             raise Fault("model", f"has no layer that saw a token ({nothing})") from nothing
     lines = [_account(windows, around, window.length, path), *said]
     return Calibration(path, file_sha256(path), tokens, lines, reused, stored_weights(path))
+
+
+def is_kept(path: Path, windows: Sequence[list[int]], origin: Mapping[str, str]) -> bool:
+    """Whether `calibrate` would use the file that is there."""
+    return _said_by(path, _noted(origin, windows)) is not None
+
+
+def _noted(origin: Mapping[str, str], windows: Sequence[list[int]]) -> dict[str, str]:
+    return {
+        **origin,
+        "windows_sha256": hashlib.sha256(json.dumps(windows).encode()).hexdigest(),
+        "awq_pycuda_version": __version__,
+        **{f"{name}_version": str(sys.modules[name].__version__) for name in LIBRARIES},
+    }
 
 
 def _told(windows: Sequence[list[int]], on_progress: Callable[[str, int, int], None]) -> Iterator[list[int]]:

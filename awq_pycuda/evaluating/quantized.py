@@ -197,11 +197,9 @@ def _run(
     recipe: Recipe, calibration: Calibration, folder: Path, on_progress: Callable[[str, int, int], None]
 ) -> tuple[Stored, float]:
     """The file of a recipe's run, and the seconds that it took; 0 where the file was there."""
-    assert recipe.config is not None
-    assert isinstance(recipe.config.inputs, FileInputs)
-    config = replace(recipe.config, inputs=replace(recipe.config.inputs, path=str(calibration.path)))
+    config = _config_on(recipe, calibration.path)
     path = folder / recipe.name / FILE_NAME
-    if there := _complete(path, config, calibration):
+    if there := _complete(path, config, calibration.sha256):
         return there, 0.0
     begin = time.perf_counter()
     try:
@@ -217,13 +215,25 @@ def _run(
     return stored(read(path), recipe.name), time.perf_counter() - begin
 
 
-def _complete(path: Path, config: Config, calibration: Calibration) -> Stored | None:
+def is_there(recipe: Recipe, calibration: Path, sha256: str, folder: Path) -> bool:
+    """Whether a recipe's run on a calibration's file of this hash is among those in a folder."""
+    return _complete(folder / recipe.name / FILE_NAME, _config_on(recipe, calibration), sha256) is not None
+
+
+def _config_on(recipe: Recipe, calibration: Path) -> Config:
+    """The config of a recipe's run on a calibration's file."""
+    assert recipe.config is not None
+    assert isinstance(recipe.config.inputs, FileInputs)
+    return replace(recipe.config, inputs=replace(recipe.config.inputs, path=str(calibration)))
+
+
+def _complete(path: Path, config: Config, sha256: str) -> Stored | None:
     """A run's file that is complete and of this config and calibration, or None."""
     with suppress(UnreadableError, InputError):
         file = read(path)
         there = stored(file, path.parent.name)
         same = config_hash(_anywhere(there.config)) == config_hash(_anywhere(config))
-        if file.root["status"] == "complete" and same and there.inputs_sha256 == calibration.sha256:
+        if file.root["status"] == "complete" and same and there.inputs_sha256 == sha256:
             return there
     return None
 
