@@ -16,6 +16,7 @@ COMMANDS = {
     "capture": ("model=DIR text=FILE out=FILE.h5", "a real model's layers into a file"),
     "analyze": ("PATH...", "tables, figures and a page"),
     "analyze compare": ("A B", "what changed from A to B"),
+    "evaluate": ("model=DIR text=FILE out=DIR", "recipes on a whole language model"),
     "bench": ("shapes=1024", "kernels against limits and peers"),
 }
 

@@ -20,7 +20,8 @@ def test_it_lists_every_command_in_one_line_each(tmp_path):
     )
     assert (done.returncode, done.stderr) == (0, "")
     listed = [line.split()[2] for line in done.stdout.splitlines() if line.startswith("  python -m ")]
-    assert list(dict.fromkeys(listed)) == [f"awq_pycuda.{name}" for name in ("run", "capture", "analyze", "bench")]
+    commands = ("run", "capture", "analyze", "evaluate", "bench")
+    assert list(dict.fromkeys(listed)) == [f"awq_pycuda.{name}" for name in commands]
     assert max(map(len, done.stdout.splitlines())) <= 100
 
 

@@ -20,7 +20,8 @@ SIZES: dict[str, Any] = {
 
 
 def llama_config(**more: Any) -> transformers.PreTrainedConfig:
-    return transformers.LlamaConfig(**SIZES, **more)
+    """Of weights so large that what becomes of them is seen in the logits."""
+    return transformers.LlamaConfig(**SIZES, initializer_range=0.3, **more)
 
 
 def save_causal(folder: Path, config: transformers.PreTrainedConfig, special: bool = False) -> Path:

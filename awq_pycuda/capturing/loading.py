@@ -55,9 +55,8 @@ def load(path: Path, causal: bool = False) -> Loaded:
     weights other than GGUF's, tensors that the model does not take up though they stand where they would change it;
     where ``causal`` also for one that is no causal language model, or lacks any of its weights.
     """
-    # Read by transformers at import: nothing may be looked for elsewhere.
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    torch, transformers = map(_import, LIBRARIES)
+    find_libraries()
+    torch, transformers = map(importlib.import_module, LIBRARIES)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     try:
@@ -101,6 +100,14 @@ def _open(path: Path) -> Folder | GgufFile:
     for library in GGUF_LIBRARIES:
         _import(library)
     return GgufFile(path)
+
+
+def find_libraries() -> None:
+    """Refuse a model where what loads it is missing. Raises `Fault`."""
+    # Read by transformers at import: nothing may be looked for elsewhere.
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    for library in LIBRARIES:
+        _import(library)
 
 
 def _import(library: str) -> Any:

@@ -123,7 +123,8 @@ class Runner:
         last = window.stop - 1
         ids[last] = (ids[last] + 1) % self.vocabulary
         _, others = self._run(replace(window, ids=ids))
-        if not (others - logits).abs().max() <= _ROUNDING * logits.abs().max():
+        # Of numbers that are none nothing follows: where the model has such, that is told of them.
+        if (others - logits).abs().max() > _ROUNDING * logits.abs().max():
             what = "is no causal language model: it predicts tokens from those behind them"
             raise Fault("model", what, "causal language models, which predict each token from those before it")
 

@@ -110,9 +110,9 @@ class Alone:
 
 @dataclass(frozen=True)
 class EvaluationRecord:
-    """Everything that an evaluation's file holds: attributes of the file, the recipes (`original` first), what of.
+    """Everything that an evaluation's file holds: attributes of the file, the recipes, `original` first, and the rest.
 
-    `stopped`, which is not stored, is what the user stopped it by.
+    `ended`, which is not stored, is what ended it early.
     """
 
     root: Mapping[str, str | int | float | bool]
@@ -121,4 +121,4 @@ class EvaluationRecord:
     tokens: Tokens
     layers: Layers
     alone: Alone | None = None
-    stopped: KeyboardInterrupt | None = None
+    ended: BaseException | None = None
