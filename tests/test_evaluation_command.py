@@ -161,6 +161,15 @@ def test_each_layer_alone(done: EvaluationRecord) -> None:
     assert done.alone.kl.mean(1).max() < done.recipes[2].kl.value * 2
 
 
+def test_each_layer_alone_until_the_end_of_its_block(place: Path, done: EvaluationRecord, tmp_path: Path) -> None:
+    assert run(place, tmp_path / "out", "alone=awq", "alone_until=block") == 0
+    found = read_evaluation(tmp_path / "out" / "evaluation.h5").alone
+    assert found is not None
+    assert done.alone is not None
+    assert np.array_equal(found.stream, done.alone.stream)
+    assert np.isnan(found.kl).all()
+
+
 @pytest.mark.parametrize("kind", ["mixtral", "gguf"])
 def test_other_models(kind: str, place: Path, tmp_path: Path) -> None:
     config = transformers.MixtralConfig(**SIZES, initializer_range=0.3, num_local_experts=4, num_experts_per_tok=2)

@@ -24,6 +24,7 @@ class Request:
         tokens: tokens of the text behind these that the evaluation runs on.
         window: the longest window, with special tokens.
         alone: name of the recipe that is to be tried on every layer alone; "" for none.
+        alone_to_logits: whether forwards with a layer alone go on behind the layer's block.
         device: `cpu` or `cuda`.
         workers: windows that run at a time on a CPU.
         options: the command's keys, for the record.
@@ -38,6 +39,7 @@ class Request:
     tokens: int
     window: int
     alone: str
+    alone_to_logits: bool
     device: str
     workers: int
     options: Mapping[str, Any]

@@ -150,7 +150,7 @@ def _work(request: Request, done: _Done, say: Callable[[Sequence[str]], None], o
         if request.alone:
             index, model = models[request.alone]
             done.alone = undone(index, len(places), len(texts.evaluation))
-            say(each.alone(model, done.alone))
+            say(each.alone(model, done.alone, request.alone_to_logits))
 
 
 _OF_CALIBRATION = ("model", "model_type", "model_sha256", "text_sha256", "calibration_sha256")
@@ -185,13 +185,14 @@ class _Each:
         results = "" if model.results is None else os.path.relpath(model.results, out)
         return self._summary.recipe(model, recipe.overrides, results, found, time.perf_counter() - begin)
 
-    def alone(self, model: QuantizedModel, into: Alone) -> list[str]:
-        """Every layer alone as a recipe quantizes it."""
+    def alone(self, model: QuantizedModel, into: Alone, to_logits: bool) -> list[str]:
+        """Every layer alone as a recipe quantizes it; see `costs`."""
 
         def on_done(done: int, total: int) -> None:
             self._tell(f"{model.name}, layers alone", done, total)
 
-        return costs(self._runner, self._places, self._windows, self._hidden, model.weight, into, on_done)
+        of_original = self._windows, self._hidden
+        return costs(self._runner, self._places, *of_original, model.weight, into, on_done, to_logits)
 
     def windows(self) -> Windows:
         """As the record has them."""
