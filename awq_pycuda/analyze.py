@@ -100,15 +100,21 @@ class TableOptions:
 class PlanOptions:
     """What the command line of a plan sets."""
 
-    size: str = option(
-        "SIZE",
-        "mean bits of a weight that the plan may take, or the recipe whose size it is",
-        "a number of bits, or a recipe of the evaluations",
-        nonempty,
+    size: tuple[str, ...] = option(
+        "SIZES",
+        "mean bits of a weight that the plan may take, or the recipe whose size it is; a plan for each",
+        "numbers of bits, or recipes of the evaluations, with commas between",
+        words(),
         REQUIRED,
     )
     out: str = option("FILE.yaml", "file of recipes to write; an existing one is replaced", YAML, nonempty, "plan.yaml")
-    name: str = option("NAME", "what the plan is called in it", "a name that no recipe has", nonempty, "plan")
+    name: str = option(
+        "NAME",
+        "what the plan is called; of several, each with its size behind",
+        "a name that no recipe has",
+        nonempty,
+        "plan",
+    )
     among: tuple[str, ...] = option(
         "NAMES",
         "recipes that layers may get; none: all",
@@ -130,7 +136,7 @@ Usage: python -m awq_pycuda.analyze PATH... [out=report]
        python -m awq_pycuda.analyze compare A B [key=value ...]
        python -m awq_pycuda.analyze explain FILE LAYER [top=4]
        python -m awq_pycuda.analyze table PATH... [rows=format] [columns=recipe] [figure=error_removed] [over=median]
-       python -m awq_pycuda.analyze plan EVALUATION... size=SIZE [out=plan.yaml] [name=plan] [among=NAMES]
+       python -m awq_pycuda.analyze plan EVALUATION... size=SIZES [out=plan.yaml] [name=plan] [among=NAMES]
        python -m awq_pycuda.analyze predict LAYERS PATH... [top=10]
 
 Reads result files, and folders that are searched for files named *.h5 or *.hdf5 (hidden ones are not). What cannot be
@@ -300,10 +306,7 @@ def _table(arguments: Sequence[str]) -> int:
         raise InputError(f"PATH: no value; allowed: {PATHS}")
     from awq_pycuda.analysis.tables import table
 
-    console = make_console()
-    for line in list(table(_collect_runs(paths), options.rows, options.columns, options.figure, options.over)):
-        console.print(line, soft_wrap=True, markup=False, highlight=False)
-    return 0
+    return _print(list(table(_collect_runs(paths), options.rows, options.columns, options.figure, options.over)))
 
 
 def _plan(arguments: Sequence[str]) -> int:
@@ -315,17 +318,13 @@ def _plan(arguments: Sequence[str]) -> int:
         raise refusal(PlanOptions, "out", options.out, "cannot be written")
     from awq_pycuda.analysis import plan
 
-    made = plan.make_plan(plan.read_evaluations(paths), options.size, options.among)
-    text = plan.as_yaml(made, options.name, options.size)
+    made = plan.make_plans(plan.read_evaluations(paths), options.size, options.name, options.among)
+    text = plan.as_yaml(made)
     try:
         out.write_text(text, encoding="utf-8")
     except OSError as error:
         raise refusal(PlanOptions, "out", options.out, error.strerror or str(error)) from None
-    console = make_console()
-    for line in plan.describe(made, options.name):
-        console.print(line, soft_wrap=True, markup=False, highlight=False)
-    console.print(f"recipes {out}", soft_wrap=True, markup=False, highlight=False)
-    return 0
+    return _print([*plan.describe(made), f"recipes {out}"])
 
 
 def _predict(arguments: Sequence[str]) -> int:
@@ -334,8 +333,12 @@ def _predict(arguments: Sequence[str]) -> int:
         raise InputError(f"predict: {len(paths)} paths; allowed: a file of layers, then {PATHS}")
     from awq_pycuda.analysis import prediction
 
+    return _print(list(prediction.describe(prediction.predict(paths[0], paths[1:]), options.top)))
+
+
+def _print(lines: Sequence[str]) -> int:
     console = make_console()
-    for line in prediction.describe(prediction.predict(paths[0], paths[1:]), options.top):
+    for line in lines:
         console.print(line, soft_wrap=True, markup=False, highlight=False)
     return 0
 

@@ -83,6 +83,15 @@ def test_a_recipe_as_the_size_is_written_beside_the_plan_of_its_size(tried, tmp_
     assert recipes["rtn_nvfp4"] == ["quant.element=fp4", "quant.group_size=16", "quant.step_dtype=e4m3", "gammas=[0]"]
 
 
+def test_several_sizes_are_several_plans_of_one_file(tried, tmp_path):
+    out = tmp_path / "plans.yaml"
+    assert run(tried, "size=4.7,rtn_int8", "among=rtn_int4,rtn_int8", f"out={out}") == 0
+    recipes = yaml.safe_load(out.read_text(encoding="utf-8"))
+    assert list(recipes) == ["rtn_int4", "rtn_int8", "plan_4.7", "plan_rtn_int8"]
+    taken = [sorted(recipes[name]["layers"].values()).count("rtn_int8") for name in ("plan_4.7", "plan_rtn_int8")]
+    assert taken == [1, 8]
+
+
 def test_the_overrides_written_hold_what_makes_the_quantization_and_nothing_of_the_machine():
     config = """\
     tokens: 512
@@ -113,9 +122,9 @@ def test_the_overrides_written_hold_what_makes_the_quantization_and_nothing_of_t
         (["size=int5"], "size=int5: allowed: bits of a weight up to 32, or a recipe: "),
         (["size=nan"], "size=nan: allowed: bits"),
         (["size=5", "among=rtn_int8,x"], "among=rtn_int8,x: x is no recipe; allowed: awq_int4, "),
-        (["size=5", "name=rtn_int8", "among=rtn_int4,rtn_int8"], "name=rtn_int8: is a recipe's; allowed: another"),
+        (["size=5", "name=rtn_int8"], "name=rtn_int8: rtn_int8 is a recipe; allowed: another"),
         (["size=5", "out=plan.txt"], "out=plan.txt: cannot be written; allowed: a file name that ends in .yaml"),
-        ([], "size=: is missing; allowed: a number of bits"),
+        ([], "size=: is missing; allowed: numbers of bits"),
     ],
 )
 def test_what_no_plan_can_be_made_of_is_refused_in_one_line(tried, capsys, monkeypatch, arguments, line):

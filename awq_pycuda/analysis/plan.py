@@ -34,8 +34,10 @@ SOURCES = {
 
 @dataclass(frozen=True)
 class Plan:
-    """Which recipe each layer gets, `chosen` among those of `costs` at `candidates`, and the mean bits allowed."""
+    """Which recipe each layer gets: `chosen` among those of `costs` at `candidates`; `bits` is what `size` allows."""
 
+    name: str
+    size: str
     costs: LayerCosts
     candidates: Sequence[int]
     chosen: Chosen
@@ -62,31 +64,41 @@ def read_evaluations(paths: Sequence[Path]) -> list[tuple[Path, EvaluationRecord
     return found
 
 
-def make_plan(evaluations: Sequence[tuple[Path, EvaluationRecord]], size: str, among: Sequence[str] = ()) -> Plan:
-    """The plan of the least summed cost.
+def make_plans(
+    evaluations: Sequence[tuple[Path, EvaluationRecord]], sizes: Sequence[str], name: str, among: Sequence[str] = ()
+) -> list[Plan]:
+    """The plan of the least summed cost, for each size.
 
     Args:
         evaluations: with their paths; see `layer_costs`.
-        size: mean bits of a weight, or the name of a recipe whose size it is.
+        sizes: mean bits of a weight, or the name of a recipe whose size it is.
+        name: of the plan; of several, each with its size behind.
         among: names of the recipes that layers may get; none: all.
 
     Raises:
-        InputError: costs that are not there, a recipe that none of the evaluations has, a size that nothing fits.
+        InputError: costs that are not there, a recipe that none of the evaluations has, a size that nothing fits, a
+            name that a recipe has.
     """
     costs = layer_costs(evaluations)
-    for name in among:
-        if name not in costs.names:
-            raise InputError(f"among={','.join(among)}: {name} is no recipe; allowed: {', '.join(costs.names)}")
-    candidates = [index for index, name in enumerate(costs.names) if not among or name in among]
-    bits = _bits(costs, size)
-    # Where the sizes of recipes are equal, the sum of sizes is the same to the last bit only in whole bits.
-    sizes = (costs.weights * costs.bits[candidates]).round(6)
-    try:
-        chosen = cheapest(costs.costs[candidates], sizes, round(float(costs.weights.sum()) * bits, 6))
-    except ValueError:
-        least = min(costs.mean_bits(index) for index in candidates)
-        raise InputError(f"size={size}: no recipe is so small; allowed: from {least:.4g} bits") from None
-    return Plan(costs, candidates, chosen, bits)
+    for one in among:
+        if one not in costs.names:
+            raise InputError(f"among={','.join(among)}: {one} is no recipe; allowed: {', '.join(costs.names)}")
+    candidates = [index for index, one in enumerate(costs.names) if not among or one in among]
+    # Rounded: where the sizes of recipes are equal, so are their sums.
+    of_candidates = (costs.weights * costs.bits[candidates]).round(6)
+    plans = []
+    for size in sizes:
+        own = name if len(sizes) == 1 else f"{name}_{size}"
+        if own in costs.names:
+            raise InputError(f"name={name}: {own} is a recipe; allowed: another name")
+        bits = _bits(costs, size)
+        try:
+            chosen = cheapest(costs.costs[candidates], of_candidates, round(float(costs.weights.sum()) * bits, 6))
+        except ValueError:
+            least = min(costs.mean_bits(index) for index in candidates)
+            raise InputError(f"size={size}: no recipe is so small; allowed: from {least:.4g} bits") from None
+        plans.append(Plan(own, size, costs, candidates, chosen, bits))
+    return plans
 
 
 def _bits(costs: LayerCosts, size: str) -> float:
@@ -101,15 +113,15 @@ def _bits(costs: LayerCosts, size: str) -> float:
     return bits
 
 
-def as_yaml(plan: Plan, name: str, uniform: str) -> str:
-    """The recipes that the plan takes, the uniform one of its size if any, and the plan as a mixture of that name."""
-    names = plan.costs.names
-    used = sorted({*plan.recipes, *([names.index(uniform)] if uniform in names else [])})
-    recipes: dict[str, Any] = {names[index]: overrides(plan.costs.recipes[index].config) for index in used}
-    if name in recipes:
-        raise InputError(f"name={name}: is a recipe's; allowed: another one")
-    pairs = zip(plan.costs.layers, plan.recipes, strict=True)
-    recipes[name] = {"layers": {layer: names[index] for layer, index in pairs}}
+def as_yaml(plans: Sequence[Plan]) -> str:
+    """The recipes that the plans take, those whose size one has, and the plans as mixtures, all of the same costs."""
+    costs = plans[0].costs
+    used = {index for plan in plans for index in plan.recipes}
+    used |= {costs.names.index(plan.size) for plan in plans if plan.size in costs.names}
+    recipes: dict[str, Any] = {costs.names[index]: overrides(costs.recipes[index].config) for index in sorted(used)}
+    for plan in plans:
+        pairs = zip(costs.layers, plan.recipes, strict=True)
+        recipes[plan.name] = {"layers": {layer: costs.names[index] for layer, index in pairs}}
     return str(yaml.safe_dump(recipes, sort_keys=False, width=120))
 
 
@@ -127,16 +139,18 @@ def _value(value: Any) -> str:
     return value if isinstance(value, str) and re.fullmatch(r"[\w.-]+", value) else json.dumps(value)
 
 
-def describe(plan: Plan, name: str) -> Iterator[str]:
-    """What the plan takes and is expected to cost, line by line."""
-    costs = plan.costs
+def describe(plans: Sequence[Plan]) -> Iterator[str]:
+    """What the plans take and are expected to cost, line by line."""
+    costs = plans[0].costs
     total = float(costs.weights.sum())
-    yield (
-        f"{name}: {plan.chosen.size / total:.4g} bits of a weight (up to {plan.bits:.4g}), sum of the layers' costs "
-        f"{plan.chosen.cost:.4g} nats; no mixture of these goes below {plan.chosen.bound:.4g}"
-    )
-    for index, count in sorted(Counter(plan.recipes).items(), key=lambda pair: -pair[1]):
-        yield f"  {count} of {len(costs.layers)} layers {costs.names[index]} (costs {SOURCES[costs.sources[index]]})"
+    for plan in plans:
+        yield (
+            f"{plan.name}: {plan.chosen.size / total:.4g} bits of a weight (up to {plan.bits:.4g}), sum of the layers' "
+            f"costs {plan.chosen.cost:.4g} nats; no mixture of these goes below {plan.chosen.bound:.4g}"
+        )
+        for index, count in sorted(Counter(plan.recipes).items(), key=lambda pair: -pair[1]):
+            source = SOURCES[costs.sources[index]]
+            yield f"  {count} of {len(costs.layers)} layers {costs.names[index]} (costs {source})"
     yield "one recipe for all layers: bits, sum of the layers' costs, KL measured"
     for index in sorted(range(len(costs.recipes)), key=costs.mean_bits):
         recipe = costs.recipes[index]
