@@ -174,7 +174,7 @@ class MatmulConfig:
 
 @dataclass
 class TimingConfig:
-    """Passes over all layers: the cold one, then `warmup` unmeasured ones, then `repeats` measured ones."""
+    """Passes over all layers: the cold one, then `warmup` unmeasured ones, then `repeats` measured ones, or none."""
 
     warmup: int = 1
     repeats: int = 3
@@ -277,7 +277,7 @@ ALLOWED: dict[str, str] = {
     "clip.joint": "true where weights are clipped, false",
     "matmul.kernel": _choices(MatmulKernel),
     "timing.warmup": f"a whole number from 0 to {MAX_PASSES}",
-    "timing.repeats": f"a whole number from 1 to {MAX_PASSES}",
+    "timing.repeats": f"a whole number from 0 to {MAX_PASSES}",
 }
 
 
@@ -346,7 +346,7 @@ def check(config: Config) -> None:
     if config.clip.joint and not _clips(config):
         raise refuse("clip.joint", "true", "clip.enabled=false")
     need("timing.warmup", config.timing.warmup, lambda warmup: 0 <= warmup <= MAX_PASSES)
-    need("timing.repeats", config.timing.repeats, lambda repeats: 1 <= repeats <= MAX_PASSES)
+    need("timing.repeats", config.timing.repeats, lambda repeats: 0 <= repeats <= MAX_PASSES)
     if isinstance(config.inputs, FileInputs):
         if config.inputs.path == MISSING:
             raise InputError(f"inputs.path: has no value; allowed: {ALLOWED['inputs.path']}")

@@ -56,6 +56,14 @@ def test_a_set_against_itself_is_the_same(tmp_path, repeats):
     assert (result.broken, result.apart) == ([], [])
 
 
+def test_runs_without_measured_passes_have_no_times(tmp_path):
+    make_run(tmp_path / "a" / "0", "timing=none")
+    make_run(tmp_path / "b" / "0", "timing=none")
+    result = compared(tmp_path / "a", tmp_path / "b")
+    assert result.times.empty
+    assert set(result.metrics["verdict"]) == {"same"}
+
+
 def test_each_stage_has_its_own_verdict(real, tmp_path):
     timed(real, tmp_path / "a", [1, 1.01, 0.99])
     timed(real, tmp_path / "b", [1.02, 1.0, 0.98], relu=1.2, compute_s=0.8, dequantizeTiled=1.05)

@@ -108,7 +108,7 @@ LIMITS = {
     "threads": (1, 2**31 - 1),
     "quant.group_size": (1, 2**31 - 1),
     "timing.warmup": (0, 100_000),
-    "timing.repeats": (1, 100_000),
+    "timing.repeats": (0, 100_000),
     "gammas": (0.0, 10.0),
     "search.betas": (0.0, 10.0),
     "search.least_power": (sys.float_info.min, 1.0),

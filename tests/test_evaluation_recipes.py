@@ -38,7 +38,7 @@ def test_a_recipe_s_run_is_composed_of_its_overrides_and_those_of_all(recipes):
     assert (awq.quant.bits, awq.quant.group_size, awq.gammas) == (4, 128, [0, 0.5, 1])
     assert [config.baselines.name for config in (rtn, awq, far)] == ["rtn", "all", "rtn"]
     assert [config.backend.name for config in (rtn, awq, far)] == ["cpu", "cpu", "cuda"]
-    assert (rtn.threads, rtn.timing.warmup, rtn.timing.repeats, rtn.verify, rtn.layers) == (1, 0, 1, False, None)
+    assert (rtn.threads, rtn.timing.warmup, rtn.timing.repeats, rtn.verify, rtn.layers) == (1, 0, 0, False, None)
 
 
 def test_one_calibration_has_the_tokens_of_all(recipes):

@@ -1,6 +1,7 @@
 """Figures: they show the numbers of the files, and stay readable from one layer to hundreds of runs."""
 
 import itertools
+import shutil
 import xml.etree.ElementTree as ElementTree
 
 import numpy as np
@@ -300,6 +301,15 @@ def test_stage_times_stack_up_to_the_times_of_layers_or_runs(figure):
     assert labels == [f"n={n} tile={tile}" for n in (16, 32, 64) for tile in (8, 16)]
     found, _ = figure(figures_time.stage_times, "many")
     assert len(found.axes[0].get_yticklabels()) == 6  # by n, which alone changes the times
+
+
+def test_runs_without_measured_passes_stand_in_no_picture_of_times(tmp_path):
+    make_run(tmp_path / "0", "layers=2")
+    make_run(tmp_path / "1", "layers=2", "timing=none")
+    found = figures_time.stage_times(collect([tmp_path]))
+    assert [label.get_text() for label in found.axes[0].get_yticklabels()] == ["layer 0", "layer 1"]
+    shutil.rmtree(tmp_path / "0")
+    assert figures_time.stage_times(collect([tmp_path])) is None
 
 
 def test_time_against_a_number_joins_medians_on_axes_to_scale(figure):

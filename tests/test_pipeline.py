@@ -109,8 +109,9 @@ def test_gamma_changes_the_codes(run):
     assert awq.metrics["rtn_output_mse"] == rtn.metrics["output_mse"]
 
 
-def test_two_runs_are_bit_identical(run):
-    first, second = (run("n=130", "tokens=77", "inputs=outliers", "gamma_grid=awq20") for _ in range(2))
+def test_two_runs_are_bit_identical_with_measured_passes_and_without(run):
+    given = ("n=130", "tokens=77", "inputs=outliers", "gamma_grid=awq20")
+    first, second = (run(*given, f"timing.repeats={repeats}") for repeats in (1, 0))
     for a, b, y, z in zip(first.layers, second.layers, first.y, second.y, strict=True):
         assert same_bits(y, z)
         assert same_bits(a.quantized.codes, b.quantized.codes)
@@ -119,6 +120,8 @@ def test_two_runs_are_bit_identical(run):
         assert same_bits(a.search.error, b.search.error)
         assert same_bits(a.quantized.steps, b.quantized.steps)
         assert a.metrics == b.metrics
+    assert second.timings.pipeline_ms.size == 0
+    assert second.timings.cold_ms > 0
 
 
 def test_x_is_subsequence_0_and_weights_of_layer_l_are_l_plus_1(run):

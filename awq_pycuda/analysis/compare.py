@@ -158,9 +158,13 @@ def _labels(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
 
 
 def _samples(collection: Collection) -> dict[str, Samples]:
-    """By run: the time of each pass, of the pipeline and of each stage summed over the layers, (repeats,) in ms."""
-    passes = collection.passes.groupby("run", sort=False)["pipeline_ms"]
-    found: dict[str, Samples] = {str(run): {PIPELINE: values.to_numpy()} for run, values in passes}
+    """By run: the time of each pass, of the pipeline and of each stage summed over the layers, (repeats,) in ms.
+
+    A run without measured passes has none.
+    """
+    found: dict[str, Samples] = {str(run): {} for run in collection.runs["run"]}
+    for run, values in collection.passes.groupby("run", sort=False)["pipeline_ms"]:
+        found[str(run)][PIPELINE] = values.to_numpy()
     for (run, stage), values in stage_passes(collection).groupby(level=["run", "stage"], sort=False):
         found[run][stage] = values.to_numpy()
     return found

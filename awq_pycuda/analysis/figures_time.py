@@ -66,11 +66,12 @@ def stage_times(collection: Collection) -> Figure | None:
     runs = complete_runs(collection).set_index("run").loc[sums.index]
     clock = _clock(runs)
     layers = complete_layers(collection)
+    layers = layers[layers["run"].isin(sums.index)]
     if len(sums) == 1 and len(layers) > 1:
         columns = {f"ms.{stage}": stage for stage in sums}
         rows = layers.set_index("layer").rename(columns=columns)[list(sums)].fillna(0.0)
         labels = list(layer_labels(layers).values())
-        whole = _layer_quartiles(collection)
+        whole = _layer_quartiles(collection, runs)
         note = f"Run {sums.index[0]}, by layer: medians over its passes, {clock}. Black: a layer's whole time"
     elif len(sums) <= _MOST_RUNS_AS_BARS:
         rows, labels = sums, list(map(run_labels(collection).__getitem__, sums.index))
@@ -116,11 +117,10 @@ def _stack(panel: Axes, rows: pd.DataFrame, thick: float) -> None:
         start = start + width
 
 
-def _layer_quartiles(collection: Collection) -> pd.DataFrame:
-    """Of the one run: quartiles over its passes of each layer's time, a row per layer."""
-    clock = complete_runs(collection)["clock"].iloc[0]
-    own = collection.timings[collection.timings["clock"] == clock]
-    passes = own[own["run"].isin(complete_runs(collection)["run"])].groupby(["layer", "repeat"])["ms"].sum()
+def _layer_quartiles(collection: Collection, runs: pd.DataFrame) -> pd.DataFrame:
+    """Of the one run in this table: quartiles over its passes of each layer's time, a row per layer."""
+    own = collection.timings[collection.timings["clock"] == runs["clock"].iloc[0]]
+    passes = own[own["run"].isin(runs.index)].groupby(["layer", "repeat"])["ms"].sum()
     return passes.groupby(level="layer").quantile(list(QUARTILES)).unstack()
 
 

@@ -21,7 +21,7 @@ from awq_pycuda.sweeps.composition import composing
 from awq_pycuda.sweeps.hydra_errors import RECIPES
 
 # What every recipe's run has where the recipe does not say otherwise: nothing is timed, little is compared.
-_DEFAULTS = ("timing=once", "baselines=rtn")
+_DEFAULTS = ("timing=none", "baselines=rtn")
 # What an evaluation itself decides.
 _OURS = {"inputs", "inputs.kind", "inputs.path", "study", "experiment", "n", "export"}
 _LAYERS = "layers"
