@@ -9,6 +9,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from awq_pycuda import __version__
 from awq_pycuda.capturing.fault import Fault
@@ -60,6 +63,16 @@ def plan_of(loaded: Loaded, around: Around, window: int) -> Plan:
         reasons = "; ".join(sorted(set(plan.left_out.values())))
         raise Fault("model", f"has no linear layer that sees its tokens ({reasons or 'it has none at all'})")
     return plan
+
+
+def hash_model(model: Any) -> str:
+    """SHA-256 over names, shapes, dtypes and values of a model's parameters, 64 hex digits."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        values = parameter.detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(values.shape)} {values.dtype}\n".encode())
+        digest.update(values.numpy().reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
 
 
 def calibrate(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -26,7 +25,7 @@ from awq_pycuda.capturing.windows import check_ids, find_window
 from awq_pycuda.capturing.writing import model_name
 from awq_pycuda.errors import InputError
 from awq_pycuda.evaluating.alone import costs, undone
-from awq_pycuda.evaluating.calibration import calibrate, plan_of
+from awq_pycuda.evaluating.calibration import calibrate, hash_model, plan_of
 from awq_pycuda.evaluating.forward import Runner
 from awq_pycuda.evaluating.judging import SEED, Judge, NotFinite, Summary
 from awq_pycuda.evaluating.places import Place, places_of, replaced
@@ -231,7 +230,7 @@ def _origin(
         "options": json.dumps(request.options),
         "model": model_name(request.model),
         "model_type": loaded.model.config.model_type,
-        "model_sha256": _hash_model(runner.causal),
+        "model_sha256": hash_model(runner.causal),
         "calibration_sha256": hash_ids(texts.calibration),
         "evaluation_sha256": hash_ids([window.ids for window in texts.evaluation]),
         "skipped_tokens": request.skip,
@@ -242,12 +241,3 @@ def _origin(
         "linear_parameters": sum(math.prod(place.shape) for place in places.values()),
         "seed": SEED,
     }
-
-
-def _hash_model(model: Any) -> str:
-    digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        values = parameter.detach().cpu().contiguous()
-        digest.update(f"{name} {tuple(values.shape)} {values.dtype}\n".encode())
-        digest.update(values.numpy().reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()
