@@ -96,6 +96,23 @@ def test_of_what_kind_the_weights_are_stands_beside_the_table(tmp_path):
     assert evaluation_tables.recipes(found).splitlines()[-1] == f"Its {said[0]}."
 
 
+def test_the_tables_of_layers_tried_alone(tmp_path):
+    found = evaluation(tmp_path, alone="rtn_int4")
+    alone = found.layers[found.layers["recipe"] == "rtn_int4"].set_index("name")
+    _, _, *rows = evaluation_tables.kinds(found).splitlines()
+    kinds = [row.split(" | ")[0].strip("| `") for row in rows]
+    assert sorted(kinds) == ["down_proj", "o_proj", "q_proj", "up_proj"]
+    first = alone[alone.index.str.endswith(kinds[0])]["kl_alone"]
+    assert rows[0].split(" | ")[1] == "2"
+    assert rows[0].split(" | ")[2] == f"{100 * first.sum() / alone['kl_alone'].sum():.0f} %"
+    _, _, *rows = evaluation_tables.costliest(found).splitlines()
+    assert len(rows) == 8  # of ten there are no more
+    costliest = alone["kl_alone"].idxmax()
+    assert rows[0].startswith(f"| `{costliest}` | ")
+    lower = (alone["output_sqnr_db"] < alone.loc[costliest, "output_sqnr_db"]).sum()
+    assert rows[0].endswith(f" | {lower + 1} of 8 |")
+
+
 def test_the_table_of_draws(of_draws):
     _, _, *rows = evaluation_tables.draws(of_draws).splitlines()
     cells = [row.split(" | ") for row in rows]

@@ -2,6 +2,8 @@
 
 recipes    what each recipe costs the model, and what it removes of RTN's cost and of its layers' error
 draws      the same by the number of tokens that recipes were searched on, over several draws of them
+kinds      what layers cost that were tried alone, by kind of layer
+costliest  the ten of them that cost the most
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from study_tables import number, spread, table
 
 from awq_pycuda.analysis.collect import collect
@@ -76,12 +79,48 @@ def draws(evaluation: Evaluation) -> str:
     )
 
 
+def kinds(evaluation: Evaluation) -> str:
+    """A line for each kind of layer, the last part of its path, by what all of its layers cost together."""
+    alone = _alone(evaluation)
+    shares = alone["kl_alone"] / alone["kl_alone"].sum()
+    kind_of = alone["name"].str.rsplit(".", n=1).str[-1]
+    rows = []
+    for kind, share in shares.groupby(kind_of).sum().sort_values(ascending=False).items():
+        mine = alone[kind_of == kind]
+        rows.append(
+            [f"`{kind}`", str(len(mine)), percent(share), _spread(mine["kl_alone"]), spread(mine["output_sqnr_db"])]
+        )
+    return table(["layer", "of them", "of all KL alone", "KL in nats, each", "its own SQNR, dB"], rows)
+
+
+def costliest(evaluation: Evaluation) -> str:
+    """A line for each of the ten layers that cost the most, with the rank of its own SQNR among all."""
+    alone = _alone(evaluation)
+    alone = alone.assign(rank=alone["output_sqnr_db"].rank(method="min"))
+    rows = [
+        [
+            f"`{row.name}`",
+            f"{nats(row.kl_alone)} ({nats(row.kl_alone_low)} to {nats(row.kl_alone_high)})",
+            percent(row.kl_alone / alone["kl_alone"].sum()),
+            f"{row.output_sqnr_db:.1f}",
+            f"{row.rank:.0f} of {len(alone)}",
+        ]
+        for row in alone.nlargest(10, "kl_alone").itertuples(index=False)
+    ]
+    return table(["layer", "KL alone in nats", "of all", "its own SQNR, dB", "from the lowest"], rows)
+
+
+def _alone(evaluation: Evaluation) -> pd.DataFrame:
+    """The layers of the recipe that was tried on each alone."""
+    return evaluation.layers[evaluation.layers["recipe"] == evaluation.alone]
+
+
 def _spread(values: Iterable[float]) -> str:
     middle, low, high = (nats(float(each)) for each in np.quantile(list(values), (0.5, 0, 1)))
     return middle if low == high else f"{middle} ({low} to {high})"
 
 
-TABLES: dict[str, Callable[[Evaluation], str]] = {make.__name__: make for make in (recipes, draws)}
+TABLES: dict[str, Callable[[Evaluation], str]] = {make.__name__: make for make in (recipes, draws, kinds, costliest)}
 
 
 def main(arguments: list[str]) -> None:
