@@ -10,7 +10,7 @@ from enum import Enum
 import pytest
 
 from awq_pycuda.config import ALLOWED, check
-from awq_pycuda.config_text import config_hash, plain
+from awq_pycuda.config_text import as_yaml, config_hash, from_yaml, plain
 from awq_pycuda.errors import InputError
 from awq_pycuda.quant.tools import inclusive
 from awq_pycuda.sweeps.hydra_errors import groups
@@ -260,3 +260,35 @@ def test_the_hash_is_of_the_config_as_the_user_writes_it(compose):
         "matmul=blocked",
     )
     assert config_hash(config) == hashlib.sha256(json.dumps(written, sort_keys=True).encode()).hexdigest()
+
+
+@pytest.mark.parametrize("inputs", ["synthetic", "outliers", "file"])
+def test_a_stored_config_is_read_back(compose, inputs):
+    more = ["inputs.path=a.h5", "inputs.first_token=5"] if inputs == "file" else ["inputs.weight_scale=he"]
+    config = compose(f"inputs={inputs}", "quant=nvfp4", "clip=joint", "search.formula=duo", "gammas=[0,0.5]", *more)
+    assert from_yaml(as_yaml(config)) == config
+    assert config_hash(from_yaml(as_yaml(config))) == config_hash(config)
+
+
+def test_a_stored_config_of_before_has_the_defaults_of_what_it_lacks():
+    found = from_yaml("n: 8\ntokens: 8\ninputs: {kind: outliers, channels: 0.5}\nquant: {bits: 4}\n")
+    assert (found.n, found.inputs.channels, found.inputs.factor_max, found.quant.bits) == (8, 0.5, 100, 4)
+    assert (found.layers, found.quant.group_size, found.clip.enabled) == (3, None, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    {
+        "n: [": "config: is no mapping of keys; allowed: what a run has stored",
+        "- n": "config: is no mapping of keys; allowed: what a run has stored",
+        "later: 1": "later=1: no such key; allowed: those of this version",
+        "quant: {later: 1}": "quant.later=1: no such key; allowed: those of this version",
+        "quant: 4": "quant=4: is no group of keys; allowed: what a run has stored",
+        "n: 0": f"n=0: allowed: {ALLOWED['n']}",
+        "backend: tpu": f"backend=tpu: allowed: {ALLOWED['backend']}",
+    }.items(),
+)
+def test_a_stored_config_that_is_none_is_refused(text, line):
+    with pytest.raises(InputError) as refused:
+        from_yaml(text)
+    assert str(refused.value) == line

@@ -222,3 +222,16 @@ def test_results_of_other_weights_are_refused(recipes, calibration, results, tmp
     other = replace(calibration, path=path, weights=stored_weights(path))
     with pytest.raises(InputError, match=r"results\.h5: layer block\.q_proj: its steps are those of other weights"):
         made(recipe, other, tmp_path)
+
+
+@pytest.mark.parametrize("part", ["scales/scale_b", "scales/zero_point", "scales/s"])
+def test_a_file_without_a_part_of_a_layer_is_refused(part, recipes, calibration, tmp_path):
+    made(recipes["zeros"], calibration, tmp_path / "study")
+    (recipe,) = parse(str(tmp_path / "study"), 32)
+    with editing(recipe.stored.path) as file:
+        values = file[f"layers/000/{part}"][1:]
+        del file[f"layers/000/{part}"]
+        if part == "scales/zero_point":
+            file[f"layers/000/{part}"] = values
+    with pytest.raises(InputError, match=rf"^recipes={recipe.stored.path}: .*{part}.*; allowed: a whole result file$"):
+        made(recipe, calibration, tmp_path)

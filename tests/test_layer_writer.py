@@ -1,5 +1,6 @@
 """The writer of layer files: what it writes is read back, and half a file never has the final name."""
 
+import json
 import os
 import subprocess
 import sys
@@ -11,7 +12,9 @@ import numpy as np
 import pytest
 
 from awq_pycuda.errors import InputError
-from awq_pycuda.layers.files import describe_layers, load_layers, unreached_layers
+from awq_pycuda.hdf5 import UnreadableError
+from awq_pycuda.layers.files import describe_layers, load_layers, stored_weights, unreached_layers
+from awq_pycuda.layers.notes import SAID, read_notes
 from awq_pycuda.layers.writer import LayerWriter
 
 
@@ -180,3 +183,37 @@ def test_whose_activations_a_layer_sees_must_make_sense(tmp_path: Path, attribut
             told = "but the layer has activations; allowed is one of them"
     with pytest.raises(InputError, match=f"/layers/002: attribute activations_of is .*{told}"):
         load_layers(path)
+
+
+def test_a_file_keeps_what_was_said_however_much_it_is(tmp_path: Path) -> None:
+    lines = [f"left out: layer {number}, whose γ nobody knows" for number in range(3000)]
+    path = tmp_path / "a.h5"
+    with LayerWriter(path) as writer:
+        writer.add("one", np.ones((3, 4)))
+        writer.set_attributes({"model": "tiny", "tokens": 5})
+        writer.set_text(SAID, json.dumps(lines), "what is to be said")
+    assert read_notes(path, ("model", "tokens", "other")) == ({"model": "tiny", "tokens": "5"}, lines)
+    with LayerWriter(tmp_path / "silent.h5") as writer:
+        writer.add("one", np.ones((3, 4)))
+    (tmp_path / "text.h5").write_text("no HDF5")
+    for name in ("silent.h5", "text.h5", "none.h5"):
+        with pytest.raises(UnreadableError):
+            read_notes(tmp_path / name, ())
+
+
+def test_weights_are_found_by_the_names_of_layers_that_a_token_reached(tmp_path: Path) -> None:
+    path, weights = tmp_path / "a.h5", np.arange(36, dtype=np.float32).reshape(3, 3, 4)
+    with LayerWriter(path) as writer:
+        for name, weight in zip(("one", "idle", "two"), weights, strict=True):
+            layer = writer.add(name, weight, tokens=None)
+            if name != "idle":
+                writer.append(layer, weight)
+    found = stored_weights(path)
+    assert list(found) == ["one", "two"]
+    np.testing.assert_array_equal(found["two"][:], weights[2])
+    np.testing.assert_array_equal(found["one"][1:], weights[0, 1:])
+    del found  # which holds the file open
+    with h5py.File(path, "a") as file:
+        file["layers/002"].attrs["name"] = "one"
+    with pytest.raises(InputError, match=r"a\.h5: holds two layers named one$"):
+        stored_weights(path)

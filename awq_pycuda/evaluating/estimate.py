@@ -64,7 +64,7 @@ def estimate(
     places: Mapping[str, Place],
     recipes: Sequence[Recipe],
     texts: Cut,
-    alone: bool,
+    alone: float,
     calibration: Path,
     origin: Mapping[str, str],
     folder: Path,
@@ -81,7 +81,7 @@ def estimate(
         places: of the same.
         recipes: that fit it.
         texts: what they are searched and evaluated on.
-        alone: whether a recipe will be tried on every layer alone.
+        alone: 1 where a recipe will be tried on every layer alone, less where its forwards end early, 0 where not.
         calibration: where the layer file is or will be.
         origin: what it notes of itself, see `calibrate`.
         folder: where the recipes' runs are or will be.
