@@ -12,6 +12,9 @@ from evaluation_studies import RECIPES, study
 from awq_pycuda import analyze
 from awq_pycuda.analysis.layer_costs import NATS, layer_costs
 from awq_pycuda.analysis.plan import overrides
+from awq_pycuda.config import settled
+from awq_pycuda.config_text import as_yaml, config_hash
+from awq_pycuda.evaluating.recipes import parse
 from awq_pycuda.results.evaluation_write import write_evaluation
 
 
@@ -105,12 +108,12 @@ def test_the_overrides_written_hold_what_makes_the_quantization_and_nothing_of_t
     """
     assert overrides(config) == [
         "tokens=512",
-        "gammas=[0.0, 0.5]",
+        "gammas=[0.0,0.5]",
         "convention=day58",
         "quant.bits=4",
         "quant.element=int",
         "clip.enabled=true",
-        'clip.skip=["q_", "a b"]',
+        'clip.skip=[q_,"a b"]',
         "inputs.holdout=0.25",
     ]
 
@@ -172,3 +175,15 @@ def test_where_forwards_ended_behind_a_block_the_error_of_the_stream_tells_the_c
     assert costs.sources[index] == "stream"
     np.testing.assert_allclose(costs.costs[index, :5], NATS * record.alone.stream[:5].mean(axis=1))
     np.testing.assert_allclose(costs.costs[index, 5:], record.alone.kl[5:].mean(axis=1))
+
+
+def test_the_overrides_written_make_the_config_of_their_recipe_again(tmp_path):
+    """Of every recipe that comes along, as its run's file has it."""
+    again = tmp_path / "again.yaml"
+    for name in ("truth", "conventions"):
+        recipes = parse(name, 512)
+        texts = {one.name: overrides(as_yaml(settled(one.config))) for one in recipes}
+        again.write_text(yaml.safe_dump(texts), encoding="utf-8")
+        found = {one.name: one.config for one in parse(str(again), 512)}
+        for one in recipes:
+            assert config_hash(settled(found[one.name])) == config_hash(settled(one.config)), one.name

@@ -136,6 +136,8 @@ def overrides(config: str) -> list[str]:
 
 
 def _value(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{','.join(map(_value, value))}]"
     return value if isinstance(value, str) and re.fullmatch(r"[\w.-]+", value) else json.dumps(value)
 
 
