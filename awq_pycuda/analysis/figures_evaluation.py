@@ -92,8 +92,9 @@ def _bits_axis(panel: Axes, bits: pd.Series) -> None:
     panel.set_xscale("log", base=2)
     panel.set_xlim(low, high)
     panel.xaxis.set_minor_locator(NullLocator())
-    whole = np.arange(np.ceil(low), high + 1e-9)
-    panel.xaxis.set_major_locator(FixedLocator(list(whole if len(whole) < 10 else 2.0 ** np.arange(8))))
+    step = 0.5 if high - low < 4 else 1.0
+    even = np.arange(np.ceil(low / step), high / step) * step
+    panel.xaxis.set_major_locator(FixedLocator(list(even if len(even) < 10 else 2.0 ** np.arange(8))))
     panel.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
 
 
