@@ -99,8 +99,3 @@ def _told(blocks: Blocks) -> str:
     if blocks.modules:
         return f"alone: forwards begin at the layer's own of the {len(blocks.modules)} blocks in {blocks.path}"
     return f"alone: every forward is one of the whole model, since {blocks.why}"
-
-
-def forwards(layers: int, windows: int) -> float:
-    """About how many forwards of one window `costs` takes: those of layers in blocks begin half-way on average."""
-    return layers * windows / 2
