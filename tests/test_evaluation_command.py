@@ -40,6 +40,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_causal(folder / "model", llama_config(tie_word_embeddings=True))
     (folder / "text.txt").write_text(" ".join(WORDS[index * index % 50] for index in range(140)))
     (folder / "recipes.yaml").write_text(RECIPES)
+    (folder / "one.yaml").write_text("rtn: [quant=int4_row, gamma_grid=rtn]\n")
     return folder
 
 
@@ -177,8 +178,7 @@ def test_other_models(kind: str, place: Path, tmp_path: Path) -> None:
         model = save_causal(tmp_path / "model", config)
     else:
         model = write_gguf(tmp_path / "tiny.gguf", llama_tensors(llama()))
-    (tmp_path / "recipes.yaml").write_text("rtn: [quant=int4_row, gamma_grid=rtn]\n")
-    assert run(place, tmp_path / "out", f"recipes={tmp_path / 'recipes.yaml'}", model=model) == 0
+    assert run(place, tmp_path / "out", f"recipes={place / 'one.yaml'}", model=model) == 0
     found = read_evaluation(tmp_path / "out" / "evaluation.h5")
     assert not found.recipes[0].of_tokens.kl.any()
     assert found.recipes[1].kl.value > 0
@@ -204,17 +204,17 @@ def refused(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 def test_refuses_what_no_evaluation_can_be_made_of(
     refused: Callable[..., str], place: Path, tmp_path: Path, bert: Path
 ) -> None:
-    text = place / "text.txt"
-    assert refused("tokens=101") == (
+    text, one = place / "text.txt", f"recipes={place / 'one.yaml'}"
+    assert refused(one, "tokens=101") == (
         f"text={text}: holds 140 tokens of this model, fewer than calibration, skip and tokens together; "
         "allowed: texts of at least 141"
     )
-    assert refused("tokens=16").startswith("tokens=16: make 1 window of up to 16 tokens")
-    assert refused("skip=41").startswith(f"text={text}: holds 140 tokens")
+    assert refused(one, "tokens=16").startswith("tokens=16: make 1 window of up to 16 tokens")
+    assert refused(one, "skip=41").startswith(f"text={text}: holds 140 tokens")
     assert refused("alone=none") == "alone=none: is none of the recipes; allowed: rtn, awq, mix"
-    assert refused("window=1").startswith("window=1: is too small")
+    assert refused(one, "window=1").startswith("window=1: is too small")
     assert refused("recipes=unheard-of").startswith("recipes=unheard-of: no such file, folder or name")
-    assert "is no causal language model (bert)" in refused(model=bert) or "lack cls" in refused(model=bert)
+    assert refused(one, model=bert).startswith(f"model={bert}: its weights lack cls.")
     (tmp_path / "recipes.yaml").write_text("a: [quant=int4_row]\nb: {layers: {no_such_layer: a, '.*': a}}\n")
     line = refused(f"recipes={tmp_path / 'recipes.yaml'}")
     assert line.startswith("recipes: b: no_such_layer: fits no layer")
@@ -240,7 +240,7 @@ def test_nan_in_the_originals_logits_is_refused_with_where_it_began(
     model.model.layers[1].post_attention_layernorm.weight.data[3] = float("nan")
     shutil.copytree(place / "model", tmp_path / "model")
     model.save_pretrained(tmp_path / "model")
-    assert refused(model=tmp_path / "model") == (
+    assert refused(f"recipes={place / 'one.yaml'}", model=tmp_path / "model") == (
         f"model={tmp_path / 'model'}: has NaN or infinite logits, from model.layers.1.post_attention_layernorm on, "
         "in the window at token 40; allowed: models whose logits are finite"
     )

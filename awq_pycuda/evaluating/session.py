@@ -14,18 +14,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 
 from awq_pycuda import provenance
 from awq_pycuda.backends.cpu import CpuBackend
 from awq_pycuda.capturing.fault import Fault
 from awq_pycuda.capturing.loading import LIBRARIES, Loaded, load
-from awq_pycuda.capturing.text import find_around, hash_text
-from awq_pycuda.capturing.windows import check_ids, find_window
+from awq_pycuda.capturing.probing import Plan
+from awq_pycuda.capturing.text import Around, find_around, hash_text
+from awq_pycuda.capturing.windows import Window, check_ids, find_window
 from awq_pycuda.capturing.writing import model_name
 from awq_pycuda.errors import InputError
 from awq_pycuda.evaluating.alone import costs, undone
 from awq_pycuda.evaluating.calibration import calibrate, hash_model, plan_of
+from awq_pycuda.evaluating.estimate import estimate
 from awq_pycuda.evaluating.forward import Runner
 from awq_pycuda.evaluating.judging import SEED, Judge, NotFinite, Summary
 from awq_pycuda.evaluating.places import Place, places_of, replaced
@@ -33,6 +36,7 @@ from awq_pycuda.evaluating.quantized import QuantizedModel, made
 from awq_pycuda.evaluating.recipes import Recipe, fitting, tokens_needed
 from awq_pycuda.evaluating.request import Request
 from awq_pycuda.evaluating.windows import Cut, cut, hash_ids
+from awq_pycuda.limits import refuse_beyond_memory
 from awq_pycuda.results.evaluation_record import (
     Alone,
     EvaluatedRecipe,
@@ -89,14 +93,9 @@ def evaluate(
     """
     done = _Done()
 
-    def say(lines: Sequence[str]) -> None:
-        done.said += lines
-        for line in lines:
-            tell(line)
-
     try:
         with interruptible:
-            _work(request, done, say, on_progress)
+            _work(request, done, tell, on_progress)
     except (Exception, KeyboardInterrupt) as ended:
         if not done.recipes:
             raise
@@ -104,9 +103,69 @@ def evaluate(
     return done.record(None)
 
 
-def _work(request: Request, done: _Done, say: Callable[[Sequence[str]], None], on_progress: Progress) -> None:
-    text_hash = hash_text(request.text)
+@dataclass(frozen=True)
+class _Ready:
+    """A model, a text and recipes that fit together."""
+
+    loaded: Loaded
+    around: Around
+    window: Window
+    texts: Cut
+    plan: Plan
+    places: Mapping[str, Place]
+    recipes: Sequence[Recipe]
+    origin: Mapping[str, Any]
+    """Attributes of the file that say what text this is."""
+
+
+def _work(request: Request, done: _Done, tell: Callable[[str], None], on_progress: Progress) -> None:
+    def say(lines: Sequence[str]) -> None:
+        """What the record keeps, too; once, for a calibration that was there tells of the model again."""
+        for line in lines:
+            if line not in done.said:
+                done.said.append(line)
+                tell(line)
+
     on_progress("loading", 0, 1)
+    ready = _prepare(request, say)
+    loaded, texts, plan, places = ready.loaded, ready.texts, ready.plan, ready.places
+    done.layers = _layers(places)
+    path, folder = request.out / CALIBRATION_NAME, request.out / "recipes"
+    with Runner(loaded.causal, loaded.model, request.workers, request.device) as runner:
+        runner.try_on(texts.evaluation[0])
+        say(runner.said)
+        done.root |= {**_origin(request, ready, runner), **ready.origin}
+        origin = {name: str(done.root[name]) for name in _OF_CALIBRATION}
+        on_progress("estimate", 0, 1)
+        alone = 0.0 if not request.alone else 1.0 if request.alone_to_logits else _TO_BLOCK
+        expected = estimate(runner, loaded, plan, places, ready.recipes, texts, alone, path, origin, folder)
+        tell(f"estimate: {expected.line}")
+        free = psutil.virtual_memory().available
+        refuse_beyond_memory(f"model={request.model}", expected.bytes, free, "host's memory")
+        each = _Each(runner, texts, places, on_progress)
+        original = each.original()
+        done.windows, done.tokens = each.windows(), each.tokens(original.of_tokens)
+        done.recipes.append(original)
+        if original.of_tokens.kl.any():
+            say([f"the model is not the same from run to run: its KL to itself is {original.kl.value:.3g}"])
+        with runner.on_host():
+            request.out.mkdir(exist_ok=True)
+            windows, around = texts.calibration, ready.around
+            calibration = calibrate(loaded, plan, windows, around, ready.window, path, origin, on_progress)
+        say(calibration.said)
+        for recipe in ready.recipes:
+            model = made(recipe, calibration, folder, on_progress)
+            done.recipes.append(each.recipe(recipe, model, request.out))
+            if recipe.name == request.alone:
+                tried = len(done.recipes) - 1, model
+        if request.alone:
+            done.alone = undone(tried[0], len(places), len(texts.evaluation))
+            say(each.alone(tried[1], done.alone, request.alone_to_logits))
+
+
+def _prepare(request: Request, say: Callable[[Sequence[str]], None]) -> _Ready:
+    """Loads the model and cuts the text. Raises `Fault`, and `InputError` for recipes that do not fit."""
+    text_hash = hash_text(request.text)
     loaded = load(request.model, causal=True)
     base, tokenizer = loaded.model, loaded.tokenizer
     around = find_around(request.text, tokenizer)
@@ -120,38 +179,25 @@ def _work(request: Request, done: _Done, say: Callable[[Sequence[str]], None], o
     if request.alone and request.alone not in {recipe.name for recipe in recipes}:
         raise Fault("alone", "is left out, since it does not fit the model", "a recipe that fits")
     say([*loaded.said, *([] if window.why is None else [f"windows of {window.length} tokens: {window.why}"]), *lines])
-    done.layers = Layers(
-        list(places),
-        *(np.array([place.shape[axis] for place in places.values()], np.int64) for axis in (1, 0)),
-    )
-    with Runner(loaded.causal, base, request.workers, request.device) as runner:
-        runner.try_on(texts.evaluation[0])
-        say(runner.said)
-        done.root |= _origin(request, loaded, runner, texts, places)
-        done.root |= {"text_sha256": text_hash, "calibration_tokens": calibrated, "window": window.length}
-        each = _Each(runner, texts, places, on_progress)
-        original = each.original()
-        if original.of_tokens.kl.any():
-            say([f"the model is not the same from run to run: its KL to itself is {original.kl.value:.3g}"])
-        done.recipes.append(original)
-        done.windows, done.tokens = each.windows(), each.tokens(original.of_tokens)
-        with runner.on_host():
-            request.out.mkdir(exist_ok=True)
-            origin = {name: str(done.root[name]) for name in _OF_CALIBRATION}
-            path = request.out / CALIBRATION_NAME
-            calibration = calibrate(loaded, plan, texts.calibration, around, window, path, origin, on_progress)
-        say(calibration.said)
-        models = {}
-        for recipe in recipes:
-            model = made(recipe, calibration, request.out / "recipes", on_progress)
-            done.recipes.append(each.recipe(recipe, model, request.out))
-            models[recipe.name] = len(done.recipes) - 1, model
-        if request.alone:
-            index, model = models[request.alone]
-            done.alone = undone(index, len(places), len(texts.evaluation))
-            say(each.alone(model, done.alone, request.alone_to_logits))
+    origin = {
+        "text_sha256": text_hash,
+        "calibration_sha256": hash_ids(texts.calibration),
+        "evaluation_sha256": hash_ids([each.ids for each in texts.evaluation]),
+        "calibration_tokens": calibrated,
+        "skipped_tokens": request.skip,
+        "evaluation_tokens": texts.tokens,
+        "predicted_tokens": sum(each.stop - each.start for each in texts.evaluation),
+        "window": window.length,
+    }
+    return _Ready(loaded, around, window, texts, plan, places, recipes, origin)
 
 
+def _layers(places: Mapping[str, Place]) -> Layers:
+    rows, columns = (np.array([place.shape[axis] for place in places.values()], np.int64) for axis in (0, 1))
+    return Layers(list(places), columns, rows)
+
+
+_TO_BLOCK = 0.1  # of the time of forwards to the logits, those to the end of a layer's block
 _OF_CALIBRATION = ("model", "model_type", "model_sha256", "text_sha256", "calibration_sha256")
 
 
@@ -214,10 +260,8 @@ class _Each:
         return lambda: self._tell(what, next(steps), total)
 
 
-def _origin(
-    request: Request, loaded: Loaded, runner: Runner, texts: Cut, places: Mapping[str, Place]
-) -> dict[str, Any]:
-    """The attributes of the file that say of what it is."""
+def _origin(request: Request, ready: _Ready, runner: Runner) -> dict[str, Any]:
+    """The attributes of the file that say of what model it is, and where that ran."""
     made_by = provenance.made_by(CpuBackend())
     if runner.device != "cpu":
         gpu = torch.cuda.get_device_properties(runner.device)
@@ -229,15 +273,10 @@ def _origin(
         "versions": json.dumps(json.loads(str(made_by["versions"])) | libraries),
         "options": json.dumps(request.options),
         "model": model_name(request.model),
-        "model_type": loaded.model.config.model_type,
+        "model_type": ready.loaded.model.config.model_type,
         "model_sha256": hash_model(runner.causal),
-        "calibration_sha256": hash_ids(texts.calibration),
-        "evaluation_sha256": hash_ids([window.ids for window in texts.evaluation]),
-        "skipped_tokens": request.skip,
-        "evaluation_tokens": texts.tokens,
-        "predicted_tokens": sum(window.stop - window.start for window in texts.evaluation),
         "vocabulary": runner.vocabulary,
         "parameters": sum(parameter.numel() for parameter in runner.causal.parameters()),
-        "linear_parameters": sum(math.prod(place.shape) for place in places.values()),
+        "linear_parameters": sum(math.prod(place.shape) for place in ready.places.values()),
         "seed": SEED,
     }
