@@ -237,7 +237,10 @@ class _Each:
             self._tell(f"{model.name}, layers alone", done, total)
 
         of_original = self._windows, self._hidden
-        return costs(self._runner, self._places, *of_original, model.weight, into, on_done, to_logits)
+        try:
+            return costs(self._runner, self._places, *of_original, model.weight, into, on_done, to_logits)
+        except NotFinite as fault:
+            raise InputError(f"alone={model.name}: has {fault}; allowed: recipes with finite logits") from None
 
     def windows(self) -> Windows:
         """As the record has them."""
