@@ -291,6 +291,15 @@ def test_better_worse_and_unclear_by_pairs_of_windows(folder, command, tmp_path)
     assert set(verdicts(loose).values()) == {"same"}
 
 
+def test_of_very_many_recipes_some_are_printed_and_all_written(command, tmp_path):
+    many = {f"r{index:02d}": ("", 4 + index / 100, 0.1) for index in range(43)}
+    write_study(tmp_path, many, windows=2, per_window=2, blocks=1)
+    assert "4 more recipes are in the table evaluation_recipes" in command(tmp_path)[1].splitlines()
+    out = command("compare", tmp_path, tmp_path, "out=made")[1]
+    assert "3 more recipes are not shown (out=FOLDER writes all)" in out.splitlines()
+    assert len(pd.read_csv("made/compare_figures.csv")) == 4 * 43
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

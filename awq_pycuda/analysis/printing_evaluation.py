@@ -108,6 +108,8 @@ def print_evaluations_compared(console: Console, result: EvaluationComparison) -
         difference = (f"{row.difference:+.3g}", interval(row.low, row.high), row.verdict)
         table.add_row(escape(printable(row.recipe)), nats(row.a), nats(row.b), *difference)
     console.print(table)
+    if len(rows) > _MOST_ROWS:
+        print_line(console, f"{len(rows) - _MOST_ROWS} more recipes are not shown (out=FOLDER writes all)")
     for figure, mine in result.figures.groupby("figure", sort=False):
         counts = ", ".join(f"{count} {verdict}" for verdict, count in mine["verdict"].value_counts().items())
         print_line(console, f"{_NAMED.get(str(figure), 'KL')}: {counts}")
