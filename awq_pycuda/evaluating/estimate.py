@@ -4,34 +4,39 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from awq_pycuda.capturing.experts import Interception
 from awq_pycuda.capturing.loading import Loaded
 from awq_pycuda.capturing.probing import Plan, hooked
 from awq_pycuda.capturing.windows import run_window
 from awq_pycuda.config import Export, FileInputs, SyntheticInputs
-from awq_pycuda.engine.execution import prepared
+from awq_pycuda.engine.execution import Prepared, prepared
 from awq_pycuda.engine.memory import required_bytes
+from awq_pycuda.engine.pipeline import Pipeline
 from awq_pycuda.engine.spec import spec_of
 from awq_pycuda.evaluating.calibration import Calibration, is_kept
 from awq_pycuda.evaluating.divergence import Original
 from awq_pycuda.evaluating.forward import Runner
 from awq_pycuda.evaluating.places import Place
-from awq_pycuda.evaluating.quantized import is_there, made
+from awq_pycuda.evaluating.quantized import codes_of, is_there, made
 from awq_pycuda.evaluating.recipes import Recipe
 from awq_pycuda.evaluating.windows import Cut, Window
 from awq_pycuda.layers.files import stored_weights
 from awq_pycuda.layers.inputs import LayerSpec, file_sha256
 from awq_pycuda.layers.writer import LayerWriter
 from awq_pycuda.parallel import use_threads
+from awq_pycuda.quant.quantized import dequantize
+from awq_pycuda.results.scales import LayerScales
 
 
 @dataclass(frozen=True)
@@ -132,42 +137,82 @@ def _of_window(runner: Runner, window: Window) -> tuple[float, float]:
 def _of_layers(places: Mapping[str, Place], tokens: int, runs: Sequence[Recipe]) -> tuple[float, float]:
     """Seconds for a layer file of all layers, and for runs on it and the weights that they give.
 
-    A layer of each shape, on random activations, and the smallest one alone say what is for each weight and what for
-    each run.
+    A layer of each kind, on random activations, says what is for each weight, and the smallest one what is for each
+    run. Those of a kind differ by numbers in their paths and have one shape.
     """
-    of_shapes = {place.shape: (path, place) for path, place in places.items()}
-    few, least = list(of_shapes.values()), [of_shapes[min(of_shapes, key=math.prod)]]
-    whole, part, one = (sum(math.prod(place.shape) for _, place in each) for each in (places.items(), few, least))
+    kinds = {(re.sub(r"\d+", "*", path), place.shape): (path, place) for path, place in places.items()}
+    few = _specs(kinds.values(), tokens)
+    least = [min(few, key=lambda spec: spec.out_features * spec.in_features)]
+    of_few = sum(spec.out_features * spec.in_features for spec in few)
     with TemporaryDirectory() as scratch:
         begin = time.perf_counter()
-        of_few = _calibration(Path(scratch) / "few.h5", few, tokens)
-        writing = (time.perf_counter() - begin) * whole / part
-        of_least = _calibration(Path(scratch) / "least.h5", least, tokens)
+        _written(Path(scratch) / "few.h5", few)
+        writing = (time.perf_counter() - begin) * _weights(places.values()) / of_few
         seconds = 0.0
         for number, run in enumerate(runs):
+            assert run.config is not None
             if number == 0:
-                _timed(run, of_least, Path(scratch) / "first")  # which imports and compiles, too
-            for_each = _timed(run, of_least, Path(scratch) / "least")
-            more = _timed(run, of_few, Path(scratch) / "few") - for_each
-            seconds += for_each + max(0.0, more) * (whole - one) / max(1, part - one)
+                calibration = _written(Path(scratch) / "least.h5", least)
+                alone = replace(run, config=replace(run.config, layers=None))
+                _searched(run, least)  # which imports and compiles, too
+                begin = time.perf_counter()
+                made(alone, calibration, Path(scratch))
+                for_each = time.perf_counter() - begin
+            _searched(run, least)
+            once = min(_searched(run, few) for _ in range(2))
+            seconds += for_each + once * _weights(list(places.values())[: run.config.layers]) / of_few
     return writing, seconds
 
 
-def _calibration(path: Path, layers: Sequence[tuple[str, Place]], tokens: int) -> Calibration:
+def _weights(places: Iterable[Place]) -> int:
+    return sum(math.prod(place.shape) for place in places)
+
+
+def _specs(layers: Iterable[tuple[str, Place]], tokens: int) -> list[LayerSpec]:
+    """Layers with random activations."""
     random = np.random.default_rng(0)
+    return [
+        LayerSpec(name, tokens, place.read(), random.standard_normal((tokens, place.shape[1]), np.float32))
+        for name, place in layers
+    ]
+
+
+def _array(values: Any) -> NDArray[np.float32]:
+    """What `_specs` has made an array of."""
+    assert isinstance(values, np.ndarray)
+    return values
+
+
+def _written(path: Path, specs: Sequence[LayerSpec]) -> Calibration:
     with LayerWriter(path) as writer:
-        for name, place in layers:
-            layer = writer.add(name, place.read(), tokens=tokens)
-            writer.append(layer, random.standard_normal((tokens, place.shape[1]), np.float32))
-    return Calibration(path, file_sha256(path), tokens, [], False, stored_weights(path))
+        for spec in specs:
+            layer = writer.add(spec.name, _array(spec.weight), tokens=spec.tokens)
+            writer.append(layer, _array(spec.activations))
+    return Calibration(path, file_sha256(path), specs[0].tokens, [], False, stored_weights(path))
 
 
-def _timed(run: Recipe, calibration: Calibration, folder: Path) -> float:
-    begin = time.perf_counter()
-    found = made(run, calibration, folder)
-    for path in found.layers:
-        found.weight(path)
-    return time.perf_counter() - begin
+def _searched(recipe: Recipe, layers: Sequence[LayerSpec]) -> float:
+    """Seconds in which a recipe's run on these layers finds what it finds, and its weights are made again."""
+    assert recipe.config is not None
+    rows = recipe.config.tokens or layers[0].tokens
+    run = _on(recipe, [replace(spec, tokens=rows, activations=_array(spec.activations)[:rows]) for spec in layers])
+    with run.at_work():
+        pipeline = Pipeline(run.backend, run.spec)
+        begin = time.perf_counter()
+        pipeline.run()
+        for spec, found in zip(layers, pipeline.layers, strict=True):
+            of = found.quantized
+            ratio = None if found.clipped is None else found.clipped.ratio
+            scales = LayerScales(found.search.s, of.steps, of.zero_points, of.tensor_scale, ratio)
+            dequantize(codes_of(_array(spec.weight), scales, of.format, spec.name), 1 / scales.s)
+        return time.perf_counter() - begin
+
+
+def _on(recipe: Recipe, layers: Sequence[LayerSpec]) -> Prepared:
+    """A recipe's run on layers that are in no file."""
+    assert recipe.config is not None
+    config = replace(recipe.config, inputs=SyntheticInputs(), n=1, tokens=1, layers=1, export=Export.none)
+    return prepared(replace(spec_of(config), layers=list(layers)))
 
 
 @dataclass(frozen=True)
@@ -224,16 +269,14 @@ def _bytes_of(run: Recipe, sizes: Sequence[_Size], tokens: int) -> int:
         taken = min(rows, size.rows)
         weight, inputs = np.broadcast_to(nothing, size.shape), np.broadcast_to(nothing, (taken, size.shape[1]))
         layers.append(LayerSpec(str(number), taken, weight, inputs, input_of=size.input_of))
-    # Of a file, which is not there yet, a run would have its layers alone.
-    without = replace(config, inputs=SyntheticInputs(), n=1, tokens=1, layers=1, export=Export.none)
-    ready = prepared(replace(spec_of(without), layers=layers))
+    ready = _on(run, layers)
     with use_threads(ready.spec.threads):
         return required_bytes(ready.spec, ready.backend.limits)[1]
 
 
 def _forward_bytes(runner: Runner, places: Mapping[str, Place], texts: Cut) -> int:
     """What a comparison makes: other weights in the layers' place, and in every worker logits and activations."""
-    weights = 4 * sum(math.prod(place.shape) for place in places.values())
+    weights = 4 * _weights(places.values())
     longest = max(len(window.ids) for window in texts.evaluation)
     widest = max(max(place.shape) for place in places.values())
     # The logits of both; a block's activations, of which the widest and its product with another are there at once.

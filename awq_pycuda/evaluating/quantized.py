@@ -160,7 +160,7 @@ def made(
         return _mixed(recipe, calibration, folder, on_progress)
     file, seconds = (recipe.stored, 0.0) if recipe.stored else _run(recipe, calibration, folder, on_progress)
     run = _Run(file, calibration.weights)
-    if recipe.stored:  # told before any forward pass
+    if recipe.stored:  # results of other weights are told before any forward pass
         run.dequantized(file.layers[0].name)
     return QuantizedModel(
         recipe.name,
