@@ -285,4 +285,4 @@ def test_a_signal_leaves_what_is_done(
     assert capsys.readouterr().err == "interrupted by SIGTERM\n"
     found = read_evaluation(tmp_path / "out" / "evaluation.h5")
     assert [recipe.name for recipe in found.recipes] == ["original", "rtn", "awq"]
-    assert found.root["error"] == "Stopped: interrupted by SIGTERM"
+    assert found.root["error"] == "interrupted by SIGTERM"

@@ -64,11 +64,15 @@ class Runner:
         self._kept: dict[int, Any] | None = None
 
     def __enter__(self) -> Runner:
+        try:
+            self.causal.to(self.device)
+        except torch.OutOfMemoryError as error:
+            self.causal.to("cpu")
+            raise Fault("device", "the model does not fit into the GPU's memory", "cpu") from error
         self._threads = torch.get_num_threads()
         torch.set_num_threads(1)
         self._pool = ThreadPoolExecutor(self.workers, "window", torch.set_num_threads, (1,))
         self.base.forward = self._handing_back(self.base.forward)
-        self.causal.to(self.device)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -209,7 +213,10 @@ class Runner:
                 )
         except Exception as error:
             # Whatever a model's code raises.
-            raise explain(error, self.causal, len(window.ids)) from error
+            fault = explain(error, self.causal, len(window.ids))
+            if fault.key == "tokens":  # of a capture, whose windows are as long as possible
+                fault = Fault("window", fault.what, "shorter ones")
+            raise fault from error
 
     def _handing_back(self, forward: Any) -> Any:
         """The base model's forward, which gives a thread the hidden states that it has brought, where it has."""

@@ -48,6 +48,7 @@ from awq_pycuda.results.evaluation_record import (
 )
 from awq_pycuda.results.evaluation_schema import CALIBRATION_NAME
 from awq_pycuda.results.status import status_attributes
+from awq_pycuda.signals import Stopped
 
 Progress = Callable[[str, int, int], None]
 
@@ -69,6 +70,8 @@ class _Done:
         assert self.tokens is not None
         assert self.layers is not None
         failure = None if ended is None else f"{type(ended).__name__}: {ended}".removesuffix(": ")
+        if isinstance(ended, Stopped):
+            failure = str(ended)
         root = {**self.root, **status_attributes(failure), "said": json.dumps(self.said)}
         return EvaluationRecord(root, self.recipes, self.windows, self.tokens, self.layers, self.alone, ended)
 
