@@ -143,6 +143,7 @@ def test_evaluations_that_do_not_tell_the_costs_are_refused(tmp_path):
     record = study(alone="rtn_int4")
     broken = {
         "no layer was tried alone": [study()],
+        "a mixture was tried alone": [study(alone="plan")],
         "not all layers were tried alone": [_interrupted(record, 0)],
         "its model_sha256 is not that": [record, study(model_sha256="other")],
         "its recipe awq_int4 is another": [record, study({"awq_int4": ("quant: {bits: 3}", 3.1, 0.9)})],

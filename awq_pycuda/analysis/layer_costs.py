@@ -84,9 +84,10 @@ def layer_costs(evaluations: Sequence[tuple[Path, EvaluationRecord]]) -> LayerCo
                 raise InputError(f"{path}: not all layers were tried alone; allowed: a complete evaluation")
             alone[name], by_stream = found
             sources[name] = "stream" if by_stream else "measured"
-    if not alone:
-        raise InputError(f"{first_path}: no layer was tried alone; allowed: an evaluation with alone=RECIPE")
     kept = [recipe for recipe in recipes.values() if recipe.config]
+    if not any(recipe.name in alone for recipe in kept):
+        what = "a mixture was tried alone" if alone else "no layer was tried alone"
+        raise InputError(f"{first_path}: {what}; allowed: an evaluation with alone=RECIPE, which is no mixture")
     errors = np.array([10 ** (-recipe.of_layers.output_sqnr_db / 10) for recipe in kept])
     return LayerCosts(
         first.layers.name,
