@@ -22,6 +22,9 @@ from awq_pycuda.analysis.evaluations import Evaluation, without_original
 from awq_pycuda.analysis.figures_recipes import against_rtn, tokens_of
 from awq_pycuda.analysis.printing_evaluation import nats
 
+# Values in a group of 32 weights, of types in GGUF files as coarse as what recipes make of them.
+GRIDS = {"Q4_0": 16, "Q4_1": 16, "Q5_0": 32, "Q5_1": 32}
+
 
 def percent(share: float, digits: int = 0) -> str:
     """`45 %`; nothing for NaN, which stands for none."""
@@ -54,9 +57,17 @@ def recipes(evaluation: Evaluation) -> str:
     notes = [
         f"{root['model']}, {root['predicted_tokens']:,} tokens predicted in {len(evaluation.record.windows.tokens)} "
         f"windows; the original's perplexity is {original.perplexity.value:.2f}. In brackets 95 % intervals.",
-        *(f"Its {line}." for line in json.loads(str(root["said"])) if line.startswith("weights: ")),
+        *(_of_grid(line) for line in dict.fromkeys(json.loads(str(root["said"]))) if line.startswith("weights: ")),
     ]
     return "\n".join([table(header, rows), "", *notes])
+
+
+def _of_grid(said: str) -> str:
+    """What an evaluation says of quantized weights that the model came with, and how coarse that is."""
+    grids = [
+        f"{kind} has at most {values} values in each group of 32" for kind, values in GRIDS.items() if kind in said
+    ]
+    return ". ".join([f"Its {said}", *grids]) + "."
 
 
 def draws(evaluation: Evaluation) -> str:
