@@ -18,6 +18,7 @@ from tiny_models import WORDS, bert
 
 from awq_pycuda import evaluate, library
 from awq_pycuda.evaluating import session
+from awq_pycuda.evaluating.estimate import Estimate
 from awq_pycuda.layers.files import load_layers
 from awq_pycuda.quant.format import Format
 from awq_pycuda.results.evaluation_reader import read_evaluation
@@ -176,11 +177,14 @@ def test_other_models(kind: str, place: Path, tmp_path: Path) -> None:
     config = transformers.MixtralConfig(**SIZES, initializer_range=0.3, num_local_experts=4, num_experts_per_tok=2)
     if kind == "mixtral":
         model = save_causal(tmp_path / "model", config)
+        half = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16)
+        half.save_pretrained(model)
     else:
         model = write_gguf(tmp_path / "tiny.gguf", llama_tensors(llama()))
     assert run(place, tmp_path / "out", f"recipes={place / 'one.yaml'}", model=model) == 0
     found = read_evaluation(tmp_path / "out" / "evaluation.h5")
     assert not found.recipes[0].of_tokens.kl.any()
+    assert found.recipes[0].bits == (16 if kind == "mixtral" else 32)
     assert found.recipes[1].kl.value > 0
     experts = [name for name in found.layers.name if "experts.3" in name]
     assert len(experts) == (4 if kind == "mixtral" else 0)
@@ -218,6 +222,22 @@ def test_refuses_what_no_evaluation_can_be_made_of(
     (tmp_path / "recipes.yaml").write_text("a: [quant=int4_row]\nb: {layers: {no_such_layer: a, '.*': a}}\n")
     line = refused(f"recipes={tmp_path / 'recipes.yaml'}")
     assert line.startswith("recipes: b: no_such_layer: fits no layer")
+
+
+def test_refuses_a_gpu_that_is_not_there(refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    line = refused("device=cuda")
+    assert line.startswith("device=cuda: ")
+    assert line.endswith("; allowed here: auto, cpu")
+
+
+def test_what_does_not_fit_into_memory_is_refused(
+    refused: Callable[..., str], place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "estimate", lambda *_: Estimate({}, 1 << 60))
+    assert refused(f"recipes={place / 'one.yaml'}").startswith(
+        f"model={place / 'model'}: needs 1,073,741,824.0 GiB of the host's memory; allowed: up to 80% of the"
+    )
 
 
 def test_refuses_a_folder_that_cannot_be_written(

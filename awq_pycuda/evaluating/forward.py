@@ -106,9 +106,9 @@ class Runner:
             why = "draws at random" if self._draws else "changes its buffers as it runs"
             self.said.append(f"windows run one after the other: the model {why}")
         self._refuse_foresight(window, logits)
-        seen = self._of_thread.seen
-        if not isinstance(seen, tuple):
-            self._output = lambda hidden: type(seen)(last_hidden_state=hidden)
+        kind = type(self._of_thread.seen)
+        if not issubclass(kind, tuple):
+            self._output = lambda hidden: kind(last_hidden_state=hidden)
         begin = time.perf_counter()
         hidden = self.hidden(window)
         middle = time.perf_counter()
@@ -204,7 +204,7 @@ class Runner:
         ids = torch.tensor([window.ids], device=self.device)
         # Some models know no mask; what a cache keeps is of use to no other window.
         more = {"attention_mask": torch.ones_like(ids), "use_cache": False}
-        if self._draws:
+        if self._draws or self.device != "cpu":  # what is drawn on a GPU leaves the CPU's state as it is
             torch.manual_seed(0)
         try:
             with torch.no_grad():

@@ -119,7 +119,7 @@ class Summary:
             perplexity=self._figure([each.nll for each in found], np.exp),
             top1=self._figure([each.top1 for each in found]),
             evaluate_s=seconds,
-            of_tokens=joined(found),
+            of_tokens=_joined(found),
             of_layers=OfLayers(
                 np.array([layers[path].bits if path in layers else self.bits[path] for path in sizes], float),
                 *(
@@ -135,7 +135,7 @@ class Summary:
         return Figure(float(value if of is None else of(value)), *map(float, self.bootstrap.interval(means, of)))
 
 
-def joined(found: Sequence[OfTokens]) -> OfTokens:
+def _joined(found: Sequence[OfTokens]) -> OfTokens:
     """Windows one after the other."""
     return OfTokens(*(np.concatenate([getattr(each, name) for each in found]) for name in vars(found[0])))
 

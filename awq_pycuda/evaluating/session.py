@@ -95,7 +95,6 @@ def evaluate(
         InputError: recipes do not fit the model.
     """
     done = _Done()
-
     try:
         with interruptible:
             _work(request, done, tell, on_progress)
