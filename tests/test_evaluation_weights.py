@@ -1,6 +1,8 @@
 """The weights that a result file stands for, made again of the layers: those of the run itself, to the bit."""
 
+import os
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +14,10 @@ from result_files import editing
 from awq_pycuda import library
 from awq_pycuda.backends.cpu import CpuBackend
 from awq_pycuda.config_text import from_yaml
+from awq_pycuda.engine.execution import store
 from awq_pycuda.engine.spec import convention_of
 from awq_pycuda.errors import InputError, RunFailed
+from awq_pycuda.evaluating import quantized
 from awq_pycuda.evaluating.calibration import Calibration
 from awq_pycuda.evaluating.quantized import made
 from awq_pycuda.evaluating.recipes import Recipe, parse
@@ -23,6 +27,7 @@ from awq_pycuda.layers.writer import LayerWriter
 from awq_pycuda.quant.quantized import Quantized, dequantize
 from awq_pycuda.results.reader import read
 from awq_pycuda.results.scales import read_scales
+from awq_pycuda.signals import Stopped, stoppable
 
 SHAPES = {"q_proj": (12, 40), "k_proj": (8, 40), "o_proj": (40, 24), "up_proj": (16, 40)}
 FORMATS = {
@@ -235,3 +240,24 @@ def test_a_file_without_a_part_of_a_layer_is_refused(part, recipes, calibration,
             file[f"layers/000/{part}"] = values
     with pytest.raises(InputError, match=rf"^recipes={recipe.stored.path}: .*{part}.*; allowed: a whole result file$"):
         made(recipe, calibration, tmp_path)
+
+
+def test_a_signal_waits_for_the_file_of_a_run(recipes, calibration, tmp_path, monkeypatch):
+    def store_and_stop(*given: object) -> Path:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return store(*given)
+
+    monkeypatch.setattr(quantized, "store", store_and_stop)
+    with stoppable(), pytest.raises(Stopped, match="SIGTERM"):
+        made(recipes["int8"], calibration, tmp_path)
+    assert made(recipes["int8"], calibration, tmp_path).search_s == 0
+
+
+def test_a_signal_ends_a_run_whose_file_says_so(recipes, calibration, tmp_path):
+    def stop(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with stoppable(), pytest.raises(RunFailed, match="interrupted by SIGTERM") as failed:
+        made(recipes["int8"], calibration, tmp_path, stop)
+    assert failed.value.interrupted
+    assert made(recipes["int8"], calibration, tmp_path).search_s > 0

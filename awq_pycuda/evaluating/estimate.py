@@ -19,7 +19,8 @@ from awq_pycuda.capturing.experts import Interception
 from awq_pycuda.capturing.loading import Loaded
 from awq_pycuda.capturing.probing import Plan, hooked
 from awq_pycuda.capturing.windows import run_window
-from awq_pycuda.config import Export, FileInputs, SyntheticInputs
+from awq_pycuda.config import Config, Export, FileInputs, SyntheticInputs
+from awq_pycuda.config_text import config_hash
 from awq_pycuda.engine.execution import Prepared, prepared
 from awq_pycuda.engine.memory import required_bytes
 from awq_pycuda.engine.pipeline import Pipeline
@@ -77,7 +78,7 @@ def estimate(
     """What the evaluation of these recipes will take.
 
     One window runs through the model in every worker, and each recipe that is not there yet quantizes a few layers, one
-    of each shape, on random activations.
+    of each kind, on random activations.
 
     Args:
         runner: of the original, already tried on a window.
@@ -105,7 +106,8 @@ def estimate(
         # Of a layer alone only what stands behind it runs again, half of the model on average.
         "layers alone": windows * len(places) * (judged - hidden / 2) * alone,
     }
-    writing, seconds["runs"] = _of_layers(places, tokens, left)
+    if left or not sha256:
+        writing, seconds["runs"] = _of_layers(places, tokens, left)
     if not sha256:
         seconds["calibration"] = writing + tokens / len(texts.evaluation[0].ids) * hidden * runner.workers
     with runner.on_host():
@@ -148,19 +150,20 @@ def _of_layers(places: Mapping[str, Place], tokens: int, runs: Sequence[Recipe])
         begin = time.perf_counter()
         _written(Path(scratch) / "few.h5", few)
         writing = (time.perf_counter() - begin) * _weights(places.values()) / of_few
-        seconds = 0.0
-        for number, run in enumerate(runs):
+        seconds, of_file = 0.0, 0.0
+        of_config: dict[str, float] = {}
+        for run in runs:
             assert run.config is not None
-            if number == 0:
+            config = _without_layers(run)
+            if (key := config_hash(config)) not in of_config:
+                _searched(config, least)  # which imports and compiles, too
+                of_config[key] = _searched(config, few)
+            if not of_file:
                 calibration = _written(Path(scratch) / "least.h5", least)
-                alone = replace(run, config=replace(run.config, layers=None))
-                _searched(run, least)  # which imports and compiles, too
                 begin = time.perf_counter()
-                made(alone, calibration, Path(scratch))
-                for_each = time.perf_counter() - begin
-            _searched(run, least)
-            once = min(_searched(run, few) for _ in range(2))
-            seconds += for_each + once * _weights(list(places.values())[: run.config.layers]) / of_few
+                made(replace(run, config=replace(run.config, layers=None)), calibration, Path(scratch))
+                of_file = time.perf_counter() - begin
+            seconds += of_file + of_config[key] * _weights(list(places.values())[: run.config.layers]) / of_few
     return writing, seconds
 
 
@@ -191,11 +194,10 @@ def _written(path: Path, specs: Sequence[LayerSpec]) -> Calibration:
     return Calibration(path, file_sha256(path), specs[0].tokens, [], False, stored_weights(path))
 
 
-def _searched(recipe: Recipe, layers: Sequence[LayerSpec]) -> float:
-    """Seconds in which a recipe's run on these layers finds what it finds, and its weights are made again."""
-    assert recipe.config is not None
-    rows = recipe.config.tokens or layers[0].tokens
-    run = _on(recipe, [replace(spec, tokens=rows, activations=_array(spec.activations)[:rows]) for spec in layers])
+def _searched(config: Config, layers: Sequence[LayerSpec]) -> float:
+    """Seconds in which a run on so many rows of these layers finds what it finds, and its weights are made again."""
+    rows = config.tokens or layers[0].tokens
+    run = _on(config, [replace(spec, tokens=rows, activations=_array(spec.activations)[:rows]) for spec in layers])
     with run.at_work():
         pipeline = Pipeline(run.backend, run.spec)
         begin = time.perf_counter()
@@ -208,11 +210,15 @@ def _searched(recipe: Recipe, layers: Sequence[LayerSpec]) -> float:
         return time.perf_counter() - begin
 
 
-def _on(recipe: Recipe, layers: Sequence[LayerSpec]) -> Prepared:
-    """A recipe's run on layers that are in no file."""
+def _without_layers(recipe: Recipe) -> Config:
+    """The config of a recipe's run but for where its layers are, which is in no file yet."""
     assert recipe.config is not None
-    config = replace(recipe.config, inputs=SyntheticInputs(), n=1, tokens=1, layers=1, export=Export.none)
-    return prepared(replace(spec_of(config), layers=list(layers)))
+    return replace(recipe.config, inputs=SyntheticInputs(), n=1, layers=1, export=Export.none)
+
+
+def _on(config: Config, layers: Sequence[LayerSpec]) -> Prepared:
+    """A run on layers that are in no file."""
+    return prepared(replace(spec_of(replace(config, tokens=1)), layers=list(layers)))
 
 
 @dataclass(frozen=True)
@@ -269,7 +275,7 @@ def _bytes_of(run: Recipe, sizes: Sequence[_Size], tokens: int) -> int:
         taken = min(rows, size.rows)
         weight, inputs = np.broadcast_to(nothing, size.shape), np.broadcast_to(nothing, (taken, size.shape[1]))
         layers.append(LayerSpec(str(number), taken, weight, inputs, input_of=size.input_of))
-    ready = _on(run, layers)
+    ready = _on(_without_layers(run), layers)
     with use_threads(ready.spec.threads):
         return required_bytes(ready.spec, ready.backend.limits)[1]
 
