@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,6 +26,15 @@ CONFIGS = {
     ),
     "scaled": lambda: transformers.GraniteConfig(**SIZES, logits_scaling=7.0),
     "mixtral": lambda: transformers.MixtralConfig(**SIZES, **MIXTURE),
+    "opt": lambda: transformers.OPTConfig(  # whose head takes what a part of its base model gives
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        word_embed_proj_dim=32,
+        ffn_dim=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=16,
+    ),
     "gpt2": lambda: transformers.GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=2, n_positions=16),
 }
 
@@ -67,7 +77,7 @@ def test_logits_are_made_again_of_hidden_states_bit_for_bit(kind: str, loaded: A
             assert torch.equal(again, own)
             assert own.shape == (len(window.ids) - 1, VOCABULARY)
             assert (own - logits_by(model.causal, window)).abs().max() <= 1e-6 * own.abs().max()
-    assert "forward" not in vars(model.model)
+    assert not any("forward" in vars(module) for module in model.causal.modules())
 
 
 def test_neither_threads_nor_order_change_a_digit(loaded: Any) -> None:
@@ -145,6 +155,15 @@ def test_a_model_that_sees_what_follows_is_refused(tmp_path: Path) -> None:
     with Runner(model.causal, model.model, 1) as runner, pytest.raises(Fault) as fault:
         runner.try_on(windows()[0])
     assert fault.value.what == "is no causal language model: it predicts tokens from those behind them"
+
+
+def test_a_base_model_that_runs_in_parts_is_refused(tmp_path: Path) -> None:
+    model = own_llama(tmp_path)
+    embed, (first, second) = model.model.embed_tokens, model.model.layers
+    model.causal.forward = lambda input_ids: SimpleNamespace(logits=second.mlp(first.mlp(embed(input_ids))))
+    with Runner(model.causal, model.model, 1) as runner, pytest.raises(Fault) as fault:
+        runner.try_on(windows()[0])
+    assert fault.value.what == "runs its base model in parts"
 
 
 def test_a_forward_that_fails_is_told(loaded: Any) -> None:

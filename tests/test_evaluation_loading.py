@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from tiny_causal import llama_config, save_causal
+from tiny_causal import SIZES, llama_config, save_causal
 from tiny_gguf import llama, llama_tensors, write_gguf
 from tiny_models import bert, gpt2, save_model, with_weights
 
@@ -91,3 +91,12 @@ def test_a_model_that_has_no_such_head_is_refused(tmp_path: Path) -> None:
 def test_a_base_model_whose_head_is_tied_needs_no_more(gpt2: Path) -> None:
     loaded = load(gpt2, causal=True)
     assert loaded.causal.lm_head.weight is loaded.model.wte.weight
+
+
+def test_a_class_that_names_another_prefix_than_its_base_model_has(tmp_path: Path) -> None:
+    config = transformers.Llama4TextConfig(
+        **SIZES, head_dim=16, intermediate_size_mlp=48, num_local_experts=2, moe_layers=[1]
+    )
+    loaded = load(save_causal(tmp_path / "model", config), causal=True)
+    assert loaded.causal.base_model is loaded.causal
+    assert loaded.model is loaded.causal.model

@@ -89,9 +89,12 @@ def load(path: Path, causal: bool = False) -> Loaded:
         return Loaded(model.eval(), None, tokenizer, absent, unused, said, source.attributes())
     for what in absent.values():
         raise Fault("model", f"its weights {what}, which was made up")
-    if model.base_model is model:
+    base = model.base_model
+    if base is model:  # a few classes name a prefix that their base model does not have
+        base = next((part for part in model.children() if isinstance(part, transformers.PreTrainedModel)), None)
+    if base is None:
         raise Fault("model", "its class keeps its head and its layers in one", _CAUSAL)
-    return Loaded(model.base_model, model.eval(), tokenizer, absent, unused, said, source.attributes())
+    return Loaded(base, model.eval(), tokenizer, absent, unused, said, source.attributes())
 
 
 def _open(path: Path) -> Folder | GgufFile:

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -62,6 +62,7 @@ class Runner:
         self._draws = False
         self._output: Callable[[Any], Any] = lambda hidden: (hidden,)  # as the base model gives its last hidden states
         self._kept: dict[int, Any] | None = None
+        self._trunk: Any = None  # what the head takes its hidden states from
 
     def __enter__(self) -> Runner:
         try:
@@ -72,12 +73,12 @@ class Runner:
         self._threads = torch.get_num_threads()
         torch.set_num_threads(1)
         self._pool = ThreadPoolExecutor(self.workers, "window", torch.set_num_threads, (1,))
-        self.base.forward = self._handing_back(self.base.forward)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown(cancel_futures=True)
-        del self.base.forward
+        if self._trunk is not None:
+            del self._trunk.forward
         self.causal.to("cpu")
         torch.set_num_threads(self._threads)
 
@@ -96,9 +97,12 @@ class Runner:
         Raises:
             Fault: it fails, or tokens are predicted from those behind them.
         """
+        buffers = self._buffers()
+        self._trunk = self._find_trunk(window)
+        self._trunk.forward = self._handing_back(self._trunk.forward)
         torch.manual_seed(0)
-        state, buffers = torch.get_rng_state(), self._buffers()
-        _, logits = self._run(window)
+        state = torch.get_rng_state()
+        logits = self.logits(window)
         self.vocabulary = logits.shape[1]
         self._draws = not torch.equal(torch.get_rng_state(), state)
         if self._draws or self._buffers() != buffers:
@@ -126,7 +130,7 @@ class Runner:
         ids = [*window.ids]
         last = window.stop - 1
         ids[last] = (ids[last] + 1) % self.vocabulary
-        _, others = self._run(replace(window, ids=ids))
+        others = self.logits(replace(window, ids=ids))
         # Of numbers that are none nothing follows: where the model has such, that is told of them.
         if (others - logits).abs().max() > _ROUNDING * logits.abs().max():
             what = "is no causal language model: it predicts tokens from those behind them"
@@ -138,9 +142,8 @@ class Runner:
         def run(window: Window) -> Any:
             if self._kept is None:
                 return self.hidden(window)
-            hidden, logits = self._run(window)
-            self._kept[window.first] = logits.cpu()
-            return hidden
+            self._kept[window.first] = self.logits(window).cpu()
+            return self._of_thread.seen[0][0].cpu()
 
         return self.each(run, windows, on_done)
 
@@ -150,7 +153,7 @@ class Runner:
 
     def logits(self, window: Window) -> Any:
         """Of the model as it is now, (tokens predicted, vocabulary) float32, where the model is."""
-        return self._run(window)[1]
+        return self._rows(window, self._call(self.causal, window))
 
     def logits_of(self, window: Window, hidden: Any) -> Any:
         """The same of the original, of which these are the last hidden states."""
@@ -192,10 +195,21 @@ class Runner:
             wait(futures)
         return [future.result() for future in futures]
 
-    def _run(self, window: Window) -> tuple[Any, Any]:
-        """Last hidden states and logits of one forward."""
-        output = self._call(self.causal, window)
-        return self._of_thread.seen[0][0].cpu(), self._rows(window, output)
+    def _find_trunk(self, window: Window) -> Any:
+        """The base model, or the part of it that is run in its place, such as a decoder; all layers are within it.
+
+        Raises:
+            Fault: it runs in several parts, so that nothing can be told from its head.
+        """
+        ran: list[Any] = []
+        with ExitStack() as stack:
+            for module in self.base.modules():
+                stack.callback(module.register_forward_pre_hook(lambda module, _args: ran.append(module)).remove)
+            self.logits(window)
+        inside = set(ran[0].modules()) if ran else set()
+        if not ran or any(module not in inside for module in ran):
+            raise Fault("model", "runs its base model in parts", "models whose base model runs as a whole")
+        return ran[0]
 
     def _rows(self, window: Window, output: Any) -> Any:
         return output.logits[0, window.start - 1 : window.stop - 1].float()
@@ -219,7 +233,7 @@ class Runner:
             raise fault from error
 
     def _handing_back(self, forward: Any) -> Any:
-        """The base model's forward, which gives a thread the hidden states that it has brought, where it has."""
+        """The trunk's forward, which gives a thread the hidden states that it has brought, where it has."""
 
         @functools.wraps(forward)
         def run(*args: Any, **kwargs: Any) -> Any:
