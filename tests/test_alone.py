@@ -54,11 +54,10 @@ def without_list():
     return model
 
 
-@pytest.fixture
-def windows():
-    rng = np.random.default_rng(1)
-    lengths = (9, 12, 5)
-    return [Window(rng.integers(0, VOCABULARY, length).tolist(), 20 * i, 1, length) for i, length in enumerate(lengths)]
+RNG = np.random.default_rng(1)
+WINDOWS = [
+    Window(RNG.integers(0, VOCABULARY, length).tolist(), 20 * i, 1, length) for i, length in enumerate((9, 12, 5))
+]
 
 
 def places(model):
@@ -72,22 +71,21 @@ def changed(name, place):
     return weight + np.float32(0.1) * noise
 
 
-def made(make, windows, workers=2, on_done=lambda done, total: None, to_logits=True):
-    """The costs of a random model, what was said, and the model with its places."""
+def made(make, workers=2, on_done=lambda done, total: None, to_logits=True, compared=True):
+    """The costs of a random model, those of whole forwards if compared, which come last, and what was said."""
     torch.manual_seed(0)
     model = make().eval()
     found = places(model)
     weights = {name: changed(name, place) for name, place in found.items()}
-    into = undone(1, len(found), len(windows))
+    into, whole = (undone(1, len(found), len(WINDOWS)) for _ in range(2))
     with Runner(model, model.base_model, workers) as runner:
-        runner.try_on(windows[0])
-        hidden = runner.keep(windows)
+        runner.try_on(WINDOWS[0])
+        hidden = runner.keep(WINDOWS)
         try:
-            said = costs(runner, found, windows, hidden, weights.get, into, on_done, to_logits)
+            said = costs(runner, found, WINDOWS, hidden, weights.get, into, on_done, to_logits)
         except KeyboardInterrupt:
             said = ["interrupted"]
-        whole = undone(1, len(found), len(windows))
-        for index, window in enumerate(windows):
+        for index, window in enumerate(WINDOWS * compared):
             original = Original(runner.logits(window), window.targets)
             for layer, name in enumerate(found):
                 with replaced({name: found[name]}, weights.get):
@@ -98,44 +96,41 @@ def made(make, windows, workers=2, on_done=lambda done, total: None, to_logits=T
     return into, whole, said
 
 
+@pytest.fixture(scope="module")
+def of_llama():
+    return made(llama)
+
+
 def equal(one, other):
     return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in ("kl", "kl_reverse", "nll"))
 
 
-@pytest.mark.parametrize(
-    ("make", "layers", "line"),
-    [
-        (llama, 21, "alone: forwards begin at the layer's own of the 3 blocks in layers"),
-        (gpt2, 12, "alone: forwards begin at the layer's own of the 3 blocks in h"),
-    ],
-)
-def test_forwards_that_begin_at_a_layers_block_give_the_digits_of_whole_ones(windows, make, layers, line):
-    into, whole, said = made(make, windows)
-    assert said == [line]
-    assert into.kl.shape == (layers, 3)
-    assert (into.kl > 1e-9).all()
-    assert equal(into, whole)
+def test_forwards_that_begin_at_a_layers_block_give_the_digits_of_whole_ones(of_llama):
+    for (into, whole, said), layers, path in ((of_llama, 21, "layers"), (made(gpt2), 12, "h")):
+        assert said == [f"alone: forwards begin at the layer's own of the 3 blocks in {path}"]
+        assert into.kl.shape == (layers, 3)
+        assert (into.kl > 1e-9).all()
+        assert equal(into, whole)
 
 
-def test_the_error_of_the_stream_is_that_of_what_the_layers_block_gives(windows):
-    into, _, _ = made(llama, windows)
+def test_the_error_of_the_stream_is_that_of_what_the_layers_block_gives(of_llama):
     torch.manual_seed(0)
     model = llama().eval()
     found = places(model)
-    for layer, (name, place) in enumerate(found.items()):
+    for layer, name in list(enumerate(found))[::4]:
         block = model.model.layers[int(name.split(".")[1])]
-        weights = {name: changed(name, place)}
-        for index, window in enumerate(windows):
+        weights = {name: changed(name, found[name])}
+        for index, window in enumerate(WINDOWS):
             given = []
             hook = block.register_forward_hook(lambda _module, _args, output, given=given: given.append(output[0]))
             with torch.inference_mode():
                 for each in (None, weights[name]):
-                    with replaced({name: place}, {name: each}.get):
+                    with replaced({name: found[name]}, {name: each}.get):
                         model(input_ids=torch.tensor([window.ids]), use_cache=False)
             hook.remove()
             original, other = (one.numpy().astype(np.float64) for one in given)
             shares = ((other - original) ** 2).sum(axis=1) / (original**2).sum(axis=1)
-            assert into.stream[layer, index] == pytest.approx(shares.mean(), rel=1e-4)
+            assert of_llama[0].stream[layer, index] == pytest.approx(shares.mean(), rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -146,61 +141,61 @@ def test_the_error_of_the_stream_is_that_of_what_the_layers_block_gives(windows)
         (without_list, "since it has no list of modules that run in order"),
     ],
 )
-def test_a_model_that_cannot_begin_at_a_block_runs_whole_and_says_why(windows, make, why):
-    into, whole, said = made(make, windows)
+def test_a_model_that_cannot_begin_at_a_block_runs_whole_and_says_why(make, why):
+    into, whole, said = made(make)
     assert said == [f"alone: every forward is one of the whole model, {why}"]
     assert equal(into, whole)
     assert np.isnan(into.stream).all()
 
 
-def test_forwards_that_end_behind_the_block_leave_the_streams_error_alone(windows):
-    whole, _, _ = made(llama, windows)
-    short, _, _ = made(llama, windows, to_logits=False)
-    assert np.array_equal(short.stream, whole.stream)
+def test_forwards_that_end_behind_the_block_leave_the_streams_error_alone(of_llama):
+    short, _, _ = made(llama, to_logits=False, compared=False)
+    assert np.array_equal(short.stream, of_llama[0].stream)
     assert np.isnan([short.kl, short.kl_reverse, short.nll]).all()
-    without, expected, _ = made(without_list, windows, to_logits=False)
+    without, expected, _ = made(without_list, to_logits=False)
     assert equal(without, expected)  # no block, no stream: what is left are the logits
 
 
-def test_a_layer_that_makes_logits_infinite_is_named(windows):
+def test_a_layer_that_makes_logits_infinite_is_named():
     torch.manual_seed(0)
     model = llama().eval()
     found = places(model)
     name = "layers.1.mlp.down_proj"
     weights = {name: np.full_like(found[name].read(), np.inf)}
-    into = undone(1, len(found), len(windows))
+    into = undone(1, len(found), len(WINDOWS))
     with Runner(model, model.base_model, 1) as runner:
-        runner.try_on(windows[0])
-        hidden = runner.keep(windows)
+        runner.try_on(WINDOWS[0])
+        hidden = runner.keep(WINDOWS)
         with pytest.raises(NotFinite, match=f"NaN or infinite logits with {name} alone replaced"):
-            costs(runner, found, windows, hidden, weights.get, into, lambda done, total: None)
+            costs(runner, found, WINDOWS, hidden, weights.get, into, lambda done, total: None)
 
 
-def test_workers_do_not_change_a_digit(windows):
-    one, many = (made(llama, windows, workers)[0] for workers in (1, 3))
-    assert equal(one, many)
-    assert np.array_equal(one.stream, many.stream)
+def test_workers_do_not_change_a_digit(of_llama):
+    for workers in (1, 3):
+        found, _, _ = made(llama, workers, compared=False)
+        assert equal(found, of_llama[0])
+        assert np.array_equal(found.stream, of_llama[0].stream)
 
 
-def test_an_interruption_leaves_all_layers_of_the_first_windows_and_the_model_as_it_was(windows):
+def test_an_interruption_leaves_all_layers_of_the_first_windows_and_the_model_as_it_was():
     def stop(done, total):
         assert total == 63
         if done == 2 * 21 + 1:
             raise KeyboardInterrupt
 
-    into, whole, said = made(llama, windows, 2, stop)
+    into, whole, said = made(llama, 2, stop)
     assert said == ["interrupted"]
     assert np.array_equal(into.kl[:, :2], whole.kl[:, :2])  # the model of `whole` is the one after the interruption
     assert np.isnan(into.kl[:, 2]).sum() == 20
 
 
-def test_a_layer_that_stays_as_it_is_costs_nothing(windows):
+def test_a_layer_that_stays_as_it_is_costs_nothing():
     torch.manual_seed(0)
     model = llama().eval()
     found = places(model)
-    into = undone(1, len(found), len(windows))
+    into = undone(1, len(found), len(WINDOWS))
     with Runner(model, model.base_model, 2) as runner:
-        runner.try_on(windows[0])
-        costs(runner, found, windows, runner.keep(windows), lambda name: None, into, lambda done, total: None)
+        runner.try_on(WINDOWS[0])
+        costs(runner, found, WINDOWS, runner.keep(WINDOWS), lambda name: None, into, lambda done, total: None)
     assert not into.kl.any()
     assert not into.kl_reverse.any()
