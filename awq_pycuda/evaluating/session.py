@@ -155,9 +155,10 @@ def _work(request: Request, done: _Done, tell: Callable[[str], None], on_progres
             windows, around = texts.calibration, ready.around
             calibration = calibrate(loaded, plan, windows, around, ready.window, path, origin, on_progress)
         say(calibration.said)
-        for recipe in ready.recipes:
-            model = made(recipe, calibration, folder, on_progress)
-            done.recipes.append(each.recipe(recipe, model, request.out))
+        for number, recipe in enumerate(ready.recipes, 1):
+            called = f"{recipe.name}, {number} of {len(ready.recipes)}"
+            model = made(recipe, calibration, folder, _prefixed(on_progress, called))
+            done.recipes.append(each.recipe(recipe, model, request.out, called))
             if recipe.name == request.alone:
                 tried = len(done.recipes) - 1, model
         if request.alone:
@@ -194,6 +195,10 @@ def _prepare(request: Request, say: Callable[[Sequence[str]], None]) -> _Ready:
     return _Ready(loaded, around, window, texts, plan, places, recipes, origin)
 
 
+def _prefixed(on_progress: Progress, called: str) -> Progress:
+    return lambda what, done, total: on_progress(f"{called}: {what}", done, total)
+
+
 def _layers(places: Mapping[str, Place]) -> Layers:
     rows, columns = (np.array([place.shape[axis] for place in places.values()], np.int64) for axis in (0, 1))
     return Layers(list(places), columns, rows)
@@ -221,12 +226,12 @@ class _Each:
             raise Fault("model", f"has {fault}", "models whose logits are finite") from None
         return self._summary.original(found, time.perf_counter() - begin)
 
-    def recipe(self, recipe: Recipe, model: QuantizedModel, out: Path) -> EvaluatedRecipe:
-        """A recipe's line."""
+    def recipe(self, recipe: Recipe, model: QuantizedModel, out: Path, called: str) -> EvaluatedRecipe:
+        """A recipe's line; it is `called` so in the progress."""
         begin = time.perf_counter()
         try:
             with replaced(self._places, model.weight):
-                found = self._judge.judge(self._counted(recipe.name))
+                found = self._judge.judge(self._counted(called))
         except NotFinite as fault:
             raise InputError(f"recipes: {recipe.name}: has {fault}; allowed: recipes with finite logits") from None
         results = "" if model.results is None else os.path.relpath(model.results, out)
