@@ -86,6 +86,17 @@ def test_a_recipe_as_the_size_is_written_beside_the_plan_of_its_size(tried, tmp_
     assert recipes["rtn_nvfp4"] == ["quant.element=fp4", "quant.group_size=16", "quant.step_dtype=e4m3", "gammas=[0]"]
 
 
+def test_names_that_no_file_of_recipes_takes_are_written_so_that_it_does(tmp_path):
+    record = study(alone="rtn_int4")
+    named = [replace(one, name=one.name.replace("rtn_", "gammas=[0] ")) for one in record.recipes]
+    write_evaluation(tmp_path / "evaluation.h5", replace(record, recipes=named))
+    out = tmp_path / "plan.yaml"
+    assert run(tmp_path, "size=gammas=[0] int8", f"out={out}") == 0
+    recipes = yaml.safe_load(out.read_text(encoding="utf-8"))
+    assert "gammas_0_int8" in recipes
+    assert set(recipes["plan"]["layers"].values()) <= set(recipes)
+
+
 def test_several_sizes_are_several_plans_of_one_file(tried, tmp_path):
     out = tmp_path / "plans.yaml"
     assert run(tried, "size=4.7,rtn_int8", "among=rtn_int4,rtn_int8", f"out={out}") == 0

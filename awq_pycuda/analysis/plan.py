@@ -24,6 +24,8 @@ from awq_pycuda.results.reader import config_by_key
 # What of a run's config makes a recipe; all else is the machine's, or the evaluation's own.
 _OF_RECIPES = re.compile(r"(quant|search|clip)\.|inputs\.(holdout|first_token)$|(convention|gammas|share|tokens|seed)$")
 
+# What the names of a file of recipes do not hold.
+_UNNAMED = re.compile(r"[^\w.+-]+", re.ASCII)
 # Where costs are from, in words.
 SOURCES = {
     "measured": "measured",
@@ -118,10 +120,12 @@ def as_yaml(plans: Sequence[Plan]) -> str:
     costs = plans[0].costs
     used = {index for plan in plans for index in plan.recipes}
     used |= {costs.names.index(plan.size) for plan in plans if plan.size in costs.names}
-    recipes: dict[str, Any] = {costs.names[index]: overrides(costs.recipes[index].config) for index in sorted(used)}
+    # The recipes of a study may be called by what no file of recipes takes as a name.
+    names = [_UNNAMED.sub("_", name) for name in costs.names]
+    recipes: dict[str, Any] = {names[index]: overrides(costs.recipes[index].config) for index in sorted(used)}
     for plan in plans:
         pairs = zip(costs.layers, plan.recipes, strict=True)
-        recipes[plan.name] = {"layers": {layer: costs.names[index] for layer, index in pairs}}
+        recipes[_UNNAMED.sub("_", plan.name)] = {"layers": {layer: names[index] for layer, index in pairs}}
     return str(yaml.safe_dump(recipes, sort_keys=False, width=120))
 
 
