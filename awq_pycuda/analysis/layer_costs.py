@@ -79,7 +79,7 @@ def layer_costs(evaluations: Sequence[tuple[Path, EvaluationRecord]]) -> LayerCo
                 raise InputError(f"{path}: its recipe {recipe.name} is another than that of {first_path}")
         if record.alone is not None:
             name = record.recipes[record.alone.recipe].name
-            found = alone_costs(record)
+            found = _alone_costs(record)
             if found is None:
                 raise InputError(f"{path}: not all layers were tried alone; allowed: a complete evaluation")
             alone[name], by_stream = found
@@ -105,7 +105,7 @@ def layer_costs(evaluations: Sequence[tuple[Path, EvaluationRecord]]) -> LayerCo
     )
 
 
-def alone_costs(record: EvaluationRecord) -> tuple[Floats, bool] | None:
+def _alone_costs(record: EvaluationRecord) -> tuple[Floats, bool] | None:
     """The mean KL(P||Q) of each layer replaced alone, (L,), and whether any of them is told from the stream's error.
 
     Of an evaluation that was interrupted, it is over the windows that all layers were tried on; None without any.

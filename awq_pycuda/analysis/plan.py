@@ -23,7 +23,6 @@ from awq_pycuda.results.reader import config_by_key
 
 # What of a run's config makes a recipe; all else is the machine's, or the evaluation's own.
 _OF_RECIPES = re.compile(r"(quant|search|clip)\.|inputs\.(holdout|first_token)$|(convention|gammas|share|tokens|seed)$")
-
 # What the names of a file of recipes do not hold.
 _UNNAMED = re.compile(r"[^\w.+-]+", re.ASCII)
 # Where costs are from, in words.
