@@ -4,7 +4,8 @@ import json
 import math
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from tiny_gguf import llama, llama_tensors, write_gguf
 from tiny_models import WORDS, bert
 
 from awq_pycuda import evaluate, library
-from awq_pycuda.evaluating import session
+from awq_pycuda.evaluating import recipes, session
 from awq_pycuda.evaluating.estimate import Estimate
 from awq_pycuda.layers.files import load_layers
 from awq_pycuda.quant.format import Format
@@ -31,6 +32,15 @@ awq: [quant=int4_row]
 mix: {layers: {mlp: awq, layers.0.self_attn.q_proj: rtn, ".*": original}}
 """
 KEYS = ("calibration=40", "tokens=60", "window=16", "backend=cpu", "device=cpu")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def recipes_parsed_once() -> Iterator[None]:
+    """Hydra takes longer to compose a recipe than all else here takes, and the same file is given again and again."""
+    parse = lru_cache(recipes.parse)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recipes, "parse", lambda given, calibration, shared: parse(given, calibration, tuple(shared)))
+        yield
 
 
 @pytest.fixture(scope="module")
