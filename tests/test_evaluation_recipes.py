@@ -3,11 +3,13 @@
 from pathlib import Path
 
 import pytest
+import yaml
 from result_files import editing, make_run
 
 from awq_pycuda.errors import InputError
 from awq_pycuda.evaluating.recipes import Recipe, fitting, parse, recipes_of, tokens_needed
 from awq_pycuda.paths import resource_dir
+from awq_pycuda.sweeps.composition import composing
 
 WHOLE = """\
 rtn: [gamma_grid=rtn, tokens=48]
@@ -113,11 +115,24 @@ def test_what_cannot_be_read_is_refused(tmp_path):
         parse("nothing", 32)
 
 
-def test_recipes_that_come_with_the_package_compose():
-    paths = list((resource_dir("conf") / "recipes").glob("*.yaml"))
-    assert "default" in {path.stem for path in paths}
-    for path in paths:
-        assert parse(path.stem, 512) == parse(str(path), 512)
+PACKAGED = sorted((resource_dir("conf") / "recipes").glob("*.yaml"))
+
+
+def test_recipes_are_found_by_the_name_of_their_file():
+    (path,) = (path for path in PACKAGED if path.stem == "default")
+    found = parse("default", 512)
+    assert found == parse(str(path), 512)
+    assert [recipe.name for recipe in found] == list(yaml.safe_load(path.read_text()))
+
+
+def test_what_packaged_recipes_override_is_there():
+    """Each override by itself: a composition takes 50 ms, and most recipes are made of the same ones."""
+    files = [yaml.safe_load(path.read_text()) for path in PACKAGED]
+    given = {text for file in files for recipe in file.values() if isinstance(recipe, list) for text in recipe}
+    assert len(given) > 10
+    with composing() as compose:
+        for text in sorted(given):
+            compose(["inputs=file", "inputs.path=layers.h5", text])
 
 
 MISFITS = {

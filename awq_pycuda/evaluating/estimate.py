@@ -46,7 +46,7 @@ class Estimate:
 
     Attributes:
         seconds: by what takes them.
-        bytes: of the host's memory at its peak, beside what the process has at the time of the estimate.
+        bytes: of the host's memory at its peak, beside what the process has once the estimate is made.
     """
 
     seconds: Mapping[str, float]
@@ -139,18 +139,19 @@ def _of_window(runner: Runner, window: Window) -> tuple[float, float]:
 def _of_layers(places: Mapping[str, Place], tokens: int, runs: Sequence[Recipe]) -> tuple[float, float]:
     """Seconds for a layer file of all layers, and for runs on it and the weights that they give.
 
-    A layer of each kind, on random activations, says what is for each weight, and the smallest one what is for each
-    run. Those of a kind differ by numbers in their paths and have one shape.
+    A layer of each kind, on random activations, says what is for each weight; by the smallest one and all of them the
+    first run says what its files take.
     """
     kinds = {(re.sub(r"\d+", "*", path), place.shape): (path, place) for path, place in places.items()}
     few = _specs(kinds.values(), tokens)
     least = [min(few, key=lambda spec: spec.out_features * spec.in_features)]
     of_few = sum(spec.out_features * spec.in_features for spec in few)
+    times = _weights(places.values()) / of_few
     with TemporaryDirectory() as scratch:
         begin = time.perf_counter()
-        _written(Path(scratch) / "few.h5", few)
-        writing = (time.perf_counter() - begin) * _weights(places.values()) / of_few
-        seconds, of_file = 0.0, 0.0
+        calibration = _written(Path(scratch) / "few.h5", few)
+        writing = (time.perf_counter() - begin) * times
+        seconds, of_files = 0.0, math.nan
         of_config: dict[str, float] = {}
         for run in runs:
             assert run.config is not None
@@ -158,13 +159,21 @@ def _of_layers(places: Mapping[str, Place], tokens: int, runs: Sequence[Recipe])
             if (key := config_hash(config)) not in of_config:
                 _searched(config, least)  # which imports and compiles, too
                 of_config[key] = _searched(config, few)
-            if not of_file:
-                calibration = _written(Path(scratch) / "least.h5", least)
-                begin = time.perf_counter()
-                made(replace(run, config=replace(run.config, layers=None)), calibration, Path(scratch))
-                of_file = time.perf_counter() - begin
-            seconds += of_file + of_config[key] * _weights(list(places.values())[: run.config.layers]) / of_few
+            if math.isnan(of_files):
+                whole = replace(run, config=replace(run.config, layers=None))
+                once = _stored(whole, _written(Path(scratch) / "least.h5", least)) - _searched(config, least)
+                of_files = once + max(0.0, _stored(whole, calibration) - of_config[key] - once) * times
+            seconds += of_files + of_config[key] * _weights(list(places.values())[: run.config.layers]) / of_few
     return writing, seconds
+
+
+def _stored(recipe: Recipe, calibration: Calibration) -> float:
+    """Seconds of a recipe's run with all that stands in files, and of its weights."""
+    begin = time.perf_counter()
+    found = made(recipe, calibration, calibration.path.with_suffix(""))
+    for path in found.layers:
+        found.weight(path)
+    return time.perf_counter() - begin
 
 
 def _weights(places: Iterable[Place]) -> int:
