@@ -168,6 +168,16 @@ def test_complete_runs_are_recipes_named_by_what_tells_them_apart(study):
     assert alone.name == "by hand"
 
 
+@pytest.mark.parametrize("overrides", ["no JSON", '{"quant": 4}'])
+def test_a_run_whose_overrides_are_not_told_has_the_name_of_its_folder(overrides, study, tmp_path):
+    path = tmp_path / ("2" * 16) / "results.h5"
+    path.parent.mkdir()
+    path.write_bytes((study / "by hand" / "results.h5").read_bytes())
+    with editing(path) as file:
+        file.attrs["overrides"] = overrides
+    assert [recipe.name for recipe in parse(str(tmp_path), 32)] == ["2" * 16]
+
+
 def test_runs_of_other_layers_are_left_out_as_long_as_one_fits(study):
     found = parse(str(study), 32)
     layers = dict.fromkeys(("000", "001", "002"), (16, 16))

@@ -54,7 +54,7 @@ def find_stored(path: Path) -> list[Stored]:
             raise InputError(f"recipes={each}: {why}; allowed: result files of awq_pycuda")
         if answer.root["status"] == "complete":
             complete.append(answer)
-    overrides = [json.loads(str(file.root["overrides"])) for file in complete]
+    overrides = [_overrides(file) for file in complete]
     counts = Counter(text for texts in overrides for text in texts)
     found = []
     for file, texts in zip(complete, overrides, strict=True):
@@ -62,6 +62,15 @@ def find_stored(path: Path) -> list[Stored]:
         folder = file.path.resolve().parent.name
         found.append(stored(file, " ".join(own) if own and _OF_STUDY.fullmatch(folder) else folder))
     return found
+
+
+def _overrides(file: ResultFile) -> list[str]:
+    """Those that a run was given; none where the file does not tell them."""
+    try:
+        given = json.loads(str(file.root["overrides"]))
+    except ValueError:
+        given = []
+    return [str(text) for text in given] if isinstance(given, list) else []
 
 
 def stored(file: ResultFile, name: str) -> Stored:
