@@ -107,3 +107,4 @@ def test_times_are_those_of_what_is_still_to_be_done(tmp_path, monkeypatch):
 def test_an_estimate_is_told_in_one_line():
     told = Estimate({"original": 20.0, "calibration": 0.0, "runs": 80.4, "recipes": 230.0}, 3 << 29)
     assert told.line == "about 6 min (original 20 s, runs 80 s, recipes 4 min) and 1.5 GiB more memory"
+    assert Estimate({"original": 0.2, "runs": 0.4}, 1 << 27).line == "about 1 s and 0.1 GiB more memory"

@@ -56,7 +56,8 @@ class Estimate:
     def line(self) -> str:
         """In words, such as `about 4 min (...) and 2.1 GiB`."""
         parts = ", ".join(f"{what} {_clock(seconds)}" for what, seconds in self.seconds.items() if seconds >= 1)
-        return f"about {_clock(sum(self.seconds.values()))} ({parts}) and {self.bytes / 2**30:.1f} GiB more memory"
+        of_parts = f" ({parts})" if parts else ""
+        return f"about {_clock(sum(self.seconds.values()))}{of_parts} and {self.bytes / 2**30:.1f} GiB more memory"
 
 
 def _clock(seconds: float) -> str:
