@@ -15,7 +15,7 @@ from awq_pycuda.sweeps.overrides import check_overrides
 REFUSED = {
     # Hydra casts, or crashes.
     "gamma_grid=[0,0.5,1]": "no such option; allowed: awq20, day58, default, fine, inclusive10, inclusive20, rtn",
-    "timing=[true]": "no such option; allowed: default, once, precise",
+    "timing=[true]": "no such option; allowed: default, none, once, precise",
     "quant=[1]": "no such option; allowed: group128, int3_g128, int4_g128, int4_row, mxfp4, nvfp4, per_row",
     "quant=[per_row,group128]": "no such option",
     "inputs={kind:file}": "no such option",
@@ -51,7 +51,7 @@ REFUSED = {
     f"gammas={'[' * 2000}{']' * 2000}": "nested too deep",
     f"gammas=[{'9' * 400}]": "allowed: a list",
     "experiment=${oc.env:NOPE,null}": "no such option; allowed: depth",
-    "timing=${gpu_processes:}": "no such option; allowed: default, once, precise",
+    "timing=${gpu_processes:}": "no such option; allowed: default, none, once, precise",
     "~gammas.0": "a part of gammas; allowed: gammas=..., a list",
     "gammas.0=1_0": "a part of gammas; allowed: gammas=..., a list",
     "n.x=1": "a part of n; allowed: n=..., a whole number",
