@@ -1,6 +1,7 @@
 """What `make` installs, in which words, and what it does where PyTorch's own index cannot be reached."""
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -80,6 +81,19 @@ def test_of_the_model_and_the_text_nothing_else_is_installed(checkout):
     assert f"installing a language model and a text: {head('truth.txt')}" in out
     *_, last = (checkout / "calls").read_text().splitlines()
     assert "--no-deps" in last
+
+
+def test_truth_installs_first_and_names_recipes_that_come_along(checkout):
+    code, out, _ = call(checkout, "make", "-n", "truth", "PYTHON=python3")
+    assert code == 0
+    assert set(re.findall(r"recipes=(\w+)", "\n".join(out))) == {"truth"}
+    assert (ROOT / "conf" / "recipes" / "truth.yaml").is_file()
+    tools = re.findall(r"tools/\w+\.py", "\n".join(out))
+    assert tools
+    assert all((ROOT / tool).is_file() for tool in tools)
+    _, out, _ = call(checkout, "make", "-n", "truth")
+    order = [line for line in out if "locks/truth.txt" in line or "awq_pycuda.evaluate" in line]
+    assert "locks/truth.txt" in order[0]
 
 
 def test_where_its_index_is_out_of_reach_the_other_build_is_told_with_its_size(checkout):
