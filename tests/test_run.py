@@ -80,7 +80,7 @@ REFUSED = [
     *(f"{key}=1" for key in ("foo", "+foo", "timing.foo", "+timing.foo", "inputs.path")),
     *("gamma_grid=nope", "inputs=nope", "matmul=nope", "backend=gpu", "stats=fast", "save=all", "verify=maybe"),
     *(
-        "timing.repeats=0",
+        "timing.repeats=-1",
         "timing.repeats=100001",
         "timing.warmup=-1",
         "timing.warmup=100001",
