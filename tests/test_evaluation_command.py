@@ -228,7 +228,7 @@ def test_refuses_what_no_evaluation_can_be_made_of(
     assert refused("alone=none") == "alone=none: is none of the recipes; allowed: rtn, awq, mix"
     assert refused(one, "window=1").startswith("window=1: is too small")
     assert refused("recipes=unheard-of").startswith("recipes=unheard-of: no such file, folder or name")
-    assert refused(one, model=bert).startswith(f"model={bert}: its weights lack cls.")
+    assert refused(one, model=bert).startswith(f"model={bert}: is no causal language model: its weights lack cls.")
     (tmp_path / "recipes.yaml").write_text("a: [quant=int4_row]\nb: {layers: {no_such_layer: a, '.*': a}}\n")
     line = refused(f"recipes={tmp_path / 'recipes.yaml'}")
     assert line.startswith("recipes: b: no_such_layer: fits no layer")

@@ -58,7 +58,10 @@ def test_a_head_of_a_gguf_file_that_is_not_tied(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "what"),
     [
-        (lambda state: state.pop("lm_head.weight"), "its weights lack lm_head.weight, which was made up"),
+        (
+            lambda state: state.pop("lm_head.weight"),
+            "is no causal language model: its weights lack lm_head.weight, of the head, which was made up",
+        ),
         (lambda state: state.pop("model.norm.weight"), "its weights lack model.norm.weight, which was made up"),
         (
             lambda state: state.__setitem__("model.layers.0.mlp.up_proj.lora_A.weight", torch.ones(4, 32)),
@@ -74,7 +77,7 @@ def test_what_is_not_all_of_the_model_is_refused(change: Callable[[Any], Any], w
 
 
 def test_a_model_without_its_head_is_refused(bert: Path) -> None:
-    with pytest.raises(Fault, match=r"its weights lack cls\.predictions"):
+    with pytest.raises(Fault, match=r"is no causal language model: its weights lack cls\.predictions.*, of the head"):
         load(bert, causal=True)
 
 

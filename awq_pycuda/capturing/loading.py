@@ -87,13 +87,19 @@ def load(path: Path, causal: bool = False) -> Loaded:
             raise Fault("model", f"keeps {name} in {tensor.dtype}, where float32 was asked for")
     if not causal:
         return Loaded(model.eval(), None, tokenizer, absent, unused, said, source.attributes())
-    for what in absent.values():
-        raise Fault("model", f"its weights {what}, which was made up")
     base = model.base_model
     if base is model:  # a few classes name a prefix that their base model does not have
         base = next((part for part in model.children() if isinstance(part, transformers.PreTrainedModel)), None)
     if base is None:
         raise Fault("model", "its class keeps its head and its layers in one", _CAUSAL)
+    within = next(f"{name}." for name, module in model.named_modules() if module is base)
+    # What the base model lacks goes first: files without a head are those of another kind of model.
+    for name, what in sorted(absent.items(), key=lambda each: not each[0].startswith(within)):
+        if name.startswith(within):
+            raise Fault("model", f"its weights {what}, which was made up")
+        raise Fault(
+            "model", f"is no causal language model: its weights {what}, of the head, which was made up", _CAUSAL
+        )
     return Loaded(base, model.eval(), tokenizer, absent, unused, said, source.attributes())
 
 
